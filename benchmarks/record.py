@@ -1,0 +1,70 @@
+"""Results as JSON: what was measured, by which command, on what."""
+
+import json
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import flax
+import jax
+import optax
+
+from metajax.version import __version__
+
+__all__ = ["RESULTS", "write_result"]
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def write_result(name: str, settings: dict[str, Any], results: list[dict]) -> None:
+    """Writes `benchmarks/results/<name>.json` atomically.
+
+    Args:
+      name: of the file.
+      settings: everything that was chosen, seed included.
+      results: one dict for each measured number.
+    """
+    record = {
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "revision": REVISION,
+        "device": f"{jax.devices()[0].device_kind} ({os.cpu_count()} cores)",
+        "versions": {
+            "python": platform.python_version(),
+            "metajax": __version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "optax": optax.__version__,
+        },
+        "settings": settings,
+        "results": results,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.replace(path)
+    print(f"wrote {path}")
+
+
+def _module() -> str:
+    specification = sys.modules["__main__"].__spec__
+    return specification.name if specification else pathlib.Path(sys.argv[0]).name
+
+
+def _revision() -> str:
+    """The commit of the code, with a plus sign if files were changed after it."""
+    folder = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "..", ":!results")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+
+
+REVISION = _revision()  # when the code is loaded, not when a long run ends

@@ -1,0 +1,184 @@
+"""Checkpoints of a training run, written and read through Orbax.
+
+A run keeps its two latest steps, `<folder>/<step>/`, each a complete and consistent
+whole: some named pytrees of arrays and a small JSON record. Orbax writes a step into a
+temporary folder and renames it when it is complete, so a kill at any moment leaves
+whole steps only. A step that is damaged later (a full disk, a copy that broke off) is
+put aside, and the run goes back to the step before it: training then repeats the lost
+steps bit for bit.
+"""
+
+import os
+import pathlib
+import shutil
+import warnings
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from metajax.types import Array, PyTree
+
+__all__ = ["CheckpointError", "Checkpoints", "load_meta_params"]
+
+
+class CheckpointError(ValueError):
+    """A run's checkpoints are there, but cannot be read."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: a folder with one folder for each step kept."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, num_to_keep: int = 2) -> None:
+        self.folder = pathlib.Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(num_to_keep),
+            cleanup_tmp_directories=True,
+            # The trainer donates its state to the next step, so the save must be done.
+            enable_async_checkpointing=False,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """The steps that are complete, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def path(self, step: int) -> pathlib.Path:
+        """Where the checkpoint of `step` lies."""
+        return self.folder / str(step)
+
+    def save(
+        self, step: int, trees: dict[str, PyTree], record: dict[str, Any]
+    ) -> pathlib.Path:
+        """Writes a step that is not there yet, then drops the oldest one.
+
+        Args:
+          step: the number of steps taken.
+          trees: name to pytree of arrays.
+          record: JSON values that belong to them.
+
+        Returns:
+          The folder of the step.
+        """
+        if step not in self.steps():
+            items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+            items["record"] = ocp.args.JsonSave(record)
+            self._manager.save(step, args=ocp.args.Composite(**items))
+        return self.path(step)
+
+    def restore_latest(
+        self, like: dict[str, PyTree]
+    ) -> tuple[int, dict[str, PyTree], dict[str, Any]] | None:
+        """Reads the latest step that is intact.
+
+        A damaged one is renamed to `damaged-<step>`, with a warning.
+
+        Args:
+          like: name to pytree of arrays or `jax.ShapeDtypeStruct`: the structure,
+            shapes and dtypes to restore.
+
+        Returns:
+          The step, the trees and the record; None if the folder holds no step.
+
+        Raises:
+          CheckpointError: there are steps, and all of them are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return step, *self._restore(step, like)
+            except Exception as error:
+                # Whatever Orbax stumbled over, going back loses time and nothing else.
+                cause = error
+                self._put_aside(step, error)
+        if not steps:
+            return None
+        raise CheckpointError(
+            f"None of the checkpoints in {self.folder} can be read (steps {steps}); "
+            f"they are now named damaged-<step>. Bring back an intact copy of one of "
+            f"them under its old name, or start again in another `run_dir`."
+        ) from cause
+
+    def restore(self, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
+        """Reads some trees of one step.
+
+        Raises:
+          CheckpointError: the step cannot be read, or does not fit `like`.
+        """
+        try:
+            return self._restore(step, like)[0]
+        except Exception as error:
+            raise CheckpointError(
+                f"The checkpoint {self.path(step)} cannot be read: {_summary(error)} "
+                f"Intact or not, these steps are there: {self.steps()}. It is damaged, "
+                f"or belongs to another learner or model than the one given."
+            ) from error
+
+    def close(self) -> None:
+        """Ends the threads that Orbax keeps."""
+        self._manager.close()
+
+    def _restore(
+        self, step: int, like: dict[str, PyTree]
+    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        items = {
+            name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
+            for name, tree in like.items()
+        }
+        items["record"] = ocp.args.JsonRestore()
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return {name: restored[name] for name in like}, restored["record"]
+
+    def _put_aside(self, step: int, error: Exception) -> None:
+        aside = self.folder / f"damaged-{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(self.path(step), aside)
+        self._manager.reload()
+        rest = self.steps()
+        warnings.warn(
+            f"The checkpoint {self.path(step)} cannot be read and was renamed to "
+            f"{aside.name}: {_summary(error)} "
+            + (f"Going back to step {rest[-1]}." if rest else "No older one is left."),
+            stacklevel=3,
+        )
+
+
+def load_meta_params(
+    run_dir: str | os.PathLike[str], like: PyTree, *, which: str = "best"
+) -> PyTree:
+    """Reads trained meta-parameters from a run folder.
+
+    Args:
+      run_dir: a folder that `metajax.train` wrote.
+      like: the structure to read, arrays or `jax.ShapeDtypeStruct`; what
+        `jax.eval_shape(learner.init, key, task)` gives.
+      which: `"best"` by validation (the last, if the run had none), or `"last"`.
+
+    Raises:
+      ValueError: `which` is neither.
+      FileNotFoundError: the folder holds no checkpoint.
+      CheckpointError: the latest checkpoint cannot be read, or does not fit `like`.
+    """
+    if which not in ("best", "last"):
+        raise ValueError(f'`which` must be "best" or "last", got {which!r}.')
+    folder = pathlib.Path(run_dir) / "checkpoints"
+    checkpoints = Checkpoints(folder) if folder.is_dir() else None
+    if checkpoints is None or not checkpoints.steps():
+        raise FileNotFoundError(
+            f"There is no checkpoint in {folder}; pass the `run_dir` of a training run "
+            f"that has reached its first checkpoint."
+        )
+    step = checkpoints.steps()[-1]
+    name = "meta_params" if which == "last" else "best_params"
+    return checkpoints.restore(step, {name: like})[name]
+
+
+def _abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    # Without a sharding Orbax asks for the devices that the run was made on.
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _summary(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else '(no message)'}"

@@ -1,0 +1,449 @@
+"""The referee: a fixed bank of test tasks, and how a learner does on it.
+
+A bank is a task distribution and a seed. Task `i` is drawn with a key folded from
+`key(seed)` and `i` alone, so it is the same task for every learner, however many tasks
+are asked for and in whatever blocks they run. That is what lets `metajax.reports`
+compare two learners task by task.
+
+Only `adapt` is given a key, another one for each task. `predict` gets None, which means
+deterministic: dropout is off when a learner is judged, and what must be random is drawn
+in `adapt`.
+
+Whether a learner is inductive (the answer to one query depends on no other query) or
+transductive is measured, on the first task of the bank, and not taken on trust. Query
+labels cannot leak: neither `adapt` nor `predict` is given them.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.objectives import accuracy, cross_entropy, masked_mean, squared_error
+from metajax.reports import Report, reliability
+
+try:
+    from metajax.tasks.checks import check_task
+except ImportError:
+
+    def check_task(task, name): ...
+
+
+from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
+
+__all__ = ["NUM_BINS", "Leakage", "bank_task", "evaluate", "leakage"]
+
+NUM_BINS = 15  # of equal width, for calibration, as in Guo et al. (see `reports`)
+
+MetricsFn = Callable[[PyTree, Examples], dict[str, Array]]
+
+
+class Leakage(NamedTuple):
+    """What the leakage check measured.
+
+    Attributes:
+      max_deviation: the largest change of a prediction when other queries changed, as a
+        fraction of the largest prediction; NaN if predictions are.
+      tolerance: the largest deviation that is put down to rounding.
+    """
+
+    max_deviation: float
+    tolerance: float
+
+    @property
+    def is_inductive(self) -> bool:
+        """Whether no prediction depended on other queries."""
+        return self.max_deviation <= self.tolerance
+
+    @property
+    def protocol(self) -> str:
+        """`"inductive"`, `"transductive"`, or `"unknown"` if predictions are NaN."""
+        if math.isnan(self.max_deviation):
+            return "unknown"
+        return "inductive" if self.is_inductive else "transductive"
+
+
+def evaluate(
+    learner: Learner,
+    meta_params: PyTree,
+    tasks: TaskDistribution,
+    *,
+    num_tasks: int = 600,
+    seed: int = 0,
+    tasks_per_block: int = 20,
+    metrics_fn: MetricsFn | None = None,
+    steps_curve: bool = False,
+    check_leakage: bool = True,
+) -> Report:
+    """Adapts to every task of a fixed bank and judges the predictions on its queries.
+
+    One program is compiled for a learner, task distribution, metrics and shapes, and
+    serves all calls with other meta-parameters or another seed. They must pass the same
+    `learner` and `metrics_fn` objects, so make these once and not inside the loop.
+
+    Args:
+      learner: what to judge.
+      meta_params: as `learner.init` gives them.
+      tasks: a task distribution whose tasks have `Examples` as their query.
+      num_tasks: tasks in the bank, at least 1.
+      seed: of the bank.
+      tasks_per_block: tasks that are adapted to at once, at least 1; the others wait,
+        to save memory. It changes no task, and results by rounding only.
+      metrics_fn: `(outputs, query) -> {name: scalar}` for one task. By default integer
+        labels are judged by `accuracy`, a fraction, and `nll`, nats, from logits
+        `[n, C]`, with calibration; floats by `mse`.
+      steps_curve: whether to judge every state of `learner.adapt_steps` as well.
+      check_leakage: whether to measure if the learner is inductive; see `leakage`.
+
+    Returns:
+      A `Report`; `print` shows it in a few lines.
+
+    Raises:
+      ValueError: if a number is out of range, meta-parameters hold NaN, the first task
+        of the bank is malformed, the metrics do not fit the task, or a curve is asked
+        of a learner without `adapt_steps`.
+    """
+    for name, value in (("num_tasks", num_tasks), ("tasks_per_block", tasks_per_block)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if steps_curve and learner.adapt_steps is None:
+        raise ValueError(
+            "`steps_curve=True` needs a learner with `adapt_steps`, and this one has "
+            "None; leave `steps_curve` False or choose a learner that adapts in steps."
+        )
+    _check_no_nan(meta_params)
+    tasks = _as_pytree(tasks)
+
+    # The last block is filled up with tasks beyond the bank. Sharing the tasks evenly
+    # among the blocks keeps these few, and one block shape means one compilation.
+    num_blocks = math.ceil(num_tasks / tasks_per_block)
+    block_size = math.ceil(num_tasks / num_blocks)
+    indices = np.arange(num_blocks * block_size).reshape(num_blocks, block_size)
+    keys_task, keys_adapt = _bank_keys(seed, indices)
+
+    first_task = _draw(tasks, keys_task[0, 0])
+    check_task(first_task, "tasks")
+    if not isinstance(first_task.query, Examples):
+        raise ValueError(
+            "`evaluate` judges tasks whose query is `Examples`, got "
+            f"{type(first_task.query).__name__}; let the task distribution return "
+            "`Task(support, Examples(x, y))`."
+        )
+    protocol = "unchecked"
+    if check_leakage:
+        protocol = leakage(learner, meta_params, first_task, keys_adapt[0, 0]).protocol
+
+    scores = _score_bank(
+        learner,
+        metrics_fn,
+        meta_params,
+        tasks,
+        keys_task,
+        keys_adapt,
+        steps_curve=steps_curve,
+    )
+    scores = jax.tree.map(
+        lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[:num_tasks], scores
+    )
+    calibration = None
+    if scores.bins is not None:
+        calibration = reliability(*scores.bins.astype(float).sum(axis=0))
+    return Report(
+        values=scores.metrics,
+        protocol=protocol,
+        seed=seed,
+        fingerprint=scores.fingerprint,
+        calibration=calibration,
+        step_values=scores.step_metrics,
+    )
+
+
+def bank_task(tasks: TaskDistribution, index: int, *, seed: int = 0) -> Task:
+    """Draws one task of a bank again, to look at it.
+
+    Args:
+      tasks: a task distribution.
+      index: position in the bank, from 0.
+      seed: of the bank.
+
+    Returns:
+      The task that entry `index` of `Report.values` speaks of.
+    """
+    keys_task, _ = _bank_keys(seed, np.array([index]))
+    return _draw(_as_pytree(tasks), keys_task[0])
+
+
+def leakage(
+    learner: Learner,
+    meta_params: PyTree,
+    task: Task,
+    key: Array | None = None,
+    *,
+    tolerance: float = 1e-4,
+) -> Leakage:
+    """Measures whether the answer to one query depends on the other queries.
+
+    The queries are permuted. Then, for a random half of them and again for the others,
+    all queries outside the half are replaced by copies of one inside it, or masked out.
+    None of this may change the answer to a query that stayed. A query without others
+    counts as inductive.
+
+    Args:
+      learner: what to check.
+      meta_params: as `learner.init` gives them.
+      task: any task with `Examples` as its query; the query labels are not used.
+      key: for `adapt`; consumed.
+      tolerance: the largest change that counts as rounding, as a fraction of the
+        largest prediction; sums of float32 in another order stay below 1e-5.
+
+    Returns:
+      The largest change found.
+
+    Raises:
+      ValueError: if predictions are not arrays `[n, ...]` with a row for each query.
+    """
+    return Leakage(float(_deviation(learner, meta_params, task, key)), tolerance)
+
+
+# The bank.
+
+
+def _bank_keys(seed: int, indices: np.ndarray) -> tuple[Array, Array]:
+    """Keys to draw the tasks `indices` with and to adapt to them with, same shape."""
+    # A named generator, so that the configured default does not change the bank.
+    key = jax.random.key(seed, impl="threefry2x32")
+    keys = _split_keys(key, indices.ravel())
+    return keys[:, 0].reshape(indices.shape), keys[:, 1].reshape(indices.shape)
+
+
+@jax.jit
+def _split_keys(key: Array, indices: Array) -> Array:
+    """`[n, 2]` keys. Apart from `_score_bank`, where it would be compiled each time."""
+    return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
+
+
+def _as_pytree(tasks: TaskDistribution) -> TaskDistribution:
+    """A plain function as a pytree without leaves, so that `jit` can take it."""
+    if not callable(tasks):
+        raise ValueError(
+            "`tasks` must be a function from a random key to a `Task`, got "
+            f"{type(tasks).__name__}."
+        )
+    is_leaf = jax.tree_util.all_leaves([tasks])
+    return jax.tree_util.Partial(tasks) if is_leaf else tasks
+
+
+@jax.jit
+def _draw(tasks: TaskDistribution, key: Array) -> Task:
+    return tasks(key)
+
+
+def _fingerprint(task: Task) -> Array:
+    """`[2]` signed and absolute sums over all numbers of a task.
+
+    Sums rather than a hash of bits, so that rounding can be forgiven.
+    """
+    signed, absolute = jnp.zeros(()), jnp.zeros(())
+    for index, leaf in enumerate(jax.tree.leaves(task)):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        flat = jnp.ravel(leaf).astype(jnp.float32)
+        flat = jnp.where(jnp.isfinite(flat), flat, 0)
+        position = jnp.arange(flat.size, dtype=jnp.uint32) + jnp.uint32(index)
+        # The top bit of a multiplicative hash: as many plus as minus signs.
+        is_plus = (position * jnp.uint32(2654435761)) >> 31 == 1
+        weight = (index + 1) / max(flat.size, 1)
+        signed += weight * jnp.sum(jnp.where(is_plus, flat, -flat))
+        absolute += weight * jnp.sum(jnp.abs(flat))
+    return jnp.stack([signed, absolute])
+
+
+# The compiled loop.
+
+
+class _Scores(NamedTuple):
+    metrics: dict[str, Any]
+    step_metrics: dict[str, Any] | None
+    bins: Any
+    fingerprint: Any
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("steps_curve",))
+def _score_bank(
+    learner: Learner,
+    metrics_fn: MetricsFn | None,
+    meta_params: PyTree,
+    tasks: TaskDistribution,
+    keys_task: Array,
+    keys_adapt: Array,
+    *,
+    steps_curve: bool,
+) -> _Scores:
+    """Scores for keys `[blocks, tasks]`, every leaf with these leading axes."""
+
+    def score(keys: tuple[Array, Array]) -> _Scores:
+        key_task, key_adapt = keys
+        task = tasks(key_task)
+        query = task.query
+
+        def answer(adapted: PyTree) -> PyTree:
+            return learner.predict(adapted, query.x, mask=query.mask, key=None)
+
+        outputs = answer(learner.adapt(meta_params, task.support, key=key_adapt))
+        metrics = _metrics(metrics_fn, outputs, query)
+        step_metrics = None
+        if steps_curve:
+            assert learner.adapt_steps is not None  # `evaluate` has made sure
+            states = learner.adapt_steps(meta_params, task.support, key=key_adapt)
+            step_metrics = jax.vmap(
+                lambda state: _metrics(metrics_fn, answer(state), query)
+            )(states)
+        has_bins = metrics_fn is None and "nll" in metrics
+        bins = _bin_sums(outputs, query) if has_bins else None
+        return _Scores(metrics, step_metrics, bins, _fingerprint(task))
+
+    return jax.lax.map(jax.vmap(score), (keys_task, keys_adapt))
+
+
+def _metrics(
+    metrics_fn: MetricsFn | None, outputs: PyTree, query: Examples
+) -> dict[str, Array]:
+    """Scalars of one task, all NaN if the answer to any real query holds NaN.
+
+    The argmax of NaN would otherwise count as an answer, and be right once in N times.
+    """
+    metrics = (metrics_fn or _default_metrics)(outputs, query)
+    if not isinstance(metrics, dict) or not metrics:
+        raise ValueError(
+            "`metrics_fn` must return a dict of at least one scalar, got "
+            f"{type(metrics).__name__} {metrics}."
+        )
+    for name, value in metrics.items():
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"`metrics_fn` must return scalars, but {name!r} has shape "
+                f"{jnp.shape(value)}; average over queries with `masked_mean`."
+            )
+    has_nan = jnp.zeros((), bool)
+    for leaf in jax.tree.leaves(outputs):
+        is_nan = jnp.isnan(leaf)
+        if query.mask is not None and leaf.shape[:1] == query.mask.shape:
+            is_nan &= _expand(query.mask, leaf)
+        has_nan |= jnp.any(is_nan)
+    return {
+        name: jnp.where(has_nan, jnp.nan, jnp.asarray(value, float))
+        for name, value in metrics.items()
+    }
+
+
+def _default_metrics(outputs: PyTree, query: Examples) -> dict[str, Array]:
+    if not isinstance(query.y, jax.Array) or not isinstance(outputs, jax.Array):
+        raise ValueError(
+            "The default metrics need targets and outputs that are one array each, got "
+            f"{jax.tree.structure(query.y)} and {jax.tree.structure(outputs)}; give "
+            "`metrics_fn`."
+        )
+    outputs = _at_least_float32(outputs)
+    if jnp.issubdtype(query.y.dtype, jnp.integer):
+        return {
+            "accuracy": masked_mean(accuracy(outputs, query.y), query.mask),
+            "nll": masked_mean(cross_entropy(outputs, query.y), query.mask),
+        }
+    return {"mse": masked_mean(squared_error(outputs, query.y), query.mask)}
+
+
+def _bin_sums(logits: Array, query: Examples) -> Array:
+    """`[3, bins]` queries, summed confidence and right answers of one task."""
+    logits = _at_least_float32(logits)
+    confidence = jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1)
+    bin_index = jnp.clip(jnp.ceil(confidence * NUM_BINS) - 1, 0, NUM_BINS - 1)
+    # NaN would be in no bin; in the first one it makes the error NaN, to be seen.
+    bin_index = jnp.where(jnp.isnan(confidence), 0, bin_index)
+    is_in_bin = bin_index[:, None] == jnp.arange(NUM_BINS)[None, :]
+    if query.mask is not None:
+        is_in_bin &= query.mask[:, None]
+    rows = (jnp.ones_like(confidence), confidence, accuracy(logits, query.y))
+    return jnp.stack(
+        [jnp.sum(jnp.where(is_in_bin, row[:, None], 0), axis=0) for row in rows]
+    )
+
+
+# The leakage check.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _deviation(
+    learner: Learner, meta_params: PyTree, task: Task, key: Array | None
+) -> Array:
+    """The largest change of a prediction as a fraction of the largest prediction."""
+    query = task.query
+    num_queries = jax.tree.leaves(query.x)[0].shape[0]
+    mask = jnp.ones(num_queries, bool) if query.mask is None else query.mask
+    own = jnp.arange(num_queries)
+    # A fixed order that has nothing to do with that of the classes.
+    order = jnp.asarray(np.random.default_rng(0).permutation(num_queries))
+    is_kept = order < num_queries // 2
+
+    # Each variant asks for rows under a mask. Where the last entry says so, answers
+    # must equal those that the rows `origin` had in the first variant.
+    variants = [(own, mask, own, mask), (order, mask[order], order, mask[order])]
+    for half in (is_kept & mask, ~is_kept & mask):
+        donor = jnp.argmax(half)
+        variants.append((jnp.where(half, own, donor), mask, own, half))
+        variants.append((own, half, own, half))
+    rows, masks, origins, is_compared = map(jnp.stack, zip(*variants, strict=True))
+
+    adapted = learner.adapt(meta_params, task.support, key=key)
+
+    def answer(variant: tuple[Array, Array]) -> PyTree:
+        rows, mask = variant
+        inputs = jax.tree.map(lambda x: x[rows], query.x)
+        return learner.predict(adapted, inputs, mask=mask, key=None)
+
+    # One after the other in one program, so that rounding is alike for all of them.
+    outputs = jax.lax.map(answer, (rows, masks))
+    deviation = jnp.zeros(())
+    for leaf in jax.tree.leaves(outputs):
+        if leaf.shape[1:2] != (num_queries,):
+            raise ValueError(
+                f"`predict` must answer {num_queries} queries with arrays "
+                f"[{num_queries}, ...], got shape {leaf.shape[1:]}."
+            )
+        leaf = _at_least_float32(leaf)
+        first = leaf[0][origins]
+        # Minus infinity, for classes that a task does not have, equals itself.
+        change = jnp.where(leaf == first, 0, jnp.abs(leaf - first))
+        change = jnp.max(jnp.where(_expand(is_compared, leaf), change, 0))
+        is_counted = _expand(mask, leaf[0]) & ~jnp.isinf(leaf[0])
+        largest = jnp.max(jnp.where(is_counted, jnp.abs(leaf[0]), 0))
+        smallest_divisor = jnp.finfo(leaf.dtype).tiny
+        deviation = jnp.maximum(deviation, change / (largest + smallest_divisor))
+    return deviation
+
+
+# Small helpers.
+
+
+def _expand(mask: Array, leaf: Array) -> Array:
+    """`mask` with trailing axes of size 1, up to the rank of `leaf`."""
+    return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
+
+
+def _at_least_float32(outputs: Array) -> Array:
+    """Half precision is too coarse for means over many queries."""
+    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
+
+def _check_no_nan(meta_params: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(meta_params):
+        is_inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        if is_inexact and bool(jnp.any(jnp.isnan(leaf))):
+            raise ValueError(
+                f"`meta_params{jax.tree_util.keystr(path)}` holds NaN: training has "
+                "diverged. Evaluate the last good checkpoint, and train with a lower "
+                "outer or inner learning rate."
+            )

@@ -1,0 +1,83 @@
+"""Which leaves of a parameter pytree adapt: predicates on paths, and the partition.
+
+A leaf's path is its keys joined by slashes, such as `params/head/kernel`. A predicate
+says for a path whether the leaf adapts; ANIL is `only("head")`, BOIL `all_but("head")`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from metajax.types import PyTree
+
+__all__ = ["all_but", "combine", "everything", "only", "partition", "path_names"]
+
+
+def everything(path: str) -> bool:
+    """Accepts every leaf."""
+    del path
+    return True
+
+
+def only(*parts: str) -> Callable[[str], bool]:
+    """Accepts leaves whose path has one of `parts` among its slash-separated keys."""
+    return lambda path: not set(parts).isdisjoint(path.split("/"))
+
+
+def all_but(*parts: str) -> Callable[[str], bool]:
+    """Accepts leaves whose path has none of `parts` among its keys."""
+    return lambda path: set(parts).isdisjoint(path.split("/"))
+
+
+def path_names(tree: PyTree) -> list[str]:
+    """The path of every leaf, in the order of `jax.tree.leaves`."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def partition(
+    tree: PyTree, predicate: Callable[[str], bool] = everything
+) -> tuple[PyTree, PyTree]:
+    """Splits a pytree into what adapts and what does not.
+
+    Leaves that are not real floating-point arrays (counters, keys) never adapt.
+
+    Args:
+      tree: a pytree of arrays.
+      predicate: path of a leaf -> whether it adapts.
+
+    Returns:
+      Two pytrees of the structure of `tree`, each with None where the other has a leaf.
+
+    Raises:
+      ValueError: if no leaf is accepted although `tree` has some.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    paths = path_names(tree)
+    chosen = [
+        jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and predicate(path)
+        for leaf, path in zip(leaves, paths, strict=True)
+    ]
+    if leaves and not any(chosen):
+        raise ValueError(
+            "The filter accepts none of the floating-point leaves, so nothing would "
+            f"adapt. The paths are {paths}; give a filter that accepts at least one."
+        )
+    pairs = list(zip(leaves, chosen, strict=True))
+    return (
+        structure.unflatten([leaf if is_chosen else None for leaf, is_chosen in pairs]),
+        structure.unflatten([None if is_chosen else leaf for leaf, is_chosen in pairs]),
+    )
+
+
+def combine(first: PyTree, second: PyTree) -> PyTree:
+    """Undoes `partition`: at each place the leaf of whichever tree has one."""
+    return jax.tree.map(
+        lambda one, other: other if one is None else one,
+        first,
+        second,
+        is_leaf=lambda leaf: leaf is None,
+    )

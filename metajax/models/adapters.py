@@ -1,0 +1,182 @@
+"""Models from Flax Linen modules, Flax NNX modules and plain pairs of functions."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+
+from metajax.models.normalization import STATISTICS, check_normalization
+from metajax.types import Array, Model, PyTree
+
+__all__ = ["from_functions", "from_linen", "from_nnx"]
+
+
+def from_functions(init: Callable[..., PyTree], apply: Callable[..., PyTree]) -> Model:
+    """A model from two plain functions (Haiku's pair, or Equinox through `partition`).
+
+    Args:
+      init: `(key, x) -> params`.
+      apply: `(params, x) -> outputs`; it is also given `mask` or `key` if it has
+        parameters of these names.
+    """
+    accepted = _accepted(apply)
+
+    def apply_model(
+        params: PyTree,
+        x: PyTree,
+        *,
+        mask: Array | None = None,
+        key: Array | None = None,
+    ) -> PyTree:
+        return apply(params, x, **_only({"mask": mask, "key": key}, accepted))
+
+    return Model(init, apply_model)
+
+
+def from_linen(module: nn.Module, *, normalization: str = "none") -> Model:
+    """A model from a Flax Linen module.
+
+    The module is called with `x` and, where its `__call__` has parameters of these
+    names, `mask`, `deterministic` (True without a key) and `train` (the opposite). The
+    key feeds the random streams `dropout` and `default`.
+
+    Args:
+      module: a module without state of its own: parameters only. In place of
+        `nn.BatchNorm`, whose running averages are state, use
+        `metajax.models.normalization.Normalize`.
+      normalization: the `kind` of the module's `Normalize` layers, if it has any.
+
+    Returns:
+      A model whose `params` are the module's variables, `{"params": ...}`.
+
+    Raises:
+      ValueError: if `normalization` is unknown; in `init`, if the module keeps state.
+    """
+    check_normalization(normalization)
+    accepted = _accepted(type(module).__call__)
+
+    def arguments(mask: Array | None, key: Array | None) -> dict[str, Any]:
+        values = {"mask": mask, "deterministic": key is None, "train": key is not None}
+        return _only(values, accepted)
+
+    def init(key: Array, x: PyTree) -> PyTree:
+        variables = module.init(key, x, **arguments(None, None))
+        state = sorted(set(variables) - {"params"})
+        if state:
+            raise ValueError(
+                f"{type(module).__name__} keeps state in the collections {state}, but "
+                "models are pure functions of their parameters. Replace nn.BatchNorm "
+                "by metajax.models.normalization.Normalize, or drop the layer."
+            )
+        return variables
+
+    def apply(
+        params: PyTree,
+        x: PyTree,
+        *,
+        mask: Array | None = None,
+        key: Array | None = None,
+    ) -> PyTree:
+        return module.apply(params, x, rngs=_streams(key), **arguments(mask, key))
+
+    def statistics(
+        params: PyTree,
+        x: PyTree,
+        *,
+        mask: Array | None = None,
+        key: Array | None = None,
+    ) -> PyTree:
+        _, frozen = module.apply(
+            params,
+            x,
+            rngs=_streams(key),
+            mutable=[STATISTICS],
+            **arguments(mask, key),
+        )
+        return params | frozen
+
+    has_statistics = normalization in ("support", "calibrated")
+    return Model(init, apply, statistics if has_statistics else None, normalization)
+
+
+def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+    """A model from a Flax NNX module.
+
+    Args:
+      build: `(rngs) -> module`, for example `lambda rngs: Net(1, 5, rngs=rngs)`. The
+        module is called with `x` and, where its `__call__` has parameters of these
+        names, `mask` and `rngs` (None without a key).
+
+    Returns:
+      A model whose `params` are the module's `nnx.Param` state as a pure dict.
+
+    Raises:
+      ValueError: if the module keeps state besides parameters and random streams.
+    """
+    module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    accepted = _accepted(type(module).__call__)
+    graph, abstract, streams, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    if jax.tree.leaves(state):
+        kinds = sorted({type(leaf).__name__ for _, leaf in nnx.to_flat_state(state)})
+        raise ValueError(
+            f"{type(module).__name__} keeps state of the kinds {kinds}, but models are "
+            "pure functions of their parameters. Replace nnx.BatchNorm by "
+            "nnx.LayerNorm or nnx.GroupNorm, or drop the layer."
+        )
+
+    def init(key: Array, x: PyTree) -> PyTree:
+        del x  # an NNX module knows its input sizes
+        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
+
+    def apply(
+        params: PyTree,
+        x: PyTree,
+        *,
+        mask: Array | None = None,
+        key: Array | None = None,
+    ) -> PyTree:
+        seed = jax.random.key(0) if key is None else key
+        state = jax.tree.map(lambda leaf: leaf, abstract)  # the next line writes to it
+        nnx.replace_by_pure_dict(state, params)
+        module = nnx.merge(graph, state, _fresh_streams(streams, seed))
+        if key is None:
+            module.eval()
+        else:
+            module.train()
+        rngs = None if key is None else nnx.Rngs(key)
+        return module(x, **_only({"mask": mask, "rngs": rngs}, accepted))
+
+    return Model(init, apply)
+
+
+def _fresh_streams(streams: PyTree, key: Array) -> PyTree:
+    """The random streams of an NNX module, each at its start and with its own key."""
+    leaves, structure = jax.tree.flatten(streams)
+    is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    return structure.unflatten(
+        [
+            jax.random.fold_in(key, i)
+            if is_key[i]
+            else jnp.zeros(leaf.shape, leaf.dtype)
+            for i, leaf in enumerate(leaves)
+        ]
+    )
+
+
+def _accepted(function: Callable) -> frozenset[str]:
+    """Names of the parameters that can be passed to a function by keyword."""
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _only(values: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _streams(key: Array | None) -> dict[str, Array]:
+    if key is None:
+        return {}
+    return dict(zip(("dropout", "default"), jax.random.split(key), strict=True))

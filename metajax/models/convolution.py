@@ -1,0 +1,298 @@
+"""Convolution and pooling that stay fast when every task has its own weights.
+
+Under `vmap` over per-task kernels an ordinary convolution becomes a grouped one, which
+runs tens of times slower than it should; and on CPU the filter gradient that automatic
+differentiation makes of it is as slow inside any loop. Both are avoided here.
+
+Convolution is one trilinear form <conv(x, w), g> of images x, kernel w and a cotangent
+g. Its three partial gradients,
+
+    conv(x, w) -> g        input_gradient(g, w) -> x        kernel_gradient(x, g) -> w
+
+are each bilinear, and the derivative of any one of them is another one of the three. As
+primitives they are closed under every order of forward and reverse differentiation, so
+that each needs only one fast program, chosen below, and never meets a slow transpose.
+When only images differ between tasks, the tasks are folded into the batch; when kernels
+do, the three become matrix products of image patches, one per task.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from metajax.types import Array
+
+__all__ = ["Conv", "convolve", "max_pool"]
+
+
+class Geometry(NamedTuple):
+    """Static facts of a convolution, which all three primitives share."""
+
+    stride: int
+    pads: tuple[tuple[int, int], tuple[int, int]]
+    image: tuple[int, int]
+    window: tuple[int, int]
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        height, width = (
+            (size + low + high - window) // self.stride + 1
+            for size, (low, high), window in zip(
+                self.image, self.pads, self.window, strict=True
+            )
+        )
+        return height, width
+
+
+# The fast programs for one task.
+
+
+def _conv(x: Array, w: Array, *, geometry: Geometry) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        w,
+        (geometry.stride, geometry.stride),
+        geometry.pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _input_gradient(g: Array, w: Array, *, geometry: Geometry) -> Array:
+    """Dense convolutions with flipped sub-kernels, one per phase of the stride.
+
+    With p = stride * q + r a padded position, the taps that reach it are k = r + stride
+    * j, so that phase r of the result is sum over j of g[q - j] w[r + stride * j].
+    """
+    stride, pads, image, _ = geometry
+    w = jnp.swapaxes(w, 2, 3)
+    padded = [size + low + high for size, (low, high) in zip(image, pads, strict=True)]
+    quotients = [-(-size // stride) for size in padded]
+    phases = [
+        _phase(g, w[row::stride, column::stride], quotients)
+        for row in range(stride)
+        for column in range(stride)
+    ]
+    x = jnp.stack(phases).reshape(stride, stride, len(g), *quotients, w.shape[-1])
+    x = x.transpose(2, 3, 0, 4, 1, 5)
+    x = x.reshape(len(g), *(stride * size for size in quotients), w.shape[-1])
+    (top, _), (left, _) = pads
+    return x[:, top : top + image[0], left : left + image[1]]
+
+
+def _phase(g: Array, w: Array, sizes: Sequence[int]) -> Array:
+    """Sum over j of g[q - j] w[j] for q in range(size), in both directions."""
+    rows, columns = w.shape[:2]
+    if rows == 0 or columns == 0:  # a stride larger than the window skips positions
+        return jnp.zeros((len(g), *sizes, w.shape[-1]), g.dtype)
+    pads = [
+        (taps - 1, size - have)
+        for taps, size, have in zip((rows, columns), sizes, g.shape[1:3], strict=True)
+    ]
+    return jax.lax.conv_general_dilated(
+        g, w[::-1, ::-1], (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _kernel_gradient(x: Array, g: Array, *, geometry: Geometry) -> Array:
+    """A sum of products of patches over blocks of images small enough for the cache."""
+    rows = geometry.output[0] * geometry.output[1]
+    block = max(
+        d
+        for d in range(1, len(x) + 1)
+        if len(x) % d == 0 and d * rows <= 1024 or d == 1
+    )
+    if block == len(x):
+        return _kernel_gradient_product(x, g, geometry=geometry)
+
+    def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + _kernel_gradient_product(*pair, geometry=geometry), None
+
+    shape = (*geometry.window, x.shape[-1], g.shape[-1])
+    blocks = jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), (x, g))
+    return jax.lax.scan(add, jnp.zeros(shape, x.dtype), blocks)[0]
+
+
+# The same three as products of image patches, for kernels that differ between tasks.
+
+
+def _patches(x: Array, geometry: Geometry) -> Array:
+    """All windows of `[n, H, W, C]`, as rows: `[n * H' * W', h * w * C]`."""
+    stride, pads, _, (rows, columns) = geometry
+    height, width = geometry.output
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    taps = [
+        x[
+            :,
+            i : i + stride * (height - 1) + 1 : stride,
+            j : j + stride * (width - 1) + 1 : stride,
+        ]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return jnp.concatenate(taps, axis=-1).reshape(len(x) * height * width, -1)
+
+
+def _conv_product(x: Array, w: Array, *, geometry: Geometry) -> Array:
+    products = _patches(x, geometry) @ w.reshape(-1, w.shape[-1])
+    return products.reshape(len(x), *geometry.output, w.shape[-1])
+
+
+def _input_gradient_product(g: Array, w: Array, *, geometry: Geometry) -> Array:
+    x = jax.ShapeDtypeStruct((len(g), *geometry.image, w.shape[2]), g.dtype)
+    patches = g.reshape(-1, g.shape[-1]) @ w.reshape(-1, w.shape[-1]).T
+    return jax.linear_transpose(partial(_patches, geometry=geometry), x)(patches)[0]
+
+
+def _kernel_gradient_product(x: Array, g: Array, *, geometry: Geometry) -> Array:
+    products = _patches(x, geometry).T @ g.reshape(-1, g.shape[-1])
+    return products.reshape(*geometry.window, x.shape[-1], g.shape[-1])
+
+
+# The primitives.
+
+
+def _define(name: str, program: Callable, abstract: Callable) -> Primitive:
+    primitive = Primitive(name)
+    primitive.def_impl(jax.jit(program, static_argnames="geometry"))
+    primitive.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, mlir.lower_fun(program, multiple_results=False))
+    return primitive
+
+
+def _shaped(like: jax.core.ShapedArray, shape: tuple) -> jax.core.ShapedArray:
+    return jax.core.ShapedArray(shape, like.dtype)
+
+
+conv_p = _define(
+    "conv",
+    _conv,
+    lambda x, w, *, geometry: _shaped(x, (x.shape[0], *geometry.output, w.shape[3])),
+)
+input_gradient_p = _define(
+    "conv_input_gradient",
+    _input_gradient,
+    lambda g, w, *, geometry: _shaped(g, (g.shape[0], *geometry.image, w.shape[2])),
+)
+kernel_gradient_p = _define(
+    "conv_kernel_gradient",
+    _kernel_gradient,
+    lambda x, g, *, geometry: _shaped(x, (*geometry.window, x.shape[3], g.shape[3])),
+)
+
+# ad.defbilinear takes the transposes with respect to the first and second argument.
+ad.defbilinear(
+    conv_p,
+    lambda g, x, w, **kw: input_gradient_p.bind(g, w, **kw),
+    lambda g, x, w, **kw: kernel_gradient_p.bind(x, g, **kw),
+)
+ad.defbilinear(
+    input_gradient_p,
+    lambda x, g, w, **kw: conv_p.bind(x, w, **kw),
+    lambda x, g, w, **kw: kernel_gradient_p.bind(x, g, **kw),
+)
+ad.defbilinear(
+    kernel_gradient_p,
+    lambda w, x, g, **kw: input_gradient_p.bind(g, w, **kw),
+    lambda w, x, g, **kw: conv_p.bind(x, w, **kw),
+)
+
+
+def _batch(
+    primitive: Primitive,
+    product: Callable,
+    args: Sequence[Array],
+    dims: Sequence[int | None],
+    *,
+    geometry: Geometry,
+) -> tuple[Array, int]:
+    if primitive is not kernel_gradient_p and dims[1] is None:  # images differ only
+        images = jnp.moveaxis(args[0], dims[0], 0)
+        folded = images.reshape(-1, *images.shape[2:])
+        outputs = primitive.bind(folded, args[1], geometry=geometry)
+        return outputs.reshape(*images.shape[:2], *outputs.shape[1:]), 0
+    return jax.vmap(partial(product, geometry=geometry), tuple(dims))(*args), 0
+
+
+for _primitive, _product in (
+    (conv_p, _conv_product),
+    (input_gradient_p, _input_gradient_product),
+    (kernel_gradient_p, _kernel_gradient_product),
+):
+    batching.primitive_batchers[_primitive] = partial(_batch, _primitive, _product)
+
+
+def convolve(
+    x: Array, kernel: Array, *, stride: int = 1, padding: str = "SAME"
+) -> Array:
+    """Two-dimensional cross-correlation, as `jax.lax.conv_general_dilated` in NHWC.
+
+    Args:
+      x: images `[n, H, W, C]`.
+      kernel: `[h, w, C, F]`.
+      stride: step in both directions, at least 1.
+      padding: `"SAME"` or `"VALID"`, as in XLA.
+
+    Returns:
+      `[n, H', W', F]`.
+
+    Raises:
+      ValueError: if `padding` is unknown.
+    """
+    image, window = x.shape[1:3], kernel.shape[:2]
+    if padding not in ("SAME", "VALID"):
+        raise ValueError(f"`padding` must be 'SAME' or 'VALID', got {padding!r}.")
+    pads = jax.lax.padtype_to_pads(image, window, (stride, stride), padding)
+    (top, bottom), (left, right) = pads
+    geometry = Geometry(stride, ((top, bottom), (left, right)), image, window)
+    return conv_p.bind(x, kernel, geometry=geometry)
+
+
+class Conv(nn.Module):
+    """A drop-in for two-dimensional `flax.linen.Conv`: same parameters, same outputs.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: height and width.
+      strides: step in both directions.
+      padding: `"SAME"` or `"VALID"`.
+      kernel_init: initialiser of the kernel `[h, w, C, F]`.
+    """
+
+    features: int
+    kernel_size: Sequence[int] = (3, 3)
+    strides: int = 1
+    padding: str = "SAME"
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `[n, H, W, C]` to `[n, H', W', features]`."""
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        outputs = convolve(x, kernel, stride=self.strides, padding=self.padding)
+        return outputs + bias[None, None, None, :]
+
+
+def max_pool(x: Array) -> Array:
+    """Maximum over blocks of 2 x 2; an odd last row or column is dropped.
+
+    Written as a maximum of four slices: on CPU the whole training step is 1.8 times
+    faster than with `reduce_window`, and it differentiates twice cleanly.
+
+    Args:
+      x: `[n, H, W, C]`.
+
+    Returns:
+      `[n, H // 2, W // 2, C]`.
+    """
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    rows = jnp.maximum(x[:, 0:height:2, :width], x[:, 1:height:2, :width])
+    return jnp.maximum(rows[:, :, 0::2], rows[:, :, 1::2])

@@ -1,0 +1,131 @@
+"""The networks of the papers: a multi-layer perceptron and the two forms of Conv-4.
+
+`mlp` is the regression network of Finn et al., "Model-Agnostic Meta-Learning", ICML
+2017, https://arxiv.org/abs/1703.03400, section 5.1. Conv-4 comes in the form of their
+Omniglot experiments (strides of 2, mean over space) and in that of Vinyals et al.,
+"Matching Networks", NeurIPS 2016, https://arxiv.org/abs/1606.04080, and Snell et al.,
+"Prototypical Networks", NeurIPS 2017, https://arxiv.org/abs/1703.05175 (max-pooling,
+flattened).
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from metajax.models.adapters import from_linen
+from metajax.models.convolution import Conv, max_pool
+from metajax.models.normalization import Normalize
+from metajax.types import Array, Model
+
+__all__ = ["conv4", "mlp"]
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU between them; the last one is named `head`."""
+
+    hidden: Sequence[int]
+    num_outputs: int
+    normalization: str
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        """Maps `[n, ...]`, flattened, to `[n, num_outputs]`."""
+        init = nn.initializers.he_normal()
+        x = x.reshape(x.shape[0], -1)
+        for size in self.hidden:
+            x = nn.Dense(size, kernel_init=init)(x)
+            x = nn.relu(Normalize(self.normalization)(x, mask))
+        return nn.Dense(self.num_outputs, kernel_init=init, name="head")(x)
+
+
+class Conv4(nn.Module):
+    """Four blocks of convolution, normalisation and ReLU, and an optional `head`."""
+
+    num_outputs: int | None
+    features: int
+    pooling: str
+    normalization: str
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        """Maps images `[n, H, W, C]` to `[n, num_outputs]` or embeddings `[n, D]`."""
+        is_strided = self.pooling == "stride"
+        # Glorot as in MAML's code; uniform within 1 / sqrt(fan in) as in PyTorch's
+        # default, which is what Prototypical Networks were trained from.
+        init = (
+            nn.initializers.glorot_uniform()
+            if is_strided
+            else nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        )
+        for _ in range(4):
+            x = Conv(self.features, strides=2 if is_strided else 1, kernel_init=init)(x)
+            x = nn.relu(Normalize(self.normalization)(x, mask))
+            x = x if is_strided else max_pool(x)
+        x = jnp.mean(x, (1, 2)) if is_strided else x.reshape(x.shape[0], -1)
+        if self.num_outputs is None:
+            return x
+        return nn.Dense(self.num_outputs, kernel_init=init, name="head")(x)
+
+
+def mlp(
+    num_outputs: int, *, hidden: Sequence[int] = (40, 40), normalization: str = "none"
+) -> Model:
+    """A multi-layer perceptron with ReLU, He initialisation and zero biases.
+
+    Args:
+      num_outputs: size of the output.
+      hidden: sizes of the hidden layers; the default is MAML's for sinusoids.
+      normalization: see `metajax.models.normalization`.
+
+    Returns:
+      A model from `[n, ...]` (flattened) to `[n, num_outputs]`; its last layer is
+      `params/head`.
+
+    Raises:
+      ValueError: if a size is not at least 1, or the normalisation is unknown.
+    """
+    _check_sizes(num_outputs=num_outputs)
+    _check_sizes(**{f"hidden[{i}]": size for i, size in enumerate(hidden)})
+    module = MLP(tuple(hidden), num_outputs, normalization)
+    return from_linen(module, normalization=normalization)
+
+
+def conv4(
+    num_outputs: int | None = None,
+    *,
+    features: int = 64,
+    pooling: str = "max",
+    normalization: str = "batch",
+) -> Model:
+    """The four-block convolutional network of few-shot learning.
+
+    Args:
+      num_outputs: size of a linear head on top (`params/head`), or None for embeddings.
+      features: channels of every block.
+      pooling: `"max"`, 2 x 2 max-pooling after each block and flattening at the end: 64
+        embedding values for 28 x 28 images; or `"stride"`, strides of 2 instead and the
+        mean over space at the end.
+      normalization: see `metajax.models.normalization`.
+
+    Returns:
+      A model from images `[n, H, W, C]` to `[n, num_outputs]` or `[n, D]`.
+
+    Raises:
+      ValueError: if a size is not at least 1, or a name is unknown.
+    """
+    if pooling not in ("max", "stride"):
+        raise ValueError(f"`pooling` must be 'max' or 'stride', got {pooling!r}.")
+    _check_sizes(features=features)
+    if num_outputs is not None:
+        _check_sizes(num_outputs=num_outputs)
+    module = Conv4(num_outputs, features, pooling, normalization)
+    return from_linen(module, normalization=normalization)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(
+                f"`{name}` must be an integer of at least 1, got {size!r}."
+            )

@@ -1,0 +1,180 @@
+"""Normalisation without hidden state: whose statistics are used is a named choice.
+
+S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015, https://arxiv.org/abs/1502.03167;
+J. Bronskill et al., "TaskNorm", ICML 2020, https://arxiv.org/abs/2003.03284, compares
+the choices below for meta-learning.
+
+* `"none"`: no normalisation.
+* `"layer"`: of each example, over all its axes. Inductive.
+* `"group"`: of each example, over space and one group of channels. Inductive.
+* `"batch"`: of the batch at hand. The queries see one another, so predictions are
+  transductive, as in MAML's official code.
+* `"support"`: of the support set, for support and query alike. Inductive.
+* `"calibrated"`: of the batch at hand in training; then averages over tasks, which one
+  call of `calibrate` freezes into the parameters. Inductive from then on.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from metajax.types import Array, Examples, Model, PyTree
+
+__all__ = [
+    "NORMALIZATIONS",
+    "STATISTICS",
+    "Normalize",
+    "calibrate",
+    "check_normalization",
+    "freeze_support_statistics",
+]
+
+NORMALIZATIONS = ("none", "layer", "group", "batch", "support", "calibrated")
+
+STATISTICS = "statistics"
+"""The Linen collection of frozen statistics; absent until something is frozen."""
+
+
+def check_normalization(kind: str) -> None:
+    """Raises a ValueError unless `kind` is one of `NORMALIZATIONS`."""
+    if kind not in NORMALIZATIONS:
+        raise ValueError(
+            f"`normalization` must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}."
+        )
+
+
+class Normalize(nn.Module):
+    """Normalises `[n, ..., C]` and then scales and shifts each channel.
+
+    Attributes:
+      kind: one of `NORMALIZATIONS`.
+      num_groups: groups of channels, for `"group"`; must divide C.
+      epsilon: added to the variance.
+    """
+
+    kind: str
+    num_groups: int = 8
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        """Normalises `x` `[n, ..., C]`; rows where `mask` `[n]` is False never count.
+
+        Raises:
+          ValueError: if `kind` is unknown.
+        """
+        check_normalization(self.kind)
+        if self.kind == "none":
+            return x
+        if self.kind == "layer":
+            axes = tuple(range(1, x.ndim))
+            return nn.LayerNorm(
+                epsilon=self.epsilon, reduction_axes=axes, feature_axes=-1
+            )(x)
+        if self.kind == "group":
+            return nn.GroupNorm(self.num_groups, epsilon=self.epsilon)(x)
+        mean, variance = self._statistics(x, mask)
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones_init(), channels)
+        bias = self.param("bias", nn.initializers.zeros_init(), channels)
+        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        shift = bias - mean * factor
+        ones = (1,) * (x.ndim - 1)
+        return x * factor.reshape(ones + channels) + shift.reshape(ones + channels)
+
+    def _statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
+        """Mean and variance per channel `[C]`: frozen ones where there are any."""
+        freezes = self.is_mutable_collection(STATISTICS) and not self.is_initializing()
+        if self.has_variable(STATISTICS, "mean") and not freezes:
+            mean = self.get_variable(STATISTICS, "mean")
+            variance = self.get_variable(STATISTICS, "variance")
+            if self.kind == "calibrated":  # constants, not meta-parameters
+                return jax.lax.stop_gradient((mean, variance))
+            return mean, variance
+        where = None if mask is None else mask.reshape((-1,) + (1,) * (x.ndim - 1))
+        axes = tuple(range(x.ndim - 1))
+        mean = jnp.mean(x, axes, where=where)
+        # Two passes: the difference of moments loses digits when the mean is large.
+        centred = x - mean.reshape((1,) * (x.ndim - 1) + mean.shape)
+        variance = jnp.mean(jnp.square(centred), axes, where=where)
+        if freezes:
+            self.put_variable(STATISTICS, "mean", mean)
+            self.put_variable(STATISTICS, "variance", variance)
+        return mean, variance
+
+
+def freeze_support_statistics(
+    model: Model, params: PyTree, support: Examples
+) -> PyTree:
+    """Ends a learner's `adapt`: with `"support"`, freezes the support set's statistics.
+
+    Args:
+      model: the model that `params` belong to.
+      params: its adapted parameters.
+      support: the support set; only `x` and `mask` are used.
+
+    Returns:
+      `params` with statistics, or unchanged for any other normalisation.
+    """
+    if model.normalization != "support" or model.statistics is None:
+        return params
+    return model.statistics(params, support.x, mask=support.mask)
+
+
+def calibrate(
+    model: Model,
+    params: PyTree,
+    tasks: Callable[[Array], PyTree],
+    key: Array,
+    *,
+    num_tasks: int = 100,
+) -> PyTree:
+    """Freezes average normalisation statistics over tasks into the parameters.
+
+    The averages are of the statistics of each support and query set, under `params` as
+    they stand: for learners that change the parameters, those before adaptation.
+
+    Args:
+      model: a model with normalisation `"calibrated"`.
+      params: its parameters.
+      tasks: a task distribution; use the one of training.
+      key: chooses the tasks; the key is consumed.
+      num_tasks: how many tasks to average over.
+
+    Returns:
+      `params` with statistics, for the same model: it is inductive from then on.
+
+    Raises:
+      ValueError: if the model's normalisation is not `"calibrated"`.
+    """
+    if model.normalization != "calibrated" or model.statistics is None:
+        raise ValueError(
+            "Only a model with normalization='calibrated' can be calibrated, got "
+            f"normalization={model.normalization!r}. Build and train the model with "
+            "'calibrated' first: its parameters are those of 'batch'."
+        )
+    statistics = model.statistics
+
+    @jax.jit
+    def average(params: PyTree, tasks: Callable, keys: Array) -> PyTree:
+        def add(total: PyTree, key: Array) -> tuple[PyTree, None]:
+            task = tasks(key)
+            for examples in task:
+                frozen = statistics(params, examples.x, mask=examples.mask)[STATISTICS]
+                total = jax.tree.map(jnp.add, total, frozen)
+            return total, None
+
+        shapes = jax.eval_shape(lambda: statistics(params, tasks(keys[0]).support.x))
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[STATISTICS]
+        )
+        total, _ = jax.lax.scan(add, zeros, keys)
+        return jax.tree.map(lambda leaf: leaf / (2 * len(keys)), total)
+
+    if not jax.tree.leaves(tasks) and not isinstance(tasks, jax.tree_util.Partial):
+        tasks = jax.tree_util.Partial(tasks)
+    return params | {
+        STATISTICS: average(params, tasks, jax.random.split(key, num_tasks))
+    }

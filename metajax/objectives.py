@@ -1,0 +1,122 @@
+"""Per-example losses, masked means, and the default objective of the outer loop.
+
+Every loss and metric here goes through `masked_mean`, so padding never counts. A set in
+which nothing is real has no mean: the result is NaN, which the trainer reports, and not
+a zero that would look like success.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.types import Array, Examples, PyTree, Task
+
+__all__ = [
+    "accuracy",
+    "cross_entropy",
+    "masked_mean",
+    "query_loss",
+    "query_score",
+    "split_key",
+    "squared_error",
+]
+
+
+def masked_mean(values: Array, mask: Array | None) -> Array:
+    """Mean of `values` `[n]` over real examples; NaN if `mask` hides all of them."""
+    if mask is None:
+        return jnp.mean(values)
+    chex.assert_equal_shape([values, mask])
+    total = jnp.sum(jnp.where(mask, values, 0))
+    return total / jnp.sum(mask, dtype=values.dtype)
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Negative log likelihood of each example, in nats.
+
+    Args:
+      logits: `[n, C]`; minus infinity marks a class that is not part of the task.
+      labels: integer `[n]` in [0, C).
+
+    Returns:
+      `[n]`, at least 0.
+
+    Raises:
+      AssertionError: at trace time, if labels are not integers or shapes disagree.
+    """
+    chex.assert_rank([logits, labels], [2, 1])
+    chex.assert_type(labels, int)
+    chex.assert_equal_shape_prefix([logits, labels], 1)
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def squared_error(outputs: Array, targets: Array) -> Array:
+    """Squared error of each example `[n]`, averaged over any further axes."""
+    chex.assert_equal_shape([outputs, targets])
+    return jnp.mean(jnp.square(outputs - targets), axis=tuple(range(1, outputs.ndim)))
+
+
+def accuracy(logits: Array, labels: Array) -> Array:
+    """1 where the largest of `logits` `[n, C]` is at the label `[n]`, else 0."""
+    chex.assert_rank([logits, labels], [2, 1])
+    return (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
+
+
+def split_key(key: Array | None, num: int) -> list[Array] | list[None]:
+    """Splits a key into `num`, or gives `num` times None for a key of None."""
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+def query_score(
+    predict: Callable[..., PyTree],
+    adapted: PyTree,
+    query: Examples,
+    objective: Callable[[PyTree, PyTree], Array],
+    key: Array | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Loss and metrics of an adapted learner on a query set.
+
+    Args:
+      predict: as `Learner.predict`.
+      adapted: what `Learner.adapt` returned.
+      query: the examples to answer.
+      objective: `(outputs, y) -> [n]`, a loss for every example.
+      key: for `predict`.
+
+    Returns:
+      The mean loss, and a dict with `accuracy`, a fraction, if labels are integers.
+    """
+    outputs = predict(adapted, query.x, mask=query.mask, key=key)
+    metrics = {}
+    if isinstance(query.y, jax.Array) and jnp.issubdtype(query.y.dtype, jnp.integer):
+        metrics["accuracy"] = masked_mean(accuracy(outputs, query.y), query.mask)
+    return masked_mean(objective(outputs, query.y), query.mask), metrics
+
+
+def query_loss(
+    adapt: Callable[..., PyTree],
+    predict: Callable[..., PyTree],
+    objective: Callable[[PyTree, PyTree], Array],
+) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """The usual outer objective: adapt to the support set, then `query_score`.
+
+    Args:
+      adapt: as `Learner.adapt`.
+      predict: as `Learner.predict`.
+      objective: `(outputs, y) -> [n]`, a loss for every query example.
+
+    Returns:
+      A function with the signature of `Learner.loss`.
+    """
+
+    def loss(
+        meta_params: PyTree, task: Task, *, key: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        key_adapt, key_predict = split_key(key, 2)
+        adapted = adapt(meta_params, task.support, key=key_adapt)
+        return query_score(predict, adapted, task.query, objective, key_predict)
+
+    return loss

@@ -1,0 +1,248 @@
+"""What a training run leaves on disk.
+
+    config.json          every setting, the versions, and the device
+    metrics.jsonl        the history, one JSON object a line
+    learning_curve.png   loss and monitored metric over steps (needs matplotlib)
+    tensorboard/         the same numbers as events (needs tensorboardX)
+    checkpoints/         see `metajax.checkpoints`
+
+Runs with the same settings on the same machine write the same `metrics.jsonl`, however
+often they were killed and resumed, but for what stands under the key `timing`.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from metajax.checkpoints import Checkpoints
+from metajax.types import PyTree
+
+__all__ = ["RunFolder", "plot_learning_curve", "read_metrics"]
+
+Record = dict[str, Any]
+
+# A run may go on with another value of this.
+_MAY_CHANGE = ("train.steps",)
+_SECONDS_BETWEEN_PICTURES = 30.0
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+      path: the folder; made if it is not there.
+      settings: a dict of JSON values. What stands under `train`, `config` and `state`
+        must equal that of the run that is in the folder, if there is one; the rest
+        (`versions`, `device`) may differ.
+
+    Raises:
+      ValueError: the folder holds a run with other settings, or the settings cannot be
+        written as JSON.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settings: Record) -> None:
+        self.path = pathlib.Path(path)
+        try:
+            text = json.dumps(settings, indent=2)
+        except TypeError as error:
+            raise ValueError(
+                f"`config` must hold numbers, strings, lists and dicts only, to be "
+                f"written as JSON: {error}. Describe other objects by their names."
+            ) from error
+        _check_same_settings(self.path / "config.json", json.loads(text))
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write_atomically(self.path / "config.json", f"{text}\n".encode())
+        self._checkpoints = Checkpoints(self.path / "checkpoints")
+        self._metrics_path = self.path / "metrics.jsonl"
+        self._last_picture = time.monotonic()
+        self._tensorboard: Any = None
+
+    def resume(
+        self, like: dict[str, PyTree]
+    ) -> tuple[tuple[int, dict[str, PyTree], Record] | None, list[Record]]:
+        """Goes back to the latest checkpoint that is intact, see `Checkpoints`.
+
+        What was logged after it is cut off, as these steps will be taken again.
+
+        Returns:
+          The checkpoint, or None if there is none yet; and the history up to it.
+
+        Raises:
+          CheckpointError: all checkpoints are damaged.
+        """
+        checkpoint = self._checkpoints.restore_latest(like)
+        step = -1 if checkpoint is None else checkpoint[0]
+        history = [r for r in read_metrics(self.path) if r["step"] <= step]
+        lines = "".join(json.dumps(record) + "\n" for record in history)
+        _write_atomically(self._metrics_path, lines.encode())
+        if importlib.util.find_spec("tensorboardX"):
+            import tensorboardX
+
+            self._tensorboard = tensorboardX.SummaryWriter(
+                str(self.path / "tensorboard"), purge_step=step + 1
+            )
+        return checkpoint, history
+
+    def save(self, step: int, trees: dict[str, PyTree], record: Record) -> pathlib.Path:
+        """Writes a checkpoint, see `Checkpoints.save`."""
+        return self._checkpoints.save(step, trees, record)
+
+    def log(self, record: Record) -> None:
+        """Appends one line to the metrics: numbers, with `kind` and `step`."""
+        with open(self._metrics_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        if self._tensorboard is not None:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self._tensorboard.add_scalar(
+                        f"{record['kind']}/{name}", value, record["step"]
+                    )
+
+    def draw(self, history: list[Record], monitor: str | None) -> None:
+        """Draws the learning curve, unless that was done less than 30 s ago."""
+        if time.monotonic() - self._last_picture > _SECONDS_BETWEEN_PICTURES:
+            self._draw(history, monitor)
+
+    def close(self, history: list[Record], monitor: str | None) -> None:
+        """Draws the learning curve and ends what is open."""
+        self._checkpoints.close()
+        self._draw(history, monitor)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _draw(self, history: list[Record], monitor: str | None) -> None:
+        if importlib.util.find_spec("matplotlib"):
+            plot_learning_curve(history, self.path / "learning_curve.png", monitor)
+        self._last_picture = time.monotonic()
+
+
+def read_metrics(run_dir: str | os.PathLike[str]) -> list[Record]:
+    """The history of a run, oldest first; empty if it has none.
+
+    Each record has a `kind` and the `step` it was made at, the number of outer steps
+    taken. `"train"`: `loss`, `gradient_norm` and the learner's metrics, means over the
+    steps since the record before. `"validation"`: means over the validation tasks, and
+    `half_width`, a dict of their 95 % half-widths. A number that is not finite is None.
+
+    A last line that a kill cut in two is left out.
+    """
+    path = pathlib.Path(run_dir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    del rest
+    return [json.loads(line) for line in lines]
+
+
+def plot_learning_curve(
+    history: list[Record],
+    path: str | os.PathLike[str],
+    monitor: str | None = None,
+) -> None:
+    """Draws loss and monitored metric over outer steps, for training and validation.
+
+    Args:
+      history: records as `read_metrics` gives them.
+      path: the PNG file to write.
+      monitor: the validation metric to draw beside the loss, with a band for its 95 %
+        interval.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Learning curves need matplotlib: pip install 'metajax[plots]'."
+        ) from error
+
+    measured = {name for r in history if r["kind"] == "validation" for name in r}
+    # The learner's loss has the name of what it measures in a validation.
+    loss = next((name for name in ("loss", "nll", "mse") if name in measured), "loss")
+    panels = [{"train": "loss", "validation": loss}]
+    if monitor is None and "accuracy" in measured:
+        monitor = "accuracy"
+    if monitor not in (None, loss):
+        panels.append({"train": monitor, "validation": monitor})
+
+    figure = Figure(figsize=(5.5 * len(panels), 3.8), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for names, axes in zip(panels, all_axes, strict=True):
+        for kind, name in names.items():
+            points = [r for r in history if r["kind"] == kind]
+            points = [r for r in points if r.get(name) is not None]
+            steps = np.array([r["step"] for r in points])
+            values = np.array([r[name] for r in points])
+            if not points:
+                continue
+            label = kind if name in (monitor, "loss") else f"{kind} ({name})"
+            (line,) = axes.plot(steps, values, label=label, linewidth=1.2)
+            if kind == "validation":
+                line.set(marker="o", markersize=3)
+                widths = np.array([r["half_width"][name] or 0.0 for r in points])
+                axes.fill_between(
+                    steps, values - widths, values + widths, alpha=0.25, linewidth=0
+                )
+        axes.set_xlabel("outer step")
+        axes.set_ylabel(names["train"])
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend(title="band: 95 % interval of the mean over tasks")
+    temporary = _temporary(pathlib.Path(path))
+    figure.savefig(temporary, format="png", dpi=120)
+    os.replace(temporary, path)
+
+
+def _check_same_settings(path: pathlib.Path, settings: Record) -> None:
+    if not path.exists():
+        return
+    try:
+        old = _flatten(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}), so it is not known whether its run may be "
+            f"continued. Restore the file, or choose another `run_dir`."
+        ) from error
+    new = _flatten(settings)
+    missing = "(not set)"
+    differences = [
+        f"{name}: {old.get(name, missing)} in the folder, {new.get(name, missing)} now"
+        for name in sorted(old.keys() | new.keys())
+        if name.split(".")[0] in ("train", "config", "state")
+        and name not in _MAY_CHANGE
+        and old.get(name, missing) != new.get(name, missing)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path.parent} holds a run with other settings, which cannot be continued "
+            "with these:\n  "
+            + "\n  ".join(differences)
+            + "\nUse another `run_dir` for "
+            "a new run, or the same settings to continue (`steps` may grow)."
+        )
+
+
+def _flatten(tree: Any, prefix: str = "") -> Record:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {
+        name: value
+        for key, child in tree.items()
+        for name, value in _flatten(child, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _write_atomically(path: pathlib.Path, data: bytes) -> None:
+    temporary = _temporary(path)
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

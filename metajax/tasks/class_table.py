@@ -1,0 +1,458 @@
+"""Few-shot classification tasks from a class-major table of images on the device.
+
+A task takes `way` classes without replacement and, of each, `shot + num_queries`
+examples without replacement; labels are the places of the classes in that draw, so they
+mean nothing from one task to the next (O. Vinyals, C. Blundell, T. Lillicrap,
+K. Kavukcuoglu, D. Wierstra, "Matching Networks for One Shot Learning", NeurIPS 2016,
+https://arxiv.org/abs/1606.04080, section 2.2). All of it happens inside `jit`: images
+stay uint8 on the device, are gathered, and become floats in [0, 1] only then.
+
+Axis letters: `N` way, `K` shot, `Q` queries per class, `H, W, C` height, width and
+channels of an image. An example is numbered within its class, `example_ids` in
+[0, counts[row]). A class is numbered by `class_ids` in [0, num_classes), of which
+`class_id // rotations` is the row of the table and `class_id % rotations` the number of
+counter-clockwise quarter turns: rotated copies are classes of their own (A. Santoro et
+al., "Meta-Learning with Memory-Augmented Neural Networks", ICML 2016) and cost no
+memory.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.types import Array, Examples, Task
+
+__all__ = [
+    "ClassTable",
+    "ClassTableTasks",
+    "TaskIndices",
+    "class_table",
+    "distinct",
+    "few_shot",
+    "split_classes",
+]
+
+Augment = Callable[[Array, Array], Array]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["images", "counts"],
+    meta_fields=["rotations", "class_names"],
+)
+@dataclasses.dataclass(frozen=True)
+class ClassTable:
+    """Images by class; build it with `class_table`, which checks them.
+
+    Attributes:
+      images: uint8 `[rows, max_per_class, H, W, C]`; a row that holds fewer examples is
+        padded at the end. A numpy array (or a memory map) may stand here for
+        `metajax.tasks.host`, which keeps it off the device.
+      counts: int32 `[rows]`, how many examples of each row are real, at least 1.
+      rotations: 1, 2 or 4, how many quarter turns of each row are classes of their own.
+      class_names: a name for each row, or None.
+    """
+
+    images: Any
+    counts: Any
+    rotations: int = 1
+    class_names: tuple[str, ...] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are to draw from, rotated ones included."""
+        return self.images.shape[0] * self.rotations
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "ClassTable":
+        """The table of some rows (with all their rotations), in the given order.
+
+        Args:
+          rows: distinct integers in [0, number of rows), at least one.
+
+        Raises:
+          ValueError: if `rows` is empty, repeats a row, or leaves the range.
+        """
+        rows = np.asarray(rows)
+        total = self.images.shape[0]
+        if rows.ndim != 1 or rows.size == 0 or not np.issubdtype(rows.dtype, np.integer):
+            raise ValueError(
+                "`rows` must be a non-empty list of integers, got an array of shape "
+                f"{rows.shape} and dtype {rows.dtype}."
+            )
+        if rows.min() < 0 or rows.max() >= total:
+            raise ValueError(
+                f"`rows` must lie in [0, {total}), the rows of this table, got values "
+                f"from {rows.min()} to {rows.max()}."
+            )
+        if np.unique(rows).size != rows.size:
+            raise ValueError(
+                "`rows` must be distinct: a repeated row would be two classes that no "
+                "learner can tell apart."
+            )
+        names = self.class_names
+        return dataclasses.replace(
+            self,
+            images=self.images[rows],
+            counts=self.counts[rows],
+            class_names=None if names is None else tuple(names[row] for row in rows),
+        )
+
+
+def class_table(
+    images: Any,
+    counts: Any = None,
+    *,
+    rotations: int = 1,
+    class_names: Sequence[str] | None = None,
+) -> ClassTable:
+    """Checks a class-major array and puts it on the device.
+
+    Args:
+      images: uint8 `[rows, max_per_class, H, W, C]`, all sizes at least 1.
+      counts: integers `[rows]` in [1, max_per_class]; None means that all are real.
+      rotations: 1, 2 or 4; more than 1 needs square images.
+      class_names: a name for each row, or None.
+
+    Returns:
+      A `ClassTable` whose arrays are JAX arrays.
+
+    Raises:
+      ValueError: for any other dtype, rank, count or number of rotations.
+    """
+    _check_arrays(images, counts, rotations, class_names)
+    if counts is None:
+        counts = np.full(images.shape[0], images.shape[1])
+    return ClassTable(
+        jnp.asarray(images),
+        jnp.asarray(counts, jnp.int32),
+        rotations,
+        None if class_names is None else tuple(class_names),
+    )
+
+
+def split_classes(
+    table: ClassTable, key: Array, fractions: Sequence[float]
+) -> tuple[ClassTable, ...]:
+    """Splits a table by class into parts that share none; rotations stay together.
+
+    Rows are shuffled once and cut, so the parts are disjoint by construction. The same
+    key gives the same parts.
+
+    Args:
+      table: what to split.
+      key: random key, consumed.
+      fractions: the share of the rows in each part, positive, with a sum of at most 1;
+        with a sum of 1 every row is in one part.
+
+    Returns:
+      A `ClassTable` for each fraction, rows in the order of `table`.
+
+    Raises:
+      ValueError: if fractions are out of range or a part would hold no row.
+    """
+    shares = np.asarray(fractions, dtype=np.float64)
+    if shares.ndim != 1 or not np.all(shares > 0) or not np.sum(shares) <= 1 + 1e-9:
+        raise ValueError(
+            "`fractions` must be positive with a sum of at most 1, got "
+            f"{tuple(fractions)}."
+        )
+    rows = table.images.shape[0]
+    bounds = np.round(np.concatenate([[0.0], np.cumsum(shares)]) * rows).astype(int)
+    if np.any(np.diff(bounds) < 1):
+        raise ValueError(
+            f"`fractions` {tuple(fractions)} leave a part of the {rows} rows empty; "
+            "use fewer parts or a larger fraction."
+        )
+    order = np.asarray(jax.random.permutation(key, rows))
+    return tuple(
+        table.take(np.sort(order[start:stop]))
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+    )
+
+
+class TaskIndices(NamedTuple):
+    """Which images make up a task.
+
+    Attributes:
+      class_ids: int32 `[N]`, distinct, in [0, num_classes).
+      example_ids: int32 `[N, K + Q]`, distinct within a row; the first K are support.
+      support_mask: bool `[N * K]`, or None where way and shot are fixed.
+      query_mask: bool `[N * Q]`, or None where way is fixed.
+    """
+
+    class_ids: Array
+    example_ids: Array
+    support_mask: Array | None = None
+    query_mask: Array | None = None
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["table"],
+    meta_fields=["way", "shot", "num_queries", "augment", "dtype"],
+)
+@dataclasses.dataclass(frozen=True)
+class ClassTableTasks:
+    """A `TaskDistribution` over a table; build it with `few_shot`, which checks it.
+
+    It is a pytree: hand it to `jit` as an argument, so that the images are not copied
+    into the compiled program. `way` and `shot` are inclusive `(low, high)` ranges here.
+    """
+
+    table: ClassTable
+    way: tuple[int, int]
+    shot: tuple[int, int]
+    num_queries: int
+    augment: Augment | None
+    dtype: Any
+
+    def __call__(self, key: Array) -> Task:
+        """Draws one task; the key is consumed. Shapes are in `few_shot`."""
+        # Without the barrier XLA may compute the indices anew for every pixel.
+        indices = jax.lax.optimization_barrier(self.indices(key))
+        rows, columns = self.places(indices)
+        # One flat index for all images is twice as fast as a pair of indices.
+        images = self.table.images
+        flat = images.reshape(-1, *images.shape[2:])
+        return self.assemble(key, indices, flat[rows * images.shape[1] + columns])
+
+    def indices(self, key: Array) -> TaskIndices:
+        """Which images the task of this key is made of, without touching images."""
+        key_class, key_example, key_size, _ = jax.random.split(key, 4)
+        way, shot = self.way[1], self.shot[1]
+        class_ids = distinct(key_class, self.table.num_classes, way)
+        counts = self.table.counts[class_ids // self.table.rotations]
+        draw = functools.partial(distinct, num_draws=shot + self.num_queries)
+        example_ids = jax.vmap(draw)(jax.random.split(key_example, way), counts)
+        if self.way[0] == way and self.shot[0] == shot:
+            return TaskIndices(class_ids, example_ids)
+
+        key_way, key_shot = jax.random.split(key_size)
+        has_class = jnp.arange(way) < _uniform_int(key_way, self.way)
+        has_shot = jnp.arange(shot) < _uniform_int(key_shot, self.shot)
+        support_mask = (has_class[:, None] & has_shot[None, :]).reshape(-1)
+        query_mask = None
+        if self.way[0] < way:
+            query_mask = jnp.repeat(has_class, self.num_queries)
+        return TaskIndices(class_ids, example_ids, support_mask, query_mask)
+
+    def places(self, indices: TaskIndices) -> tuple[Array, Array]:
+        """Where the images of a task lie in the table.
+
+        Returns:
+          Rows and columns, int32 `[N * (K + Q)]` each: all support examples by class,
+          then all query examples by class.
+        """
+        rows = indices.class_ids // self.table.rotations
+        columns = indices.example_ids
+        return self._in_order(jnp.broadcast_to(rows[:, None], columns.shape)), (
+            self._in_order(columns)
+        )
+
+    def assemble(self, key: Array, indices: TaskIndices, images: Array) -> Task:
+        """Turns gathered images into a task: rotates, scales, augments, splits.
+
+        Args:
+          key: the key that gave `indices`.
+          indices: what `indices(key)` returned.
+          images: uint8 `[N * (K + Q), H, W, C]`, what the table holds at `places`.
+
+        Returns:
+          The task that calling this distribution with `key` returns.
+        """
+        chex.assert_rank(images, 4)
+        chex.assert_axis_dimension(images, 0, indices.example_ids.size)
+        if self.table.rotations > 1:
+            turns = (indices.class_ids % self.table.rotations)[:, None]
+            turns = jnp.broadcast_to(turns, indices.example_ids.shape)
+            images = _quarter_turns(images, self._in_order(turns))
+        # XLA makes this product of a division anyway, but only inside `jit`.
+        images = images.astype(self.dtype) * jnp.asarray(1 / 255, self.dtype)
+        way, shot = self.way[1], self.shot[1]
+        support, query = images[: way * shot], images[way * shot :]
+        if self.augment is not None:
+            key_support, key_query = jax.random.split(jax.random.split(key, 4)[3])
+            support = self.augment(key_support, support)
+            query = self.augment(key_query, query)
+        labels = jnp.arange(way, dtype=jnp.int32)
+        return Task(
+            Examples(support, jnp.repeat(labels, shot), indices.support_mask),
+            Examples(query, jnp.repeat(labels, self.num_queries), indices.query_mask),
+        )
+
+    def _in_order(self, values: Array) -> Array:
+        """From `[N, K + Q]` to `[N * (K + Q)]` with all of support before query."""
+        shot = self.shot[1]
+        return jnp.concatenate(
+            [values[:, :shot].reshape(-1), values[:, shot:].reshape(-1)]
+        )
+
+
+def few_shot(
+    table: ClassTable,
+    *,
+    way: int | tuple[int, int],
+    shot: int | tuple[int, int],
+    num_queries: int,
+    augment: Augment | None = None,
+    dtype: Any = jnp.float32,
+) -> ClassTableTasks:
+    """Few-shot classification tasks over the classes of a table.
+
+    The `N` classes are uniform over all sets of `N` classes, and so are the examples of
+    each class over its real ones; support and query of a task share no image. With a
+    range for `way` or `shot`, their values are uniform over the range and independent,
+    each task is padded to the largest, and masks say what is real; every class of a
+    task has the same number of shots.
+
+    Args:
+      table: images by class.
+      way: N, classes in a task, at least 1; or an inclusive `(low, high)`.
+      shot: K, support examples of each class, at least 1; or an inclusive range.
+      num_queries: Q, query examples of each class (not of the task), at least 1.
+      augment: `(key, images) -> images`, applied to the float images `[n, H, W, C]` of
+        support and query with different keys; a pure function.
+      dtype: floating type of `x`.
+
+    Returns:
+      A callable `(key) -> Task`, itself a pytree. Both sets are ordered by class:
+      support `x` `[N * K, H, W, C]` in [0, 1] and `y` int32 `[N * K]` in [0, N), query
+      the same with Q. `mask` is None unless `way` (or, for support, `shot`) is a range.
+
+    Raises:
+      ValueError: if a number is out of range, there are fewer classes than `way`, or a
+        class holds fewer examples than `shot + num_queries`.
+
+    Example:
+      >>> table = class_table(np.zeros((8, 20, 28, 28, 1), np.uint8), rotations=4)
+      >>> tasks = few_shot(table, way=5, shot=1, num_queries=15)
+      >>> task = tasks(jax.random.key(0))
+      >>> task.support.x.shape, task.query.x.shape
+      ((5, 28, 28, 1), (75, 28, 28, 1))
+    """
+    _check_arrays(table.images, table.counts, table.rotations, table.class_names)
+    way_range, shot_range = _as_range("way", way), _as_range("shot", shot)
+    if not _is_int(num_queries) or num_queries < 1:
+        raise ValueError(f"`num_queries` must be an integer >= 1, got {num_queries!r}.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"`dtype` must be a floating type, got {dtype!r}.")
+    if way_range[1] > table.num_classes:
+        raise ValueError(
+            f"`way` asks for {way_range[1]} classes but the table has "
+            f"{table.num_classes}; lower `way` or use a larger table."
+        )
+    counts = np.asarray(table.counts)
+    row = int(np.argmin(counts))
+    needed = shot_range[1] + num_queries
+    if counts[row] < needed:
+        name = "" if table.class_names is None else f" ({table.class_names[row]!r})"
+        raise ValueError(
+            f"`shot + num_queries` needs {needed} examples of every class but class "
+            f"row {row}{name} has {counts[row]}; lower `shot` or `num_queries`, or "
+            "leave out the small classes with `table.take`."
+        )
+    # Names are dropped: as static data they would make equal programs compile twice.
+    table = dataclasses.replace(table, class_names=None)
+    return ClassTableTasks(
+        table, way_range, shot_range, num_queries, augment, jnp.dtype(dtype)
+    )
+
+
+def distinct(key: Array, size: Array | int, num_draws: int) -> Array:
+    """Draws different integers, in random order, uniform over all ordered choices.
+
+    Draw `i` is an index into the `size - i` integers not drawn yet; putting the earlier
+    draws back, the latest first, turns it into the integer itself. That takes
+    `num_draws ** 2` comparisons and no sort, and unlike the largest of random numbers
+    it has no ties.
+
+    Args:
+      key: random key, consumed.
+      size: how many integers to draw from; may be traced.
+      num_draws: how many to draw, at most `size` (not checked when traced).
+
+    Returns:
+      int32 `[num_draws]` in [0, size).
+    """
+    places = jnp.arange(num_draws)
+    draws = jax.random.randint(key, (num_draws,), 0, size - places)
+
+    def put_back(i: Array, values: Array) -> Array:
+        earlier = num_draws - 1 - i
+        return values + ((places > earlier) & (values >= draws[earlier]))
+
+    return jax.lax.fori_loop(0, num_draws, put_back, draws, unroll=num_draws <= 32)
+
+
+def _quarter_turns(images: Array, turns: Array) -> Array:
+    """Turns each of `[n, H, H, C]` counter-clockwise by its `[n]` quarters."""
+    turns = turns[:, None, None, None]
+    images = jnp.where(turns % 2 == 1, jnp.swapaxes(images, 1, 2), images)
+    images = jnp.where((turns == 1) | (turns == 2), jnp.flip(images, 1), images)
+    return jnp.where(turns >= 2, jnp.flip(images, 2), images)
+
+
+def _uniform_int(key: Array, bounds: tuple[int, int]) -> Array:
+    return jax.random.randint(key, (), bounds[0], bounds[1] + 1)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _as_range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """An inclusive range of an integer or a pair, checked."""
+    low, high = value if isinstance(value, tuple) and len(value) == 2 else (value,) * 2
+    if not (_is_int(low) and _is_int(high) and 1 <= low <= high):
+        raise ValueError(
+            f"`{name}` must be an integer >= 1 or a range `(low, high)` of such with "
+            f"low <= high, got {value!r}."
+        )
+    return int(low), int(high)  # type: ignore[call-overload]
+
+
+def _check_arrays(
+    images: Any, counts: Any, rotations: int, class_names: Sequence[str] | None
+) -> None:
+    """Raises ValueError unless these can be the fields of a `ClassTable`."""
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if shape is None or dtype != np.uint8:
+        raise ValueError(
+            f"`images` must be a uint8 array, got {dtype or type(images).__name__}; "
+            "`metajax.tasks.loaders.from_arrays` converts floats in [0, 1]."
+        )
+    if len(shape) != 5 or 0 in shape:
+        raise ValueError(
+            "`images` must have shape [rows, max_per_class, H, W, C] without empty "
+            f"axes, got {tuple(shape)}."
+        )
+    if rotations not in (1, 2, 4):
+        raise ValueError(f"`rotations` must be 1, 2 or 4, got {rotations!r}.")
+    if rotations > 1 and shape[2] != shape[3]:
+        raise ValueError(
+            f"`rotations` of {rotations} needs square images, got {shape[2]} x "
+            f"{shape[3]}; use `rotations=1` or resize."
+        )
+    if counts is not None:
+        counts = np.asarray(counts)
+        if counts.shape != shape[:1] or not np.issubdtype(counts.dtype, np.integer):
+            raise ValueError(
+                f"`counts` must be {shape[0]} integers, one for each row of `images`, "
+                f"got shape {counts.shape} and dtype {counts.dtype}."
+            )
+        if counts.min() < 1 or counts.max() > shape[1]:
+            raise ValueError(
+                f"`counts` must lie in [1, {shape[1]}], the examples a row can hold, "
+                f"got values from {counts.min()} to {counts.max()}."
+            )
+    if class_names is not None and len(class_names) != shape[0]:
+        raise ValueError(
+            f"`class_names` must name each of the {shape[0]} rows, got "
+            f"{len(class_names)} names."
+        )

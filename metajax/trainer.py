@@ -1,0 +1,557 @@
+"""Meta-training: any learner, any task distribution, any Optax optimizer.
+
+`train` is what stands around `metajax.outer_loop`: it compiles, validates on a fixed
+bank of tasks, keeps the best meta-parameters, writes the run folder, resumes, and stops
+at the first number that is not finite. Its result is a function of its arguments alone,
+bit for bit on one machine, however often the run was killed and resumed on the way.
+"""
+
+import math
+import os
+import pathlib
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint
+
+from metajax.evaluation import Report, evaluate
+from metajax.outer_loop import (
+    TrainState,
+    init_state,
+    reverse_mode,
+    run_steps_fn,
+    sample_tasks,
+    select_tasks,
+    task_keys,
+)
+from metajax.progress import Progress
+from metajax.run_folder import Record, RunFolder
+from metajax.tasks.checks import check_task
+from metajax.types import Array, Estimator, Learner, PyTree, Task, TaskDistribution
+from metajax.version import __version__
+
+__all__ = ["HostTasks", "NonFiniteError", "TrainResult", "train"]
+
+# The bank that chooses the best step; others, such as a test bank from the same task
+# distribution under the default seed of `evaluate`, must not hold the same tasks.
+_VALIDATION_SEED = 1_000_003
+
+
+class HostTasks(Protocol):
+    """A source of tasks on the host, for data that do not fit the device."""
+
+    def batches(
+        self, step_keys: Callable[[int], Array], start: int, stop: int
+    ) -> Iterator[Task]:
+        """Yields the tasks of steps `start` to `stop`, one batch for each.
+
+        Args:
+          step_keys: step number -> keys `[B]`, one for each task of that step. Batches
+            must be a function of these alone, so that a resumed run sees the same.
+          start: first step.
+          stop: last step plus 1.
+
+        Yields:
+          Tasks with a leading axis `[B]` on every leaf, of the same shapes every time.
+        """
+
+
+class NonFiniteError(FloatingPointError):
+    """Loss, gradient or updated meta-parameters held an infinity or NaN.
+
+    Attributes:
+      step: steps taken before it happened.
+      checkpoint: where the state after these steps was saved; None without `run_dir`.
+    """
+
+    def __init__(
+        self, message: str, *, step: int, checkpoint: pathlib.Path | None
+    ) -> None:
+        super().__init__(message)
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+class TrainResult(NamedTuple):
+    """What a run gives.
+
+    Attributes:
+      meta_params: after the last step.
+      best_params: those of the best validation; the last ones if there was none.
+      best_step: the steps these took.
+      history: records as `metajax.run_folder.read_metrics` describes them.
+      state: after the last step, all of it.
+    """
+
+    meta_params: PyTree
+    best_params: PyTree
+    best_step: int
+    history: list[Record]
+    state: TrainState
+
+
+def train(
+    learner: Learner,
+    tasks: TaskDistribution | HostTasks,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    tasks_per_step: int,
+    seed: int = 0,
+    steps_per_dispatch: int = 1,
+    tasks_per_block: int | None = None,
+    estimator: Estimator | None = None,
+    validation: TaskDistribution | None = None,
+    validate_every: int = 500,
+    num_validation_tasks: int = 200,
+    monitor: str | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    config: dict[str, Any] | None = None,
+    log_every: int = 50,
+    checkpoint_every: int = 500,
+    progress: bool = True,
+) -> TrainResult:
+    """Meta-trains a learner.
+
+    With a `run_dir`, call it again with the same arguments after a kill, a crash or a
+    full disk, and it goes on from the latest checkpoint to the same bits. A finished
+    run returns at once, or goes on if `steps` has grown.
+
+    Args:
+      learner: what to train. To start from other parameters than `learner.init` draws,
+        pass `learner._replace(init=lambda key, task: meta_params)`.
+      tasks: a pure function of a key, or a source on the host.
+      optimizer: of the outer loop. It sees the mean gradient over tasks.
+      steps: outer steps in total, at least 1.
+      tasks_per_step: tasks B in each of them, at least 1.
+      seed: of everything random.
+      steps_per_dispatch: steps taken by one call of the compiled program. It saves
+        overhead where a step takes less than about a millisecond. It puts the step into
+        a loop, in which XLA's CPU backend runs plain convolutions tens of times slower.
+      tasks_per_block: see `metajax.outer_loop.reverse_mode`.
+      estimator: where the outer gradient comes from; reverse mode by default.
+      validation: the distribution of validation tasks; none are held by default.
+      validate_every: steps between validations; one more comes before the first step,
+        and one after the last.
+      num_validation_tasks: the same tasks every time, whatever `seed`.
+      monitor: the metric that decides which meta-parameters are best. The larger the
+        better if its name contains "accuracy", else the smaller. By default `accuracy`
+        where it is measured, else the first of the metrics.
+      run_dir: folder for configuration, metrics, checkpoints and learning curve, see
+        `metajax.run_folder`. None writes nothing.
+      config: JSON values that describe learner, tasks and optimizer, written into the
+        folder. A run with another description is not continued; only what stands here
+        can be noticed, so name what matters, the learning rate for one.
+      log_every: steps that are averaged to one record of the history.
+      checkpoint_every: steps between checkpoints; one more comes after the last step.
+      progress: whether to show a bar, or lines where the output is no terminal.
+
+    Returns:
+      The meta-parameters, last and best, and the history.
+
+    Raises:
+      ValueError: an argument is out of its range, the first task is malformed,
+        `monitor` is not measured, or `run_dir` holds a run with other settings or more
+        steps.
+      TypeError: `learner`, `tasks` or `optimizer` is something else.
+      NonFiniteError: training diverged. The last good state is saved first.
+      metajax.checkpoints.CheckpointError: no checkpoint of the run can be read.
+    """
+    _check_types(learner, tasks, optimizer, validation)
+    _check_positive(
+        steps=steps,
+        tasks_per_step=tasks_per_step,
+        steps_per_dispatch=steps_per_dispatch,
+        validate_every=validate_every,
+        num_validation_tasks=num_validation_tasks,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+    )
+    if estimator is None:
+        _check_block(tasks_per_block, tasks_per_step)
+        estimator = reverse_mode(tasks_per_block=tasks_per_block)
+    elif tasks_per_block is not None:
+        raise ValueError(
+            "`tasks_per_block` belongs to the default estimator; give either it or "
+            "`estimator`."
+        )
+
+    key_init, key_example, key = jax.random.split(jax.random.key(seed), 3)
+    source = _Source(tasks, key, tasks_per_step, steps_per_dispatch)
+    example = source.example(key_example)
+    check_task(example, "tasks")
+    state = init_state(key_init, learner, example, optimizer, estimator)
+
+    step, best = 0, _Best(state.meta_params, 0, None)
+    history: list[Record] = []
+    folder = None
+    if run_dir is not None:
+        settings = {
+            "steps": steps,
+            "tasks_per_step": tasks_per_step,
+            "seed": seed,
+            "steps_per_dispatch": steps_per_dispatch,
+            "tasks_per_block": tasks_per_block,
+            "validate_every": None if validation is None else validate_every,
+            "num_validation_tasks": num_validation_tasks,
+            "monitor": monitor,
+            "log_every": log_every,
+            "checkpoint_every": checkpoint_every,
+        }
+        folder = RunFolder(run_dir, _description(settings, config, state))
+        step, state, best, history = _resume(folder, state, best)
+        if step > steps:
+            raise ValueError(
+                f"`steps` is {steps}, but the run in {run_dir} has taken {step}; ask "
+                f"for at least as many, or use another `run_dir`."
+            )
+
+    def log(record: Record) -> None:
+        history.append(record)
+        if folder is not None:
+            folder.log(record)
+
+    def validated(best: _Best, validation: TaskDistribution) -> _Best:
+        began = time.monotonic()
+        with show.pause("validating"):
+            report = evaluate(
+                learner,
+                state.meta_params,
+                validation,
+                num_tasks=num_validation_tasks,
+                seed=_VALIDATION_SEED,
+                tasks_per_block=tasks_per_block or 20,
+                check_leakage=False,
+            )
+        log(_validation_record(report, step, time.monotonic() - began))
+        name = _monitored(report, monitor)
+        value = report.mean[name]
+        show.validated(name, value, report.half_width[name])
+        if not _is_better(name, value, best.value):
+            return best
+        return _Best(jax.tree.map(jnp.copy, state.meta_params), step, value)
+
+    def save() -> pathlib.Path | None:
+        if folder is None:
+            return None
+        folder.draw(history, monitor)
+        record = {"best_step": best.step, "best_value": best.value}
+        return folder.save(step, _trees(state, best), record)
+
+    stops = (log_every, validate_every, checkpoint_every)
+    with Progress(step, steps, enabled=progress) as show:
+        try:
+            if validation is not None and not history:
+                best = validated(best, validation)
+            if step < steps:
+                with show.pause("compiling"):
+                    program = source.compile(learner, optimizer, estimator, state)
+                source.start(step, steps)
+            while step < steps:
+                began = time.monotonic()
+                stop = min(steps, *(step - step % every + every for every in stops))
+                state, metrics = _take_steps(program, source, state, step, stop, show)
+                is_finite = metrics.pop("is_finite")
+                taken = int(np.argmin(is_finite)) if not all(is_finite) else stop - step
+                step += taken
+                if taken:
+                    seconds = time.monotonic() - began
+                    log(_train_record(metrics, taken, step, seconds))
+                if step < stop:
+                    raise _non_finite_error(step, metrics, taken, save())
+                if validation is not None and _is_due(step, steps, validate_every):
+                    best = validated(best, validation)
+                if _is_due(step, steps, checkpoint_every):
+                    save()
+        finally:
+            if folder is not None:
+                folder.close(history, monitor)
+        if best.value is None:
+            best = _Best(state.meta_params, step, None)
+        show.say(f"finished {step} steps; the best are those after {best.step}")
+    return TrainResult(state.meta_params, best.params, best.step, history, state)
+
+
+class _Best(NamedTuple):
+    """The best validation so far; `value` is None before there was one."""
+
+    params: PyTree
+    step: int
+    value: float | None
+
+
+class _Source:
+    """Where tasks come from: a distribution on the device, or batches of the host."""
+
+    def __init__(
+        self,
+        tasks: TaskDistribution | HostTasks,
+        key: Array,
+        tasks_per_step: int,
+        steps_per_dispatch: int,
+    ) -> None:
+        self.key = key
+        self.steps_per_dispatch = steps_per_dispatch
+        self._tasks_per_step = tasks_per_step
+        self._is_host = _is_host(tasks)
+        if not self._is_host and jax.tree_util.all_leaves([tasks]):
+            tasks = jax.tree_util.Partial(tasks)  # a plain function is no pytree
+        self._tasks: Any = tasks
+        self._batches: Iterator[Task] = iter(())
+
+    def example(self, key: Array) -> Task:
+        """One task with real values."""
+        if not self._is_host:
+            return jax.jit(lambda tasks, key: tasks(key))(self._tasks, key)
+        batch = next(self._tasks.batches(self._step_keys, 0, 1))
+        self._batch_shapes = jax.eval_shape(lambda: batch)
+        return jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+
+    def compile(
+        self,
+        learner: Learner,
+        optimizer: optax.GradientTransformation,
+        estimator: Estimator,
+        state: TrainState,
+    ) -> jax.stages.Compiled:
+        """The program of `run_steps_fn`, compiled for this source."""
+        run_steps = run_steps_fn(
+            learner,
+            optimizer,
+            estimator,
+            select_tasks if self._is_host else sample_tasks,
+            tasks_per_step=self._tasks_per_step,
+            steps_per_dispatch=self.steps_per_dispatch,
+        )
+        source = self._tasks
+        if self._is_host:
+            source = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(
+                    (self.steps_per_dispatch, *x.shape), x.dtype
+                ),
+                self._batch_shapes,
+            )
+        zero = np.int32(0)
+        return run_steps.lower(state, source, self.key, zero, zero).compile()
+
+    def start(self, step: int, steps: int) -> None:
+        """Begins at `step`."""
+        if self._is_host:
+            self._batches = self._tasks.batches(self._step_keys, step, steps)
+
+    def take(self, count: int) -> PyTree:
+        """What the program wants as its `source` for the next `count` steps."""
+        if not self._is_host:
+            return self._tasks
+        batches = [next(self._batches) for _ in range(count)]
+        batches += batches[-1:] * (self.steps_per_dispatch - count)
+        return jax.tree.map(lambda *x: np.stack(x), *batches)
+
+    def _step_keys(self, step: int) -> Array:
+        return task_keys(self.key, step, self._tasks_per_step)[0]
+
+
+def _take_steps(
+    program: jax.stages.Compiled,
+    source: _Source,
+    state: TrainState,
+    start: int,
+    stop: int,
+    show: Progress,
+) -> tuple[TrainState, dict[str, np.ndarray]]:
+    """Takes steps `start` to `stop`, or to the first that is not finite."""
+    rows: list[dict[str, np.ndarray]] = []
+    in_flight: deque[tuple[int, dict[str, Array]]] = deque()
+
+    def read() -> None:
+        count, metrics = in_flight.popleft()
+        rows.append({k: v[:count] for k, v in jax.device_get(metrics).items()})
+
+    for begin in range(start, stop, source.steps_per_dispatch):
+        count = min(source.steps_per_dispatch, stop - begin)
+        state, metrics = program(
+            state, source.take(count), source.key, np.int32(begin), np.int32(count)
+        )
+        in_flight.append((count, metrics))
+        # Metrics are read while the device is at work on the steps after them.
+        if len(in_flight) == 2:
+            read()
+            show.update(begin, rows[-1]["loss"][-1])
+            if not all(rows[-1]["is_finite"]):
+                break
+    while in_flight:
+        read()
+    show.update(stop, rows[-1]["loss"][-1])
+    return state, {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+
+
+def _train_record(
+    metrics: dict[str, np.ndarray], taken: int, step: int, seconds: float
+) -> Record:
+    means = {k: float(np.mean(v[:taken], dtype=float)) for k, v in metrics.items()}
+    timing = {"seconds": seconds, "steps_per_second": taken / seconds}
+    return {"kind": "train", "step": step, **means, "timing": timing}
+
+
+def _validation_record(report: Report, step: int, seconds: float) -> Record:
+    return {
+        "kind": "validation",
+        "step": step,
+        **{name: _or_none(value) for name, value in report.mean.items()},
+        "half_width": {k: _or_none(v) for k, v in report.half_width.items()},
+        "timing": {"seconds": seconds},
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
+
+
+def _monitored(report: Report, monitor: str | None) -> str:
+    names = list(report.mean)
+    if monitor is None:
+        return "accuracy" if "accuracy" in names else names[0]
+    if monitor not in names:
+        raise ValueError(
+            f"`monitor` must be a metric of the validation, {names}, got {monitor!r}."
+        )
+    return monitor
+
+
+def _is_better(name: str, value: float, best: float | None) -> bool:
+    if best is None:
+        return math.isfinite(value)
+    return value > best if "accuracy" in name else value < best
+
+
+def _is_due(step: int, steps: int, every: int) -> bool:
+    return step % every == 0 or step == steps
+
+
+def _non_finite_error(
+    step: int,
+    metrics: dict[str, np.ndarray],
+    index: int,
+    checkpoint: pathlib.Path | None,
+) -> NonFiniteError:
+    loss, norm = metrics["loss"][index], metrics["gradient_norm"][index]
+    if not math.isfinite(loss):
+        what = f"loss is {loss}"
+        hint = "Lower the inner or the outer learning rate, and look for NaN in tasks."
+    elif not math.isfinite(norm):
+        what = f"loss is finite, but the norm of the gradient is {norm}"
+        hint = (
+            "To be differentiated, an inner Adam needs `eps_root` > 0 (1e-8, say), and "
+            "roots and norms of zero an epsilon; or lower the inner learning rate."
+        )
+    else:
+        what = "loss and gradient are finite, but the updated meta-parameters are not"
+        hint = "Lower the outer learning rate, or clip the gradient."
+    where = "not saved, as there is no `run_dir`"
+    if checkpoint is not None:
+        where = f"saved in {checkpoint}"
+    return NonFiniteError(
+        f"Training stopped in outer step {step + 1}: {what}. The last good state, "
+        f"after {step} steps, was {where}. {hint}",
+        step=step,
+        checkpoint=checkpoint,
+    )
+
+
+def _trees(state: TrainState, best: _Best) -> dict[str, PyTree]:
+    """What a checkpoint holds; meta-parameters can be read without the rest."""
+    return {
+        "meta_params": state.meta_params,
+        "rest": state._replace(meta_params=()),
+        "best_params": best.params,
+    }
+
+
+def _resume(
+    folder: RunFolder, state: TrainState, best: _Best
+) -> tuple[int, TrainState, _Best, list[Record]]:
+    """The latest checkpoint, or what came in if there is none."""
+    resumed, history = folder.resume(_trees(state, best))
+    if resumed is None:
+        return 0, state, best, history
+    step, trees, record = resumed
+    state = trees["rest"]._replace(meta_params=trees["meta_params"])
+    best = _Best(trees["best_params"], record["best_step"], record["best_value"])
+    return step, state, best, history
+
+
+def _description(settings: Record, config: Record | None, state: TrainState) -> Record:
+    device = jax.devices()[0]
+    return {
+        "train": settings,
+        "config": config or {},
+        "state": {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        },
+        "versions": {
+            "metajax": __version__,
+            "python": platform.python_version(),
+            **{m.__name__: m.__version__ for m in (jax, np, optax, orbax.checkpoint)},
+        },
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
+    }
+
+
+def _is_host(tasks: object) -> bool:
+    return hasattr(tasks, "batches")
+
+
+def _check_types(
+    learner: object, tasks: object, optimizer: object, validation: object
+) -> None:
+    if not isinstance(learner, Learner):
+        raise TypeError(
+            f"`learner` must be a `metajax.Learner`, got {type(learner).__name__}; "
+            f"constructors such as `metajax.maml` make one."
+        )
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"`optimizer` must be an Optax optimizer such as `optax.adam(1e-3)`, got "
+            f"{type(optimizer).__name__}."
+        )
+    if not callable(tasks) and not _is_host(tasks):
+        raise TypeError(
+            f"`tasks` must be a function from a key to a `Task`, or have `batches` as "
+            f"`HostTasks` describes, got {type(tasks).__name__}."
+        )
+    if validation is not None and not callable(validation):
+        raise TypeError(
+            f"`validation` must be a function from a key to a `Task`, got "
+            f"{type(validation).__name__}."
+        )
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"`{name}` must be an integer of at least 1, got {value!r}."
+            )
+
+
+def _check_block(tasks_per_block: int | None, tasks_per_step: int) -> None:
+    if tasks_per_block is None:
+        return
+    if tasks_per_block < 1 or tasks_per_step % tasks_per_block:
+        divisors = [d for d in range(1, tasks_per_step + 1) if tasks_per_step % d == 0]
+        raise ValueError(
+            f"`tasks_per_block` must divide `tasks_per_step` = {tasks_per_step}, got "
+            f"{tasks_per_block}; it can be None or one of {divisors}."
+        )

@@ -1,0 +1,129 @@
+"""The contract: what a task, a model and a learner are, and where gradients come from.
+
+Every meta-learning method is one `Learner`: a tuple of pure functions that speak of
+*one* task. Batches of tasks are made by `jax.vmap` in the outer loop and nowhere else.
+Axis letters used in all docstrings: `B` tasks, `n` examples of one set, `N` way,
+`K` shot, `Q` queries per class, `D` embedding size, `C` outputs.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+__all__ = [
+    "Array",
+    "Estimator",
+    "Examples",
+    "Learner",
+    "Model",
+    "PyTree",
+    "Task",
+    "TaskDistribution",
+]
+
+Array = jax.Array
+PyTree = Any
+
+
+class Examples(NamedTuple):
+    """A set of examples, possibly padded so that sets of other sizes share one shape.
+
+    Attributes:
+      x: inputs, a pytree of arrays `[n, ...]`.
+      y: targets, a pytree of arrays `[n, ...]`; class labels are integers in [0, N).
+      mask: bool `[n]`, True where the example is real and False where it is padding, or
+        None when all are real. Padding changes no loss, prototype, statistic or metric.
+    """
+
+    x: PyTree
+    y: PyTree
+    mask: Array | None = None
+
+
+class Task(NamedTuple):
+    """What a learner adapts to, and what it is judged on afterwards.
+
+    Attributes:
+      support: what `Learner.adapt` sees: `Examples` of a supervised task, the
+        parameters of an environment in reinforcement learning, or any other pytree.
+      query: what `Learner.loss` and the evaluation judge by, likewise.
+    """
+
+    support: PyTree
+    query: PyTree
+
+
+class TaskDistribution(Protocol):
+    """A pure function from a random key to one task.
+
+    It may be any callable. One that holds arrays (a table of images) should be a pytree
+    with a `__call__` method, so that `jit` receives the arrays as arguments; arrays in
+    the closure of a plain function are copied into every compiled program instead.
+    """
+
+    def __call__(self, key: Array, /) -> Task:
+        """Draws one task; the key is consumed."""
+
+
+class Model(NamedTuple):
+    """A network as pure functions of its parameters. It keeps no state.
+
+    Attributes:
+      init: `(key, x) -> params`, from example inputs `[n, ...]`; the key is consumed.
+      apply: `(params, x, *, mask=None, key=None) -> outputs`. `mask`, bool `[n]`, marks
+        the real rows of `x` and matters only to models that mix rows (statistics over
+        the batch); `key` drives dropout and the like, and None means deterministic.
+      statistics: `(params, x, *, mask=None, key=None) -> params`, the same parameters
+        with the normalisation statistics of `x` frozen into them, so that `apply` uses
+        these in place of those of its own batch. None if the model has no such
+        statistics.
+      normalization: which statistics `apply` normalises by, for learners and reports;
+        one of `metajax.models.normalization.NORMALIZATIONS`. Only `"support"` changes
+        what learners do: they end `adapt` by freezing the support set's statistics.
+    """
+
+    init: Callable[..., PyTree]
+    apply: Callable[..., PyTree]
+    statistics: Callable[..., PyTree] | None = None
+    normalization: str = "none"
+
+
+class Learner(NamedTuple):
+    """A meta-learning method: pure functions of one task.
+
+    A key of None asks for deterministic behaviour; a method without randomness ignores
+    it. `meta_params` and `adapted` are arbitrary pytrees.
+
+    Attributes:
+      init: `(key, task) -> meta_params`, what the outer loop learns, in the shapes that
+        `task` asks for.
+      adapt: `(meta_params, support, *, key=None) -> adapted`, what one task teaches.
+      predict: `(adapted, inputs, *, mask=None, key=None) -> outputs`, answers for all
+        query inputs at once. `mask` marks the real rows, for transductive methods.
+      loss: `(meta_params, task, *, key=None) -> (loss, metrics)`, the scalar that the
+        outer loop minimises for one task, and a dict of scalars to report.
+      adapt_steps: None, or as `adapt` but returning every intermediate state, with a
+        leading axis `[steps + 1, ...]` whose entry 0 has learned nothing yet. It gives
+        evaluation its curves over inner steps, or over examples read one by one.
+    """
+
+    init: Callable[..., PyTree]
+    adapt: Callable[..., PyTree]
+    predict: Callable[..., PyTree]
+    loss: Callable[..., tuple[Array, dict[str, Array]]]
+    adapt_steps: Callable[..., PyTree] | None = None
+
+
+class Estimator(NamedTuple):
+    """Where the outer gradient comes from; reverse mode through `loss` by default.
+
+    Attributes:
+      init: `(key, meta_params) -> estimator_state`, `()` for a stateless estimator.
+      gradient: `(loss, meta_params, tasks, keys, state) -> (gradient, loss, metrics,
+        state)` for tasks and keys with a leading axis `[B]`: `gradient` has the
+        structure of `meta_params`, and all three are means over the `B` tasks.
+    """
+
+    init: Callable[..., PyTree]
+    gradient: Callable[..., tuple[PyTree, Array, dict[str, Array], PyTree]]

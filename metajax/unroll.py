@@ -1,0 +1,191 @@
+"""The inner loop: an Optax optimizer under `scan`, and how to differentiate through it.
+
+    phi_0 = theta,   u_t, s_{t+1} = optimizer(grad L(phi_t, args), s_t, phi_t),
+    phi_{t+1} = phi_t + u_t,   t = 0 .. steps - 1
+
+Every gradient mode returns the same phi; they differ in what the outer gradient costs.
+
+* `"reverse"` differentiates the backward pass of L in reverse. The reference; memory
+  grows by all intermediates of a gradient evaluation for every step.
+* `"remat"` does the same but recomputes each step, so that only phi_t and s_t stay.
+* `"mixed"` gives the inner gradient g(phi, args) = grad_phi L its own rule: as the
+  Hessian is symmetric, the cotangent v of g is pulled back by one forward-mode product
+  through the gradient, (H v, d/dargs <g, v>) = jvp(phi -> grad_(phi, args) L)(v), and
+  no tape of the backward pass is kept (Kemaev et al., "Scalable Meta-Learning via
+  Mixed-Mode Differentiation", ICML 2025, https://arxiv.org/abs/2505.00793). Steps are
+  recomputed too, except that the inner gradients are saved.
+* `"first_order"` treats inner gradients as constants (Finn et al. 2017, section 5.2).
+
+Traps. `"mixed"` is wrong when L contains a `custom_vjp` whose backward pass is not the
+true transpose (gradient reversal, clipping inside the loss), and it cannot be
+differentiated in forward mode. Adam and other optimizers that take a square root of a
+gradient's square need `eps_root > 0`, or the outer gradient is NaN wherever an inner
+gradient is exactly 0.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.ad_checkpoint import checkpoint_name
+
+from metajax.filters import combine, everything, partition
+from metajax.types import Array, PyTree
+
+__all__ = ["GRADIENT_MODES", "Unrolled", "check_inner_loop", "unroll"]
+
+GRADIENT_MODES = ("reverse", "remat", "mixed", "first_order")
+
+
+class Unrolled(NamedTuple):
+    """What an inner loop gives.
+
+    Attributes:
+      params: phi_T, with the structure and dtypes of the parameters it started from.
+      losses: `[steps]`, L at phi_0 .. phi_{T-1}: the value each step's gradient is of,
+        so that the curve costs no further forward pass.
+      path: None, or every phi_0 .. phi_T with a leading axis `[steps + 1, ...]`.
+    """
+
+    params: PyTree
+    losses: Array
+    path: PyTree
+
+
+def check_inner_loop(
+    optimizer: optax.GradientTransformation, steps: int, gradient: str
+) -> None:
+    """Checks what a learner's constructor was given for its inner loop.
+
+    Raises:
+      ValueError: if `steps` is not an integer of at least 0, or `gradient` is unknown.
+      TypeError: if `optimizer` is not an Optax gradient transformation.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"`steps` must be an integer of at least 0, got {steps!r}.")
+    if gradient not in GRADIENT_MODES:
+        raise ValueError(
+            f"`gradient` must be one of {', '.join(GRADIENT_MODES)}, got {gradient!r}."
+        )
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            "The inner optimizer must be an optax.GradientTransformation, such as "
+            f"optax.sgd(0.01), got {optimizer!r}."
+        )
+
+
+def unroll(
+    loss_fn: Callable[[PyTree, PyTree, Array | None], Array],
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    args: PyTree,
+    *,
+    steps: int,
+    gradient: str = "remat",
+    adapts: Callable[[str], bool] = everything,
+    key: Array | None = None,
+    keep_path: bool = False,
+) -> Unrolled:
+    """Runs `steps` optimizer steps on `loss_fn`, differentiably.
+
+    Args:
+      loss_fn: `(params, args, key) -> loss`, a scalar.
+      optimizer: any Optax transformation; its hyper-parameters may be traced values.
+      params: pytree phi_0.
+      args: pytree of everything else that the loss depends on: the support set, other
+        meta-parameters. Outer gradients reach its floating-point leaves.
+      steps: number of steps, at least 0.
+      gradient: one of `GRADIENT_MODES`.
+      adapts: predicate on leaf paths (`metajax.filters`): which leaves are optimised.
+      key: split into one key a step for `loss_fn`, or None.
+      keep_path: whether to return every phi_t.
+
+    Returns:
+      `Unrolled(params, losses, path)`.
+
+    Raises:
+      ValueError: as `check_inner_loop`, or if `adapts` accepts no leaf.
+    """
+    check_inner_loop(optimizer, steps, gradient)
+    adapted, frozen = partition(params, adapts)
+    # What does not adapt travels as an argument: `mixed` differentiates arguments only.
+    everything_else = (frozen, args)
+
+    def inner_loss(
+        adapted: PyTree, everything_else: PyTree, key: Array | None
+    ) -> Array:
+        frozen, args = everything_else
+        return loss_fn(combine(adapted, frozen), args, key)
+
+    if gradient == "mixed":
+        inner_loss, closed_over = jax.closure_convert(
+            inner_loss, adapted, everything_else, key
+        )
+        value_and_grad = _mixed_value_and_grad(inner_loss)
+    else:
+        closed_over = []
+        value_and_grad = jax.value_and_grad(inner_loss)
+
+    def step(carry: tuple, key: Array | None) -> tuple:
+        adapted, opt_state = carry
+        loss, grad = value_and_grad(adapted, everything_else, key, *closed_over)
+        grad = checkpoint_name(grad, "inner_gradient")
+        if gradient == "first_order":
+            grad = jax.lax.stop_gradient(grad)
+        updates, opt_state = optimizer.update(grad, opt_state, adapted)
+        adapted = optax.apply_updates(adapted, updates)
+        return (adapted, opt_state), (loss, adapted if keep_path else None)
+
+    if gradient in ("remat", "mixed"):
+        policy = jax.checkpoint_policies.save_only_these_names("inner_gradient")
+        # Inside scan no common subexpressions can undo the recomputation.
+        step = jax.checkpoint(
+            step, prevent_cse=False, policy=policy if gradient == "mixed" else None
+        )
+    keys = None if key is None else jax.random.split(key, steps)
+    start = (adapted, optimizer.init(adapted))
+    (final, _), (losses, later) = jax.lax.scan(step, start, keys, length=steps)
+    path = None
+    if keep_path:
+        path = jax.tree.map(
+            lambda first, rest: jnp.concatenate([first[None], rest]), adapted, later
+        )
+        repeated = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (steps + 1, *jnp.shape(leaf))), frozen
+        )
+        path = combine(path, repeated)
+    return Unrolled(combine(final, frozen), losses, path)
+
+
+def _mixed_value_and_grad(loss_fn: Callable[..., Array]) -> Callable[..., tuple]:
+    """`jax.value_and_grad(loss_fn)` whose own derivative is forward over reverse."""
+
+    @jax.custom_vjp
+    def value_and_grad(params: PyTree, *args: PyTree) -> tuple[Array, PyTree]:
+        return jax.value_and_grad(loss_fn)(params, *args)
+
+    def forward(params: PyTree, *args: PyTree) -> tuple:
+        return value_and_grad(params, *args), (params, args)
+
+    def backward(residuals: tuple, cotangents: tuple) -> tuple:
+        params, args = residuals
+        loss_bar, grad_bar = cotangents
+        # Integers and keys have no cotangent: they stay None in what is returned.
+        has_floats = any(
+            jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            for leaf in jax.tree.leaves(args)
+        )
+        floats, others = partition(args) if has_floats else ((None,) * len(args), args)
+        both = jax.grad(
+            lambda params, floats: loss_fn(params, *combine(floats, others)), (0, 1)
+        )
+        gradient, product = jax.jvp(lambda p: both(p, floats), (params,), (grad_bar,))
+        params_bar, args_bar = jax.tree.map(
+            lambda grad, hv: loss_bar * grad + hv, gradient, product
+        )
+        return params_bar, *args_bar
+
+    value_and_grad.defvjp(forward, backward)
+    return value_and_grad
