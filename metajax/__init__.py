@@ -1,5 +1,8 @@
 """metajax: functional meta-learning in JAX, one contract for all its families."""
 
+from metajax.checkpoints import load_meta_params as load_meta_params
+from metajax.evaluation import evaluate as evaluate
+from metajax.evaluation import leakage as leakage
 from metajax.filters import all_but as all_but
 from metajax.filters import everything as everything
 from metajax.filters import only as only
@@ -11,3 +14,56 @@ from metajax.models.adapters import from_nnx as from_nnx
 from metajax.models.networks import conv4 as conv4
 from metajax.models.networks import mlp as mlp
 from metajax.models.normalization import calibrate as calibrate
+from metajax.reports import across_seeds as across_seeds
+from metajax.reports import compare as compare
+from metajax.tasks.class_table import few_shot as few_shot
+from metajax.tasks.class_table import split_classes as split_classes
+from metajax.tasks.glyphs import glyphs as glyphs
+from metajax.tasks.host import on_host as on_host
+from metajax.tasks.loaders import from_arrays as from_arrays
+from metajax.tasks.loaders import from_folder as from_folder
+from metajax.tasks.loaders import from_tfds as from_tfds
+from metajax.tasks.omniglot import omniglot as omniglot
+from metajax.tasks.sinusoid import sinusoid as sinusoid
+from metajax.trainer import NonFiniteError as NonFiniteError
+from metajax.trainer import train as train
+from metajax.types import Examples as Examples
+from metajax.types import Learner as Learner
+from metajax.types import Model as Model
+from metajax.types import Task as Task
+from metajax.version import __version__ as __version__
+
+__all__ = [
+    "Examples",
+    "Learner",
+    "Model",
+    "NonFiniteError",
+    "Task",
+    "__version__",
+    "across_seeds",
+    "all_but",
+    "calibrate",
+    "compare",
+    "conv4",
+    "evaluate",
+    "everything",
+    "few_shot",
+    "from_arrays",
+    "from_folder",
+    "from_functions",
+    "from_linen",
+    "from_nnx",
+    "from_tfds",
+    "glyphs",
+    "leakage",
+    "load_meta_params",
+    "maml",
+    "mlp",
+    "omniglot",
+    "on_host",
+    "only",
+    "prototypical",
+    "sinusoid",
+    "split_classes",
+    "train",
+]

@@ -21,18 +21,27 @@ from metajax.types import Array, PyTree
 
 __all__ = ["CheckpointError", "Checkpoints", "load_meta_params"]
 
+_NUM_TO_KEEP = 2
+
 
 class CheckpointError(ValueError):
     """A run's checkpoints are there, but cannot be read."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: a folder with one folder for each step kept."""
+    """The checkpoints of one run: a folder with one folder for each step kept.
 
-    def __init__(self, folder: str | os.PathLike[str], *, num_to_keep: int = 2) -> None:
+    Only one process may have it open, as what seems half-written is cleared away; use
+    `load_meta_params` to look at a run that is under way.
+
+    Args:
+      folder: made if it is not there.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = pathlib.Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(num_to_keep),
+            preservation_policy=ocp.checkpoint_managers.LatestN(_NUM_TO_KEEP),
             cleanup_tmp_directories=True,
             # The trainer donates its state to the next step, so the save must be done.
             enable_async_checkpointing=False,
@@ -41,7 +50,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that are complete, in ascending order."""
-        return sorted(self._manager.all_steps())
+        return _steps(self.folder)
 
     def path(self, step: int) -> pathlib.Path:
         """Where the checkpoint of `step` lies."""
@@ -50,20 +59,19 @@ class Checkpoints:
     def save(
         self, step: int, trees: dict[str, PyTree], record: dict[str, Any]
     ) -> pathlib.Path:
-        """Writes a step that is not there yet, then drops the oldest one.
+        """Writes a step, unless it is there already, then drops the oldest one.
 
         Args:
-          step: the number of steps taken.
+          step: the number of steps taken, at least those of the latest checkpoint.
           trees: name to pytree of arrays.
           record: JSON values that belong to them.
 
         Returns:
           The folder of the step.
         """
-        if step not in self.steps():
-            items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-            items["record"] = ocp.args.JsonSave(record)
-            self._manager.save(step, args=ocp.args.Composite(**items))
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["record"] = ocp.args.JsonSave(record)
+        self._manager.save(step, args=ocp.args.Composite(**items))
         return self.path(step)
 
     def restore_latest(
@@ -86,7 +94,7 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return step, *self._restore(step, like)
+                return step, *_restore(self.path(step), like)
             except Exception as error:
                 # Whatever Orbax stumbled over, going back loses time and nothing else.
                 cause = error
@@ -99,35 +107,9 @@ class Checkpoints:
             f"them under its old name, or start again in another `run_dir`."
         ) from cause
 
-    def restore(self, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
-        """Reads some trees of one step.
-
-        Raises:
-          CheckpointError: the step cannot be read, or does not fit `like`.
-        """
-        try:
-            return self._restore(step, like)[0]
-        except Exception as error:
-            raise CheckpointError(
-                f"The checkpoint {self.path(step)} cannot be read: {_summary(error)} "
-                f"Intact or not, these steps are there: {self.steps()}. It is damaged, "
-                f"or belongs to another learner or model than the one given."
-            ) from error
-
     def close(self) -> None:
         """Ends the threads that Orbax keeps."""
         self._manager.close()
-
-    def _restore(
-        self, step: int, like: dict[str, PyTree]
-    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
-        items = {
-            name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
-            for name, tree in like.items()
-        }
-        items["record"] = ocp.args.JsonRestore()
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return {name: restored[name] for name in like}, restored["record"]
 
     def _put_aside(self, step: int, error: Exception) -> None:
         aside = self.folder / f"damaged-{step}"
@@ -161,21 +143,47 @@ def load_meta_params(
     """
     if which not in ("best", "last"):
         raise ValueError(f'`which` must be "best" or "last", got {which!r}.')
-    folder = pathlib.Path(run_dir) / "checkpoints"
-    checkpoints = Checkpoints(folder) if folder.is_dir() else None
-    if checkpoints is None or not checkpoints.steps():
+    folder = pathlib.Path(run_dir).absolute() / "checkpoints"
+    steps = _steps(folder)
+    if not steps:
         raise FileNotFoundError(
             f"There is no checkpoint in {folder}; pass the `run_dir` of a training run "
             f"that has reached its first checkpoint."
         )
-    step = checkpoints.steps()[-1]
     name = "meta_params" if which == "last" else "best_params"
-    return checkpoints.restore(step, {name: like})[name]
+    path = folder / str(steps[-1])
+    try:
+        return _restore(path, {name: like})[0][name]
+    except Exception as error:
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be read: {_summary(error)} It is damaged "
+            f"or of another learner or model than `like`. Steps {steps} are there."
+        ) from error
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    # Orbax gives a step its name of digits when it is complete.
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in paths if path.name.isdigit())
+
+
+def _restore(
+    path: pathlib.Path, like: dict[str, PyTree]
+) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    items = {
+        name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
+        for name, tree in like.items()
+    }
+    items["record"] = ocp.args.JsonRestore()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(path, args=ocp.args.Composite(**items))
+    return {name: restored[name] for name in like}, restored["record"]
 
 
 def _abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     # Without a sharding Orbax asks for the devices that the run was made on.
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = getattr(leaf, "sharding", None)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

@@ -25,14 +25,7 @@ import numpy as np
 
 from metajax.objectives import accuracy, cross_entropy, masked_mean, squared_error
 from metajax.reports import Report, reliability
-
-try:
-    from metajax.tasks.checks import check_task
-except ImportError:
-
-    def check_task(task, name): ...
-
-
+from metajax.tasks.checks import check_task
 from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
 
 __all__ = ["NUM_BINS", "Leakage", "bank_task", "evaluate", "leakage"]
@@ -287,7 +280,8 @@ def _score_bank(
 
     def score(keys: tuple[Array, Array]) -> _Scores:
         key_task, key_adapt = keys
-        task = tasks(key_task)
+        # Constants in a task may still be NumPy arrays or Python numbers here.
+        task = jax.tree.map(jnp.asarray, tasks(key_task))
         query = task.query
 
         def answer(adapted: PyTree) -> PyTree:

@@ -67,10 +67,9 @@ def partition(
             f"adapt. The paths are {paths}; give a filter that accepts at least one."
         )
     pairs = list(zip(leaves, chosen, strict=True))
-    return (
-        structure.unflatten([leaf if is_chosen else None for leaf, is_chosen in pairs]),
-        structure.unflatten([None if is_chosen else leaf for leaf, is_chosen in pairs]),
-    )
+    adapts = [leaf if is_chosen else None for leaf, is_chosen in pairs]
+    stays = [None if is_chosen else leaf for leaf, is_chosen in pairs]
+    return jax.tree.unflatten(structure, adapts), jax.tree.unflatten(structure, stays)
 
 
 def combine(first: PyTree, second: PyTree) -> PyTree:

@@ -30,8 +30,7 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
     if mask is None:
         return jnp.mean(values)
     chex.assert_equal_shape([values, mask])
-    total = jnp.sum(jnp.where(mask, values, 0))
-    return total / jnp.sum(mask, dtype=values.dtype)
+    return jnp.mean(values, where=mask)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -87,11 +86,12 @@ def query_score(
       key: for `predict`.
 
     Returns:
-      The mean loss, and a dict with `accuracy`, a fraction, if labels are integers.
+      The mean loss, and a dict with `accuracy`, a fraction, if the outputs are logits
+      `[n, C]` and the labels integers `[n]`.
     """
     outputs = predict(adapted, query.x, mask=query.mask, key=key)
     metrics = {}
-    if isinstance(query.y, jax.Array) and jnp.issubdtype(query.y.dtype, jnp.integer):
+    if _classifies(outputs, query.y):
         metrics["accuracy"] = masked_mean(accuracy(outputs, query.y), query.mask)
     return masked_mean(objective(outputs, query.y), query.mask), metrics
 
@@ -120,3 +120,12 @@ def query_loss(
         return query_score(predict, adapted, task.query, objective, key_predict)
 
     return loss
+
+
+def _classifies(outputs: PyTree, y: PyTree) -> bool:
+    """Whether these are logits `[n, C]` and labels `[n]`, be they of JAX or NumPy."""
+    return (
+        getattr(outputs, "ndim", None) == 2
+        and getattr(y, "ndim", None) == 1
+        and jnp.issubdtype(y.dtype, jnp.integer)
+    )

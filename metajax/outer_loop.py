@@ -192,7 +192,7 @@ def outer_step(
     is_finite = _is_finite((loss, gradient, meta_params))
     metrics = metrics | {
         "loss": loss,
-        "gradient_norm": optax.global_norm(gradient),
+        "gradient_norm": optax.tree.norm(gradient),
         "is_finite": is_finite,
     }
     return _select(is_finite, proposed, state), metrics

@@ -20,6 +20,7 @@ __all__ = ["Progress"]
 
 _LINES_PER_RUN = 20
 _SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_BETWEEN_BARS = 0.1
 
 
 class Progress:
@@ -110,9 +111,14 @@ class Progress:
 
     def update(self, step: int, loss: float) -> None:
         """Shows where the run is: steps taken so far, and the latest loss."""
-        elapsed = time.monotonic() - self._began
+        now = time.monotonic()
+        if not self._is_due(step, now):
+            return
+        self._last_step, self._last_time = step, now
+        elapsed = now - self._began
         done, to_do = step - self._start, self._steps - step
-        parts = [f"{done / (elapsed - self._paused):.4g} steps/s", f"loss {loss:.4g}"]
+        rate = done / max(elapsed - self._paused, 1e-9)  # a clock may stand still
+        parts = [f"{rate:.4g} steps/s", f"loss {loss:.4g}"]
         if self._validation:
             parts.append(self._validation)
         if done and to_do:
@@ -121,14 +127,15 @@ class Progress:
         text = ", ".join(parts)
         if self._bar is not None:
             self._bar.update(TaskID(0), completed=step, text=text)
-        elif self._is_line_due(step):
-            self._last_step, self._last_time = step, time.monotonic()
+        else:
             self.say(f"step {step}/{self._steps}: {text}")
 
-    def _is_line_due(self, step: int) -> bool:
+    def _is_due(self, step: int, now: float) -> bool:
+        seconds = now - self._last_time
+        if self._bar is not None:
+            return seconds > _SECONDS_BETWEEN_BARS or step == self._steps
         lines = step * _LINES_PER_RUN // self._steps
         last_lines = self._last_step * _LINES_PER_RUN // self._steps
-        seconds = time.monotonic() - self._last_time
         return lines > last_lines or seconds > _SECONDS_BETWEEN_LINES
 
 

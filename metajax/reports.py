@@ -75,7 +75,7 @@ class Report:
       fingerprint: `[num_tasks, 2]` sums over the numbers in each task, by which
         `compare` notices reports from different banks.
       calibration: of integer labels under the default metrics, else None.
-      step_values: metric -> `[num_tasks, steps + 1]`, or None if no curve was asked for.
+      step_values: metric -> `[num_tasks, steps + 1]`; None if no curve was asked for.
     """
 
     values: dict[str, np.ndarray]
@@ -217,8 +217,8 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         difference = _format(self.metric, self.difference, self.half_width)
         return (
-            f"{self.metric} a - b: {difference} ({self.num_tasks} paired tasks, a higher "
-            f"in {self.share_higher:.1%}, lower in {self.share_lower:.1%}; "
+            f"{self.metric} a - b: {difference} ({self.num_tasks} paired tasks, "
+            f"a higher in {self.share_higher:.1%}, lower in {self.share_lower:.1%}; "
             f"p = {self.p_value:.2g}; a {self.protocols[0]}, b {self.protocols[1]})"
         )
 
@@ -392,13 +392,13 @@ def _check_same_bank(a: Report, b: Report) -> None:
     # Programs compiled for different learners, or other hardware, may round the same
     # task differently in its last bits.
     scale = np.abs(a.fingerprint[:, 1:]) + np.abs(b.fingerprint[:, 1:])
-    is_same = np.abs(a.fingerprint - b.fingerprint) <= 1e-4 * scale
+    is_same = np.abs(a.fingerprint - b.fingerprint) <= 1e-5 * scale
     if not np.all(is_same):
         num_other = np.sum(~np.all(is_same, axis=1))
         raise ValueError(
             "The reports are from different banks: seed and number of tasks agree, but "
-            f"{num_other} of {a.num_tasks} tasks do not hold the same numbers. Evaluate "
-            "both learners on the same task distribution."
+            f"{num_other} of {a.num_tasks} tasks do not hold the same numbers. "
+            "Evaluate both learners on the same task distribution."
         )
 
 

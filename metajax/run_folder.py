@@ -10,24 +10,28 @@ Runs with the same settings on the same machine write the same `metrics.jsonl`, 
 often they were killed and resumed, but for what stands under the key `timing`.
 """
 
+import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
 import pathlib
+import platform
 import time
+import warnings
 from typing import Any
 
+import jax
 import numpy as np
 
 from metajax.checkpoints import Checkpoints
 from metajax.types import PyTree
+from metajax.version import __version__
 
-__all__ = ["RunFolder", "plot_learning_curve", "read_metrics"]
+__all__ = ["RunFolder", "plot_learning_curve", "read_metrics", "run_settings"]
 
 Record = dict[str, Any]
 
-# A run may go on with another value of this.
-_MAY_CHANGE = ("train.steps",)
 _SECONDS_BETWEEN_PICTURES = 30.0
 
 
@@ -36,13 +40,13 @@ class RunFolder:
 
     Args:
       path: the folder; made if it is not there.
-      settings: a dict of JSON values. What stands under `train`, `config` and `state`
-        must equal that of the run that is in the folder, if there is one; the rest
-        (`versions`, `device`) may differ.
+      settings: from `run_settings`. If there is a run in the folder, then its `train`
+        (but for `steps`), `config` and `state` must be the same. A change of `versions`
+        or `device` is a warning; without one, `program` must be the same too.
 
     Raises:
-      ValueError: the folder holds a run with other settings, or the settings cannot be
-        written as JSON.
+      ValueError: the folder holds a run with other settings, or one that has taken more
+        steps, or the settings cannot be written as JSON.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Record) -> None:
@@ -55,9 +59,14 @@ class RunFolder:
                 f"written as JSON: {error}. Describe other objects by their names."
             ) from error
         _check_same_settings(self.path / "config.json", json.loads(text))
-        self.path.mkdir(parents=True, exist_ok=True)
-        _write_atomically(self.path / "config.json", f"{text}\n".encode())
         self._checkpoints = Checkpoints(self.path / "checkpoints")
+        taken = max(self._checkpoints.steps(), default=0)
+        if taken > settings["train"]["steps"]:
+            raise ValueError(
+                f"The run in {path} has taken {taken} steps; `steps` must be at least "
+                f"that, got {settings['train']['steps']}."
+            )
+        _write_atomically(self.path / "config.json", f"{text}\n".encode())
         self._metrics_path = self.path / "metrics.jsonl"
         self._last_picture = time.monotonic()
         self._tensorboard: Any = None
@@ -121,6 +130,41 @@ class RunFolder:
         self._last_picture = time.monotonic()
 
 
+def run_settings(
+    arguments: Record, config: Record | None, state: PyTree, lowered: jax.stages.Lowered
+) -> Record:
+    """All that a run depends on, for `RunFolder`.
+
+    Args:
+      arguments: of the trainer.
+      config: what its caller says of learner, tasks and optimizer.
+      state: of the training; shapes and dtypes are noted.
+      lowered: the program of the steps, noted as a hash: it knows every constant, and
+        so notices a changed learning rate that `config` says nothing of.
+    """
+    device = jax.devices()[0]
+    packages = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
+    return {
+        "train": arguments,
+        "config": config or {},
+        "state": {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        },
+        "program": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
+        "versions": {
+            "metajax": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
+    }
+
+
 def read_metrics(run_dir: str | os.PathLike[str]) -> list[Record]:
     """The history of a run, oldest first; empty if it has none.
 
@@ -130,13 +174,20 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> list[Record]:
     `half_width`, a dict of their 95 % half-widths. A number that is not finite is None.
 
     A last line that a kill cut in two is left out.
+
+    Raises:
+      ValueError: another line is damaged.
     """
     path = pathlib.Path(run_dir) / "metrics.jsonl"
     if not path.exists():
         return []
-    *lines, rest = path.read_text(encoding="utf-8").split("\n")
-    del rest
-    return [json.loads(line) for line in lines]
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(
+            f"{path} has a line that is not JSON ({error}); repair or remove it."
+        ) from error
 
 
 def plot_learning_curve(
@@ -200,32 +251,52 @@ def plot_learning_curve(
 
 
 def _check_same_settings(path: pathlib.Path, settings: Record) -> None:
+    """Raises if the run that `path` describes is not one with `settings`."""
     if not path.exists():
         return
     try:
-        old = _flatten(json.loads(path.read_text(encoding="utf-8")))
+        old_settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{path} is not JSON ({error}), so it is not known whether its run may be "
             f"continued. Restore the file, or choose another `run_dir`."
         ) from error
-    new = _flatten(settings)
-    missing = "(not set)"
-    differences = [
-        f"{name}: {old.get(name, missing)} in the folder, {new.get(name, missing)} now"
-        for name in sorted(old.keys() | new.keys())
-        if name.split(".")[0] in ("train", "config", "state")
-        and name not in _MAY_CHANGE
-        and old.get(name, missing) != new.get(name, missing)
-    ]
+    differences = _differences(old_settings, settings, ("train", "config", "state"))
     if differences:
         raise ValueError(
-            f"{path.parent} holds a run with other settings, which cannot be continued "
-            "with these:\n  "
+            f"{path.parent} holds a run with other settings:\n  "
             + "\n  ".join(differences)
-            + "\nUse another `run_dir` for "
-            "a new run, or the same settings to continue (`steps` may grow)."
+            + "\nUse another `run_dir` for a new run, or the same settings to continue "
+            "this one (only `steps` may grow)."
         )
+    differences = _differences(old_settings, settings, ("versions", "device"))
+    if differences:
+        warnings.warn(
+            f"The run in {path.parent} goes on with other software or another device, "
+            "so its result will not be that of an uninterrupted run bit for bit:\n  "
+            + "\n  ".join(differences),
+            stacklevel=4,
+        )
+    elif old_settings.get("program") not in (None, settings["program"]):
+        raise ValueError(
+            f"{path.parent} holds a run of another program: its settings are the same, "
+            "but learner, tasks or optimizer are not (a learning rate, a layer, a "
+            "schedule that depends on `steps`). Use another `run_dir` for a new run, "
+            "or bring back what was changed. To go on all the same, delete `program` "
+            f"from {path.name}."
+        )
+
+
+def _differences(old: Record, new: Record, sections: tuple[str, ...]) -> list[str]:
+    old, new = _flatten(old), _flatten(new)
+    missing = "not set"
+    return [
+        f"{name}: {old.get(name, missing)} in the folder, {new.get(name, missing)} now"
+        for name in sorted(old.keys() | new.keys())
+        if name.split(".")[0] in sections
+        and name != "train.steps"
+        and old.get(name, missing) != new.get(name, missing)
+    ]
 
 
 def _flatten(tree: Any, prefix: str = "") -> Record:

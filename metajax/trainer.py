@@ -9,58 +9,34 @@ bit for bit on one machine, however often the run was killed and resumed on the 
 import math
 import os
 import pathlib
-import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint
 
-from metajax.evaluation import Report, evaluate
+from metajax.evaluation import evaluate
 from metajax.outer_loop import (
     TrainState,
     init_state,
     reverse_mode,
     run_steps_fn,
-    sample_tasks,
-    select_tasks,
-    task_keys,
 )
 from metajax.progress import Progress
-from metajax.run_folder import Record, RunFolder
+from metajax.reports import Report
+from metajax.run_folder import Record, RunFolder, run_settings
+from metajax.task_source import HostTasks, TaskSource, is_host
 from metajax.tasks.checks import check_task
-from metajax.types import Array, Estimator, Learner, PyTree, Task, TaskDistribution
-from metajax.version import __version__
+from metajax.types import Array, Estimator, Learner, PyTree, TaskDistribution
 
-__all__ = ["HostTasks", "NonFiniteError", "TrainResult", "train"]
+__all__ = ["NonFiniteError", "TrainResult", "train"]
 
 # The bank that chooses the best step; others, such as a test bank from the same task
 # distribution under the default seed of `evaluate`, must not hold the same tasks.
 _VALIDATION_SEED = 1_000_003
-
-
-class HostTasks(Protocol):
-    """A source of tasks on the host, for data that do not fit the device."""
-
-    def batches(
-        self, step_keys: Callable[[int], Array], start: int, stop: int
-    ) -> Iterator[Task]:
-        """Yields the tasks of steps `start` to `stop`, one batch for each.
-
-        Args:
-          step_keys: step number -> keys `[B]`, one for each task of that step. Batches
-            must be a function of these alone, so that a resumed run sees the same.
-          start: first step.
-          stop: last step plus 1.
-
-        Yields:
-          Tasks with a leading axis `[B]` on every leaf, of the same shapes every time.
-        """
 
 
 class NonFiniteError(FloatingPointError):
@@ -147,8 +123,8 @@ def train(
       run_dir: folder for configuration, metrics, checkpoints and learning curve, see
         `metajax.run_folder`. None writes nothing.
       config: JSON values that describe learner, tasks and optimizer, written into the
-        folder. A run with another description is not continued; only what stands here
-        can be noticed, so name what matters, the learning rate for one.
+        folder. A run with another description is not continued. A change that is not
+        described is noticed too, as it makes another program, but cannot be named.
       log_every: steps that are averaged to one record of the history.
       checkpoint_every: steps between checkpoints; one more comes after the last step.
       progress: whether to show a bar, or lines where the output is no terminal.
@@ -164,16 +140,22 @@ def train(
       NonFiniteError: training diverged. The last good state is saved first.
       metajax.checkpoints.CheckpointError: no checkpoint of the run can be read.
     """
+    counts = {
+        "steps": steps,
+        "tasks_per_step": tasks_per_step,
+        "steps_per_dispatch": steps_per_dispatch,
+        "validate_every": validate_every,
+        "num_validation_tasks": num_validation_tasks,
+        "log_every": log_every,
+        "checkpoint_every": checkpoint_every,
+    }
     _check_types(learner, tasks, optimizer, validation)
-    _check_positive(
-        steps=steps,
-        tasks_per_step=tasks_per_step,
-        steps_per_dispatch=steps_per_dispatch,
-        validate_every=validate_every,
-        num_validation_tasks=num_validation_tasks,
-        log_every=log_every,
-        checkpoint_every=checkpoint_every,
-    )
+    _check_positive(counts)
+    if monitor is not None and validation is None:
+        raise ValueError(
+            f"`monitor` needs `validation`, a task distribution; got {monitor!r} and "
+            f"None."
+        )
     if estimator is None:
         _check_block(tasks_per_block, tasks_per_step)
         estimator = reverse_mode(tasks_per_block=tasks_per_block)
@@ -183,35 +165,39 @@ def train(
             "`estimator`."
         )
 
-    key_init, key_example, key = jax.random.split(jax.random.key(seed), 3)
-    source = _Source(tasks, key, tasks_per_step, steps_per_dispatch)
-    example = source.example(key_example)
+    key_init, key = jax.random.split(jax.random.key(seed))
+    source = TaskSource(
+        tasks,
+        key,
+        tasks_per_step=tasks_per_step,
+        steps_per_dispatch=steps_per_dispatch,
+    )
+    example = source.example()
     check_task(example, "tasks")
     state = init_state(key_init, learner, example, optimizer, estimator)
 
-    step, best = 0, _Best(state.meta_params, 0, None)
+    source.start(0, 1)
+    lowered = run_steps_fn(
+        learner,
+        optimizer,
+        estimator,
+        source.draw,
+        tasks_per_step=tasks_per_step,
+        steps_per_dispatch=steps_per_dispatch,
+    ).lower(state, source.take(1), key, np.int32(0), np.int32(0))
+
+    step, best = 0, _Best(None, 0, None)
     history: list[Record] = []
     folder = None
     if run_dir is not None:
-        settings = {
-            "steps": steps,
-            "tasks_per_step": tasks_per_step,
+        arguments = counts | {
             "seed": seed,
-            "steps_per_dispatch": steps_per_dispatch,
             "tasks_per_block": tasks_per_block,
-            "validate_every": None if validation is None else validate_every,
-            "num_validation_tasks": num_validation_tasks,
+            "has_validation": validation is not None,
             "monitor": monitor,
-            "log_every": log_every,
-            "checkpoint_every": checkpoint_every,
         }
-        folder = RunFolder(run_dir, _description(settings, config, state))
+        folder = RunFolder(run_dir, run_settings(arguments, config, state, lowered))
         step, state, best, history = _resume(folder, state, best)
-        if step > steps:
-            raise ValueError(
-                f"`steps` is {steps}, but the run in {run_dir} has taken {step}; ask "
-                f"for at least as many, or use another `run_dir`."
-            )
 
     def log(record: Record) -> None:
         history.append(record)
@@ -247,23 +233,26 @@ def train(
 
     stops = (log_every, validate_every, checkpoint_every)
     with Progress(step, steps, enabled=progress) as show:
+        if step:
+            show.say(f"going on from step {step} of the run in {run_dir}")
         try:
             if validation is not None and not history:
                 best = validated(best, validation)
             if step < steps:
                 with show.pause("compiling"):
-                    program = source.compile(learner, optimizer, estimator, state)
+                    program = lowered.compile()
                 source.start(step, steps)
             while step < steps:
                 began = time.monotonic()
                 stop = min(steps, *(step - step % every + every for every in stops))
-                state, metrics = _take_steps(program, source, state, step, stop, show)
-                is_finite = metrics.pop("is_finite")
-                taken = int(np.argmin(is_finite)) if not all(is_finite) else stop - step
+                state, metrics, taken = _take_steps(
+                    program, source, state, step, stop, show
+                )
                 step += taken
                 if taken:
                     seconds = time.monotonic() - began
                     log(_train_record(metrics, taken, step, seconds))
+                    show.update(step, metrics["loss"][taken - 1])
                 if step < stop:
                     raise _non_finite_error(step, metrics, taken, save())
                 if validation is not None and _is_due(step, steps, validate_every):
@@ -280,93 +269,27 @@ def train(
 
 
 class _Best(NamedTuple):
-    """The best validation so far; `value` is None before there was one."""
+    """The best validation so far; `params` and `value` are None before it."""
 
     params: PyTree
     step: int
     value: float | None
 
 
-class _Source:
-    """Where tasks come from: a distribution on the device, or batches of the host."""
-
-    def __init__(
-        self,
-        tasks: TaskDistribution | HostTasks,
-        key: Array,
-        tasks_per_step: int,
-        steps_per_dispatch: int,
-    ) -> None:
-        self.key = key
-        self.steps_per_dispatch = steps_per_dispatch
-        self._tasks_per_step = tasks_per_step
-        self._is_host = _is_host(tasks)
-        if not self._is_host and jax.tree_util.all_leaves([tasks]):
-            tasks = jax.tree_util.Partial(tasks)  # a plain function is no pytree
-        self._tasks: Any = tasks
-        self._batches: Iterator[Task] = iter(())
-
-    def example(self, key: Array) -> Task:
-        """One task with real values."""
-        if not self._is_host:
-            return jax.jit(lambda tasks, key: tasks(key))(self._tasks, key)
-        batch = next(self._tasks.batches(self._step_keys, 0, 1))
-        self._batch_shapes = jax.eval_shape(lambda: batch)
-        return jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
-
-    def compile(
-        self,
-        learner: Learner,
-        optimizer: optax.GradientTransformation,
-        estimator: Estimator,
-        state: TrainState,
-    ) -> jax.stages.Compiled:
-        """The program of `run_steps_fn`, compiled for this source."""
-        run_steps = run_steps_fn(
-            learner,
-            optimizer,
-            estimator,
-            select_tasks if self._is_host else sample_tasks,
-            tasks_per_step=self._tasks_per_step,
-            steps_per_dispatch=self.steps_per_dispatch,
-        )
-        source = self._tasks
-        if self._is_host:
-            source = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(
-                    (self.steps_per_dispatch, *x.shape), x.dtype
-                ),
-                self._batch_shapes,
-            )
-        zero = np.int32(0)
-        return run_steps.lower(state, source, self.key, zero, zero).compile()
-
-    def start(self, step: int, steps: int) -> None:
-        """Begins at `step`."""
-        if self._is_host:
-            self._batches = self._tasks.batches(self._step_keys, step, steps)
-
-    def take(self, count: int) -> PyTree:
-        """What the program wants as its `source` for the next `count` steps."""
-        if not self._is_host:
-            return self._tasks
-        batches = [next(self._batches) for _ in range(count)]
-        batches += batches[-1:] * (self.steps_per_dispatch - count)
-        return jax.tree.map(lambda *x: np.stack(x), *batches)
-
-    def _step_keys(self, step: int) -> Array:
-        return task_keys(self.key, step, self._tasks_per_step)[0]
-
-
 def _take_steps(
     program: jax.stages.Compiled,
-    source: _Source,
+    source: TaskSource,
     state: TrainState,
     start: int,
     stop: int,
     show: Progress,
-) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """Takes steps `start` to `stop`, or to the first that is not finite."""
+) -> tuple[TrainState, dict[str, np.ndarray], int]:
+    """Takes steps `start` to `stop`, or fewer if one of them is not finite.
+
+    Returns:
+      The last good state, metrics `[stop - start]` (or those up to the step that is not
+      finite), and the number of steps taken.
+    """
     rows: list[dict[str, np.ndarray]] = []
     in_flight: deque[tuple[int, dict[str, Array]]] = deque()
 
@@ -384,20 +307,25 @@ def _take_steps(
         if len(in_flight) == 2:
             read()
             show.update(begin, rows[-1]["loss"][-1])
-            if not all(rows[-1]["is_finite"]):
+            if not np.all(rows[-1]["is_finite"]):
                 break
     while in_flight:
         read()
-    show.update(stop, rows[-1]["loss"][-1])
-    return state, {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+    history = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+    is_finite = history.pop("is_finite")
+    taken = stop - start if np.all(is_finite) else int(np.argmin(is_finite))
+    return state, history, taken
 
 
 def _train_record(
     metrics: dict[str, np.ndarray], taken: int, step: int, seconds: float
 ) -> Record:
-    means = {k: float(np.mean(v[:taken], dtype=float)) for k, v in metrics.items()}
-    timing = {"seconds": seconds, "steps_per_second": taken / seconds}
-    return {"kind": "train", "step": step, **means, "timing": timing}
+    return {
+        "kind": "train",
+        "step": step,
+        **{k: _or_none(np.mean(v[:taken], dtype=float)) for k, v in metrics.items()},
+        "timing": {"seconds": seconds, "steps_per_second": taken / seconds},
+    }
 
 
 def _validation_record(report: Report, step: int, seconds: float) -> Record:
@@ -411,7 +339,7 @@ def _validation_record(report: Report, step: int, seconds: float) -> Record:
 
 
 def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON has no NaN
+    return float(value) if math.isfinite(value) else None  # JSON has no NaN
 
 
 def _monitored(report: Report, monitor: str | None) -> str:
@@ -470,7 +398,7 @@ def _trees(state: TrainState, best: _Best) -> dict[str, PyTree]:
     return {
         "meta_params": state.meta_params,
         "rest": state._replace(meta_params=()),
-        "best_params": best.params,
+        "best_params": state.meta_params if best.value is None else best.params,
     }
 
 
@@ -487,32 +415,6 @@ def _resume(
     return step, state, best, history
 
 
-def _description(settings: Record, config: Record | None, state: TrainState) -> Record:
-    device = jax.devices()[0]
-    return {
-        "train": settings,
-        "config": config or {},
-        "state": {
-            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-        },
-        "versions": {
-            "metajax": __version__,
-            "python": platform.python_version(),
-            **{m.__name__: m.__version__ for m in (jax, np, optax, orbax.checkpoint)},
-        },
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-        },
-    }
-
-
-def _is_host(tasks: object) -> bool:
-    return hasattr(tasks, "batches")
-
-
 def _check_types(
     learner: object, tasks: object, optimizer: object, validation: object
 ) -> None:
@@ -526,7 +428,7 @@ def _check_types(
             f"`optimizer` must be an Optax optimizer such as `optax.adam(1e-3)`, got "
             f"{type(optimizer).__name__}."
         )
-    if not callable(tasks) and not _is_host(tasks):
+    if not callable(tasks) and not is_host(tasks):
         raise TypeError(
             f"`tasks` must be a function from a key to a `Task`, or have `batches` as "
             f"`HostTasks` describes, got {type(tasks).__name__}."
@@ -538,8 +440,8 @@ def _check_types(
         )
 
 
-def _check_positive(**numbers: int) -> None:
-    for name, value in numbers.items():
+def _check_positive(counts: dict[str, int]) -> None:
+    for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(
                 f"`{name}` must be an integer of at least 1, got {value!r}."

@@ -201,6 +201,10 @@ def test_bank_does_not_depend_on_its_size_or_blocks(report):
         np.testing.assert_allclose(values, report.values[name][:7], rtol=1e-5)
 
 
+def test_no_task_is_in_the_bank_twice(report):
+    assert len(np.unique(report.fingerprint[:, 0])) == 50
+
+
 def test_bank_does_not_depend_on_the_configured_generator():
     task = bank_task(class_task, 3)
     with jax.default_prng_impl("rbg"):
@@ -226,6 +230,18 @@ def test_padding_changes_nothing(report):
     np.testing.assert_allclose(padded.calibration.error, report.calibration.error)
 
 
+def test_nan_for_padding_does_not_count(report):
+    def transform(x, mask):
+        return jnp.where(mask[:, None], x, jnp.nan)
+
+    learner = centroid(transform=transform)
+    padded = report_of(learner, tasks=padded_class_task, check_leakage=True)
+    assert padded.num_non_finite == 0
+    assert padded.protocol == "inductive"
+    np.testing.assert_allclose(padded.mean["nll"], report.mean["nll"], rtol=1e-5)
+    np.testing.assert_allclose(padded.calibration.error, report.calibration.error)
+
+
 def test_absent_classes_change_nothing(report):
     wider = report_of(centroid(way=WAY + 2), check_leakage=True)
     assert wider.protocol == "inductive"
@@ -243,7 +259,7 @@ class Table:
 
     def __call__(self, key):
         del key
-        y = jnp.arange(WAY)
+        y = np.arange(WAY)  # a constant, which stays NumPy within `jit`
         return Task(Examples(self.x, y), Examples(self.x[::-1], y[::-1]))
 
 
@@ -420,14 +436,19 @@ def test_reports_of_other_distributions_are_not(report):
         compare(report, report_of(tasks=shifted_task))
 
 
-def test_rubbish_in_padding_does_not_hide_the_bank():
-    def tasks(key):
-        support, query = padded_class_task(key)
-        return Task(support, query._replace(x=query.x.at[0].set(jnp.nan)))
+def test_infinity_in_a_task_does_not_hide_the_bank(report):
+    """Such as a limit among the parameters of an environment."""
 
-    report = report_of(tasks=tasks, num_tasks=2)
-    assert report.num_non_finite == 0
-    assert compare(report, report).p_value == 1
+    def tasks(key):
+        support, query = class_task(key)
+        return Task((jnp.inf, support), query)
+
+    def adapt(meta_params, support, *, key=None):
+        return CENTROID.adapt(meta_params, support[1])
+
+    other = report_of(CENTROID._replace(adapt=adapt), tasks=tasks)
+    np.testing.assert_array_equal(other.values["nll"], report.values["nll"])
+    assert compare(other, other).p_value == 1
 
 
 # Leakage.
@@ -465,6 +486,36 @@ def test_transductive_learner_is_found(name):
     assert not result.is_inductive
     assert result.protocol == "transductive"
     assert result.max_deviation > 10 * result.tolerance
+
+
+def test_small_predictions_do_not_hide_a_leak():
+    params = {"scale": jnp.asarray(1e-8)}
+    result = leakage(centroid(transform=centre), params, bank_task(class_task, 0))
+    assert result.protocol == "transductive"
+
+
+def test_absent_classes_do_not_hide_a_leak():
+    learner = centroid(transform=centre, way=WAY + 1)
+    result = leakage(learner, PARAMS, bank_task(class_task, 0))
+    assert np.isfinite(result.max_deviation)
+    assert result.protocol == "transductive"
+
+
+def test_leak_to_a_single_query_is_found():
+    def adapt(meta_params, support, *, key=None):
+        return CENTROID.adapt(PARAMS, support), meta_params
+
+    def predict(adapted, inputs, *, mask=None, key=None):
+        adapted, target = adapted
+        is_target = jnp.all(inputs == target[None, :], axis=1, keepdims=True)
+        inputs = jnp.where(is_target, centre(inputs, mask), inputs)
+        return CENTROID.predict(adapted, inputs)
+
+    learner = Learner(None, adapt, predict, None)
+    task = bank_task(class_task, 0)
+    for target in task.query.x:
+        assert leakage(learner, target, task).protocol == "transductive"
+    assert leakage(learner, jnp.zeros(DIM), task).protocol == "inductive"
 
 
 def test_evaluation_states_the_protocol(report):
@@ -506,6 +557,11 @@ def environment_task(key):
     return Task(support, query.x)
 
 
+def nan_task(key):
+    support, query = class_task(key)
+    return Task(support._replace(x=support.x.at[1].set(jnp.nan)), query)
+
+
 def pair_task(key):
     support, query = class_task(key)
     return Task(support, query._replace(y=(query.y, query.y)))
@@ -520,6 +576,7 @@ ERRORS = {
         r"`meta_params\['scale'\]` holds NaN: .* last good checkpoint",
     ),
     "tasks": ({"tasks": [1]}, "`tasks` must be a function .* got list"),
+    "bad task": ({"tasks": nan_task}, "tasks: `support.x` must be finite"),
     "environment": ({"tasks": environment_task}, "whose query is `Examples`, got"),
     "pytree": ({"tasks": pair_task}, "default metrics need .* give `metrics_fn`"),
     "metrics not scalar": (

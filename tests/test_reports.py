@@ -13,7 +13,7 @@ NUM_TASKS = 40
 
 
 def make_report(shift=0.0, *, seed=0, num_tasks=NUM_TASKS, **kwargs):
-    """Accuracy and likelihood of easy and hard tasks, with some noise of the learner."""
+    """Tasks from easy to hard, with some noise and a shift that are the learner's."""
     generator = np.random.default_rng(seed)
     ease = generator.uniform(0.4, 0.9, num_tasks)
     noise = np.random.default_rng(round(100 * shift)).normal(0, 0.02, num_tasks)
@@ -86,6 +86,7 @@ def test_all_tasks_failed(report):
     assert np.isnan(failed.median["mse"])
 
 
+@pytest.mark.filterwarnings("error")
 def test_one_task_has_no_interval():
     report = make_report(num_tasks=1)
     assert report.num_tasks == 1

@@ -9,7 +9,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from metajax.models.normalization import STATISTICS, check_normalization
+from metajax.models.normalization import (
+    STATISTICS,
+    check_normalization,
+    hide_padding,
+)
+from metajax.objectives import split_key
 from metajax.types import Array, Model, PyTree
 
 __all__ = ["from_functions", "from_linen", "from_nnx"]
@@ -32,7 +37,8 @@ def from_functions(init: Callable[..., PyTree], apply: Callable[..., PyTree]) ->
         mask: Array | None = None,
         key: Array | None = None,
     ) -> PyTree:
-        return apply(params, x, **_only({"mask": mask, "key": key}, accepted))
+        values = {"mask": mask, "key": key}
+        return apply(params, hide_padding(x, mask), **_only(values, accepted))
 
     return Model(init, apply_model)
 
@@ -42,7 +48,7 @@ def from_linen(module: nn.Module, *, normalization: str = "none") -> Model:
 
     The module is called with `x` and, where its `__call__` has parameters of these
     names, `mask`, `deterministic` (True without a key) and `train` (the opposite). The
-    key feeds the random streams `dropout` and `default`.
+    key feeds every random stream; without one there is none.
 
     Args:
       module: a module without state of its own: parameters only. In place of
@@ -54,9 +60,11 @@ def from_linen(module: nn.Module, *, normalization: str = "none") -> Model:
       A model whose `params` are the module's variables, `{"params": ...}`.
 
     Raises:
-      ValueError: if `normalization` is unknown; in `init`, if the module keeps state.
+      ValueError: if `normalization` is unknown; in `init`, if the module keeps state or
+        its `Normalize` layers are not of the kind that `normalization` says.
     """
     check_normalization(normalization)
+    has_statistics = normalization in ("support", "calibrated")
     accepted = _accepted(type(module).__call__)
 
     def arguments(mask: Array | None, key: Array | None) -> dict[str, Any]:
@@ -72,6 +80,14 @@ def from_linen(module: nn.Module, *, normalization: str = "none") -> Model:
                 "models are pure functions of their parameters. Replace nn.BatchNorm "
                 "by metajax.models.normalization.Normalize, or drop the layer."
             )
+        frozen = set(jax.eval_shape(statistics, variables, x)) - {"params"}
+        if bool(frozen) != has_statistics:
+            raise ValueError(
+                f"normalization={normalization!r} does not fit {type(module).__name__},"
+                f" which has {'a' if frozen else 'no'} Normalize layer of a kind that "
+                "freezes statistics ('support' or 'calibrated'). Give `from_linen` the "
+                "kind of the module's layers."
+            )
         return variables
 
     def apply(
@@ -81,7 +97,9 @@ def from_linen(module: nn.Module, *, normalization: str = "none") -> Model:
         mask: Array | None = None,
         key: Array | None = None,
     ) -> PyTree:
-        return module.apply(params, x, rngs=_streams(key), **arguments(mask, key))
+        return module.apply(
+            params, hide_padding(x, mask), rngs=_streams(key), **arguments(mask, key)
+        )
 
     def statistics(
         params: PyTree,
@@ -92,14 +110,13 @@ def from_linen(module: nn.Module, *, normalization: str = "none") -> Model:
     ) -> PyTree:
         _, frozen = module.apply(
             params,
-            x,
+            hide_padding(x, mask),
             rngs=_streams(key),
             mutable=[STATISTICS],
             **arguments(mask, key),
         )
         return params | frozen
 
-    has_statistics = normalization in ("support", "calibrated")
     return Model(init, apply, statistics if has_statistics else None, normalization)
 
 
@@ -119,7 +136,8 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """
     module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     accepted = _accepted(type(module).__call__)
-    graph, abstract, streams, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    graph, abstract, *others = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    streams, state = others
     if jax.tree.leaves(state):
         kinds = sorted({type(leaf).__name__ for _, leaf in nnx.to_flat_state(state)})
         raise ValueError(
@@ -139,32 +157,32 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         mask: Array | None = None,
         key: Array | None = None,
     ) -> PyTree:
-        seed = jax.random.key(0) if key is None else key
+        key_streams, key_call = split_key(key, 2)
         state = jax.tree.map(lambda leaf: leaf, abstract)  # the next line writes to it
         nnx.replace_by_pure_dict(state, params)
-        module = nnx.merge(graph, state, _fresh_streams(streams, seed))
+        module = nnx.merge(graph, state, _fresh_streams(streams, key_streams))
         if key is None:
             module.eval()
         else:
             module.train()
-        rngs = None if key is None else nnx.Rngs(key)
-        return module(x, **_only({"mask": mask, "rngs": rngs}, accepted))
+        rngs = None if key_call is None else nnx.Rngs(key_call)
+        values = {"mask": mask, "rngs": rngs}
+        return module(hide_padding(x, mask), **_only(values, accepted))
 
     return Model(init, apply)
 
 
-def _fresh_streams(streams: PyTree, key: Array) -> PyTree:
+def _fresh_streams(streams: PyTree, key: Array | None) -> PyTree:
     """The random streams of an NNX module, each at its start and with its own key."""
+    if key is None:  # a deterministic module has streams too, but does not draw
+        key = jax.random.key(0)
     leaves, structure = jax.tree.flatten(streams)
     is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
-    return structure.unflatten(
-        [
-            jax.random.fold_in(key, i)
-            if is_key[i]
-            else jnp.zeros(leaf.shape, leaf.dtype)
-            for i, leaf in enumerate(leaves)
-        ]
-    )
+    fresh = [
+        jax.random.fold_in(key, i) if is_key[i] else jnp.zeros(leaf.shape, leaf.dtype)
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, fresh)
 
 
 def _accepted(function: Callable) -> frozenset[str]:
@@ -179,4 +197,5 @@ def _only(values: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
 def _streams(key: Array | None) -> dict[str, Array]:
     if key is None:
         return {}
-    return dict(zip(("dropout", "default"), jax.random.split(key), strict=True))
+    # Linen takes "params" for a stream of any other name.
+    return dict(zip(("dropout", "params"), jax.random.split(key), strict=True))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -104,9 +105,12 @@ def _kernel_gradient(x: Array, g: Array, *, geometry: Geometry) -> Array:
     """A sum of products of patches over blocks of images small enough for the cache."""
     rows = geometry.output[0] * geometry.output[1]
     block = max(
-        d
-        for d in range(1, len(x) + 1)
-        if len(x) % d == 0 and d * rows <= 1024 or d == 1
+        (
+            d
+            for d in range(1, len(x) + 1)
+            if len(x) % d == 0 and d * rows <= 1024 or d == 1
+        ),
+        default=0,
     )
     if block == len(x):
         return _kernel_gradient_product(x, g, geometry=geometry)
@@ -115,8 +119,9 @@ def _kernel_gradient(x: Array, g: Array, *, geometry: Geometry) -> Array:
         return total + _kernel_gradient_product(*pair, geometry=geometry), None
 
     shape = (*geometry.window, x.shape[-1], g.shape[-1])
+    zeros = jnp.zeros(shape, jnp.promote_types(x.dtype, jnp.float32))
     blocks = jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), (x, g))
-    return jax.lax.scan(add, jnp.zeros(shape, x.dtype), blocks)[0]
+    return jax.lax.scan(add, zeros, blocks)[0].astype(x.dtype)
 
 
 # The same three as products of image patches, for kernels that differ between tasks.
@@ -136,7 +141,8 @@ def _patches(x: Array, geometry: Geometry) -> Array:
         for i in range(rows)
         for j in range(columns)
     ]
-    return jnp.concatenate(taps, axis=-1).reshape(len(x) * height * width, -1)
+    patches = jnp.concatenate(taps, axis=-1)
+    return patches.reshape(len(x) * height * width, patches.shape[-1])
 
 
 def _conv_product(x: Array, w: Array, *, geometry: Geometry) -> Array:
@@ -212,8 +218,9 @@ def _batch(
     *,
     geometry: Geometry,
 ) -> tuple[Array, int]:
-    if primitive is not kernel_gradient_p and dims[1] is None:  # images differ only
-        images = jnp.moveaxis(args[0], dims[0], 0)
+    image_dim, other_dim = dims
+    if primitive is not kernel_gradient_p and other_dim is None:  # images differ only
+        images = jnp.moveaxis(args[0], image_dim or 0, 0)
         folded = images.reshape(-1, *images.shape[2:])
         outputs = primitive.bind(folded, args[1], geometry=geometry)
         return outputs.reshape(*images.shape[:2], *outputs.shape[1:]), 0
@@ -233,6 +240,8 @@ def convolve(
 ) -> Array:
     """Two-dimensional cross-correlation, as `jax.lax.conv_general_dilated` in NHWC.
 
+    Other than there, images and kernel of different types are promoted.
+
     Args:
       x: images `[n, H, W, C]`.
       kernel: `[h, w, C, F]`.
@@ -243,14 +252,22 @@ def convolve(
       `[n, H', W', F]`.
 
     Raises:
-      ValueError: if `padding` is unknown.
+      ValueError: if `padding` is unknown or `stride` is not at least 1.
+      AssertionError: at trace time, if an array does not have four axes or the numbers
+        of channels differ.
     """
-    image, window = x.shape[1:3], kernel.shape[:2]
+    chex.assert_rank([x, kernel], 4)
+    chex.assert_equal(x.shape[3], kernel.shape[2])
+    x, kernel = (a.astype(jnp.result_type(x, kernel)) for a in (x, kernel))
+    if not isinstance(stride, int) or stride < 1:
+        raise ValueError(f"`stride` must be an integer of at least 1, got {stride!r}.")
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"`padding` must be 'SAME' or 'VALID', got {padding!r}.")
-    pads = jax.lax.padtype_to_pads(image, window, (stride, stride), padding)
-    (top, bottom), (left, right) = pads
-    geometry = Geometry(stride, ((top, bottom), (left, right)), image, window)
+    image, window = (x.shape[1], x.shape[2]), (kernel.shape[0], kernel.shape[1])
+    vertical, horizontal = jax.lax.padtype_to_pads(
+        image, window, (stride, stride), padding
+    )
+    geometry = Geometry(stride, (vertical, horizontal), image, window)
     return conv_p.bind(x, kernel, geometry=geometry)
 
 

@@ -10,6 +10,7 @@ flattened).
 
 from collections.abc import Sequence
 
+import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -50,7 +51,13 @@ class Conv4(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """Maps images `[n, H, W, C]` to `[n, num_outputs]` or embeddings `[n, D]`."""
+        chex.assert_rank(x, 4)
         is_strided = self.pooling == "stride"
+        if not is_strided and min(x.shape[1:3]) < 16:
+            raise ValueError(
+                "Four 2 x 2 poolings need images of at least 16 x 16, got "
+                f"{x.shape[1]} x {x.shape[2]}; use larger ones or pooling='stride'."
+            )
         # Glorot as in MAML's code; uniform within 1 / sqrt(fan in) as in PyTorch's
         # default, which is what Prototypical Networks were trained from.
         init = (
@@ -83,10 +90,13 @@ def mlp(
       `params/head`.
 
     Raises:
-      ValueError: if a size is not at least 1, or the normalisation is unknown.
+      ValueError: if a size is not at least 1, the normalisation is unknown, or a hidden
+        size is no multiple of the number of groups of `"group"`, 8.
     """
     _check_sizes(num_outputs=num_outputs)
-    _check_sizes(**{f"hidden[{i}]": size for i, size in enumerate(hidden)})
+    for index, size in enumerate(hidden):
+        _check_sizes(**{f"hidden[{index}]": size})
+        _check_groups(f"hidden[{index}]", size, normalization)
     module = MLP(tuple(hidden), num_outputs, normalization)
     return from_linen(module, normalization=normalization)
 
@@ -112,11 +122,14 @@ def conv4(
       A model from images `[n, H, W, C]` to `[n, num_outputs]` or `[n, D]`.
 
     Raises:
-      ValueError: if a size is not at least 1, or a name is unknown.
+      ValueError: if a size is not at least 1, a name is unknown, `features` is no
+        multiple of the number of groups of `"group"`, 8; in `init` and `apply`, if an
+        image is too small for four poolings.
     """
     if pooling not in ("max", "stride"):
         raise ValueError(f"`pooling` must be 'max' or 'stride', got {pooling!r}.")
     _check_sizes(features=features)
+    _check_groups("features", features, normalization)
     if num_outputs is not None:
         _check_sizes(num_outputs=num_outputs)
     module = Conv4(num_outputs, features, pooling, normalization)
@@ -129,3 +142,11 @@ def _check_sizes(**sizes: int) -> None:
             raise ValueError(
                 f"`{name}` must be an integer of at least 1, got {size!r}."
             )
+
+
+def _check_groups(name: str, size: int, normalization: str) -> None:
+    if normalization == "group" and size % Normalize.num_groups:
+        raise ValueError(
+            f"`{name}` must be a multiple of {Normalize.num_groups}, the number of "
+            f"groups of normalization='group', got {size}."
+        )

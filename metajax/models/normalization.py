@@ -29,6 +29,7 @@ __all__ = [
     "calibrate",
     "check_normalization",
     "freeze_support_statistics",
+    "hide_padding",
 ]
 
 NORMALIZATIONS = ("none", "layer", "group", "batch", "support", "calibrated")
@@ -43,6 +44,22 @@ def check_normalization(kind: str) -> None:
         raise ValueError(
             f"`normalization` must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}."
         )
+
+
+def hide_padding(x: PyTree, mask: Array | None) -> PyTree:
+    """Puts zeros in the rows of a pytree `[n, ...]` where `mask` `[n]` is False.
+
+    Padding may hold anything. Even where it takes no part in a result, its NaN would
+    reach the gradient, as 0 * NaN in the product rule.
+    """
+    if mask is None:
+        return x
+
+    def hide(leaf: Array) -> Array:
+        is_real = jnp.reshape(mask, (-1,) + (1,) * (leaf.ndim - 1))
+        return jnp.where(is_real, leaf, jnp.zeros((), leaf.dtype))
+
+    return jax.tree.map(hide, x)
 
 
 class Normalize(nn.Module):
@@ -68,13 +85,20 @@ class Normalize(nn.Module):
         check_normalization(self.kind)
         if self.kind == "none":
             return x
+        x = hide_padding(x, mask)
+        # Two passes everywhere: the difference of moments loses digits when the mean is
+        # large, and in half precision squares overflow, so statistics are float32.
         if self.kind == "layer":
-            axes = tuple(range(1, x.ndim))
             return nn.LayerNorm(
-                epsilon=self.epsilon, reduction_axes=axes, feature_axes=-1
+                epsilon=self.epsilon,
+                reduction_axes=tuple(range(1, x.ndim)),
+                feature_axes=-1,
+                use_fast_variance=False,
             )(x)
         if self.kind == "group":
-            return nn.GroupNorm(self.num_groups, epsilon=self.epsilon)(x)
+            return nn.GroupNorm(
+                self.num_groups, epsilon=self.epsilon, use_fast_variance=False
+            )(x)
         mean, variance = self._statistics(x, mask)
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones_init(), channels)
@@ -82,21 +106,23 @@ class Normalize(nn.Module):
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
         shift = bias - mean * factor
         ones = (1,) * (x.ndim - 1)
-        return x * factor.reshape(ones + channels) + shift.reshape(ones + channels)
+        outputs = x * factor.reshape(ones + channels) + shift.reshape(ones + channels)
+        return outputs.astype(jnp.result_type(x, scale, bias))
 
     def _statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
         """Mean and variance per channel `[C]`: frozen ones where there are any."""
-        freezes = self.is_mutable_collection(STATISTICS) and not self.is_initializing()
-        if self.has_variable(STATISTICS, "mean") and not freezes:
-            mean = self.get_variable(STATISTICS, "mean")
-            variance = self.get_variable(STATISTICS, "variance")
+        keeps = self.kind != "batch" and not self.is_initializing()
+        freezes = keeps and self.is_mutable_collection(STATISTICS)
+        if keeps and self.has_variable(STATISTICS, "mean") and not freezes:
+            mean: Array = self.get_variable(STATISTICS, "mean")
+            variance: Array = self.get_variable(STATISTICS, "variance")
             if self.kind == "calibrated":  # constants, not meta-parameters
                 return jax.lax.stop_gradient((mean, variance))
             return mean, variance
         where = None if mask is None else mask.reshape((-1,) + (1,) * (x.ndim - 1))
         axes = tuple(range(x.ndim - 1))
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean = jnp.mean(x, axes, where=where)
-        # Two passes: the difference of moments loses digits when the mean is large.
         centred = x - mean.reshape((1,) * (x.ndim - 1) + mean.shape)
         variance = jnp.mean(jnp.square(centred), axes, where=where)
         if freezes:
@@ -141,13 +167,14 @@ def calibrate(
       params: its parameters.
       tasks: a task distribution; use the one of training.
       key: chooses the tasks; the key is consumed.
-      num_tasks: how many tasks to average over.
+      num_tasks: how many tasks to average over, at least 1.
 
     Returns:
       `params` with statistics, for the same model: it is inductive from then on.
 
     Raises:
-      ValueError: if the model's normalisation is not `"calibrated"`.
+      ValueError: if the model's normalisation is not `"calibrated"`, or `num_tasks` is
+        not at least 1.
     """
     if model.normalization != "calibrated" or model.statistics is None:
         raise ValueError(
@@ -155,6 +182,8 @@ def calibrate(
             f"normalization={model.normalization!r}. Build and train the model with "
             "'calibrated' first: its parameters are those of 'batch'."
         )
+    if num_tasks < 1:
+        raise ValueError(f"`num_tasks` must be at least 1, got {num_tasks}.")
     statistics = model.statistics
 
     @jax.jit
@@ -173,8 +202,8 @@ def calibrate(
         total, _ = jax.lax.scan(add, zeros, keys)
         return jax.tree.map(lambda leaf: leaf / (2 * len(keys)), total)
 
-    if not jax.tree.leaves(tasks) and not isinstance(tasks, jax.tree_util.Partial):
-        tasks = jax.tree_util.Partial(tasks)
+    if jax.tree_util.all_leaves([tasks]):
+        tasks = jax.tree_util.Partial(tasks)  # a plain function is no pytree
     return params | {
         STATISTICS: average(params, tasks, jax.random.split(key, num_tasks))
     }

@@ -67,7 +67,7 @@ class ClassTable:
     @property
     def num_classes(self) -> int:
         """How many classes there are to draw from, rotated ones included."""
-        return self.images.shape[0] * self.rotations
+        return self.counts.shape[0] * self.rotations
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "ClassTable":
         """The table of some rows (with all their rotations), in the given order.
@@ -79,8 +79,12 @@ class ClassTable:
           ValueError: if `rows` is empty, repeats a row, or leaves the range.
         """
         rows = np.asarray(rows)
-        total = self.images.shape[0]
-        if rows.ndim != 1 or rows.size == 0 or not np.issubdtype(rows.dtype, np.integer):
+        total = self.counts.shape[0]
+        if (
+            rows.ndim != 1
+            or rows.size == 0
+            or not np.issubdtype(rows.dtype, np.integer)
+        ):
             raise ValueError(
                 "`rows` must be a non-empty list of integers, got an array of shape "
                 f"{rows.shape} and dtype {rows.dtype}."
@@ -163,7 +167,8 @@ def split_classes(
             f"{tuple(fractions)}."
         )
     rows = table.images.shape[0]
-    bounds = np.round(np.concatenate([[0.0], np.cumsum(shares)]) * rows).astype(int)
+    ends = np.concatenate([[0.0], np.cumsum(shares)]) * rows
+    bounds = np.floor(ends + 0.5).astype(int)
     if np.any(np.diff(bounds) < 1):
         raise ValueError(
             f"`fractions` {tuple(fractions)} leave a part of the {rows} rows empty; "
@@ -228,8 +233,7 @@ class ClassTableTasks:
         way, shot = self.way[1], self.shot[1]
         class_ids = distinct(key_class, self.table.num_classes, way)
         counts = self.table.counts[class_ids // self.table.rotations]
-        draw = functools.partial(distinct, num_draws=shot + self.num_queries)
-        example_ids = jax.vmap(draw)(jax.random.split(key_example, way), counts)
+        example_ids = distinct(key_example, counts, shot + self.num_queries)
         if self.way[0] == way and self.shot[0] == shot:
             return TaskIndices(class_ids, example_ids)
 
@@ -374,18 +378,21 @@ def distinct(key: Array, size: Array | int, num_draws: int) -> Array:
 
     Args:
       key: random key, consumed.
-      size: how many integers to draw from; may be traced.
+      size: integers `[...]`, how many integers to draw from; may be traced. Draws for
+        different sizes are independent.
       num_draws: how many to draw, at most `size` (not checked when traced).
 
     Returns:
-      int32 `[num_draws]` in [0, size).
+      int32 `[..., num_draws]` in [0, size), distinct along the last axis.
     """
-    places = jnp.arange(num_draws)
-    draws = jax.random.randint(key, (num_draws,), 0, size - places)
+    size = jnp.asarray(size)[..., None]
+    places = jnp.broadcast_to(jnp.arange(num_draws), (*size.shape[:-1], num_draws))
+    draws = jax.random.randint(key, places.shape, 0, size - places)
 
     def put_back(i: Array, values: Array) -> Array:
         earlier = num_draws - 1 - i
-        return values + ((places > earlier) & (values >= draws[earlier]))
+        draw = jax.lax.dynamic_slice_in_dim(draws, earlier, 1, axis=-1)
+        return values + ((places > earlier) & (values >= draw))
 
     return jax.lax.fori_loop(0, num_draws, put_back, draws, unroll=num_draws <= 32)
 
@@ -414,7 +421,7 @@ def _as_range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
             f"`{name}` must be an integer >= 1 or a range `(low, high)` of such with "
             f"low <= high, got {value!r}."
         )
-    return int(low), int(high)  # type: ignore[call-overload]
+    return int(low), int(high)
 
 
 def _check_arrays(

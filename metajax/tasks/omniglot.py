@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from metajax.tasks.class_table import ClassTable, class_table
+from metajax.tasks.loaders import import_tfds, require_network
 
 __all__ = ["omniglot", "omniglot_classes"]
 
@@ -166,7 +167,8 @@ def _missing(data_dir: Path, why: str) -> str:
 
 def _from_cache(path: Path) -> np.ndarray:
     try:
-        with np.load(path) as file:
+        # Opened here, because `np.load` leaves a broken file open.
+        with path.open("rb") as handle, np.load(handle) as file:
             images = file["images"]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
@@ -234,8 +236,6 @@ def _collect(records: Iterable[tuple[int, bytes]]) -> np.ndarray:
 
 
 def _prepared_records(folder: Path) -> Iterable[tuple[int, bytes]]:
-    from metajax.tasks.loaders import import_tfds
-
     tfds = import_tfds()
     for split in ("train", "test"):
         source = tfds.data_source(
@@ -260,8 +260,6 @@ def _zip_records(paths: Iterable[Path]) -> Iterable[tuple[int, bytes]]:
 
 def _download(data_dir: Path) -> list[Path]:
     """The two zip files, checksums verified, through the TFDS download manager."""
-    from metajax.tasks.loaders import import_tfds
-
     tfds = import_tfds()
     try:
         builder = tfds.builder("omniglot", data_dir=data_dir)
@@ -271,6 +269,7 @@ def _download(data_dir: Path) -> list[Path]:
             url_infos=type(builder).url_infos,
         )
         urls = {info.filename: url for url, info in type(builder).url_infos.items()}
+        require_network(urls[_ZIPS[0]])
         return [Path(manager.download(urls[name])) for name in _ZIPS]
     except Exception as error:  # Network errors of many kinds, all with one remedy.
         raise FileNotFoundError(

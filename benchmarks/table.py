@@ -1,0 +1,155 @@
+"""Writes the README's results table from the committed JSON files.
+
+    python -m benchmarks.table           # rewrite README.md between its two markers
+    python -m benchmarks.table --check   # fail if that would change it
+
+Each line is one protocol. "Ours" is the mean over tasks with the half-width of its 95 %
+interval; with several training seeds it is the mean over seeds, the mean half-width,
+and the range of the seeds in brackets.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from benchmarks.record import RESULTS
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
+
+# What others report: (learner, source, images, way, shot) -> text with its kind.
+PUBLISHED = {
+    ("maml", "sinusoid", "sinusoid", 0, 10): "0.33 (own runs before this project)",
+    ("maml", "omniglot", "omniglot", 5, 1): "98.7 paper, 98.4 and 99.1 reproductions",
+    ("maml", "omniglot", "omniglot", 5, 5): "99.9 paper, 99.4 reproduction",
+    ("prototypical", "omniglot", "omniglot", 5, 1): "98.8 paper, 98.2 reproduction",
+    ("prototypical", "omniglot", "omniglot", 5, 5): "99.7 paper, 99.4 reproduction",
+    ("prototypical", "omniglot", "omniglot", 20, 1): "96.0 paper, 95.8 reproduction",
+    ("prototypical", "omniglot", "omniglot", 20, 5): "98.9 paper, 98.6 reproduction",
+}
+
+
+class Line(NamedTuple):
+    """One protocol, and everything that was measured of it."""
+
+    learner: str
+    source: str
+    images: str
+    way: int
+    shot: int
+    setting: str
+    results: list[dict[str, Any]]
+
+
+def main() -> None:
+    """Rewrites or checks the README."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    new = f"{before}{BEGIN}\n{table()}{END}{after}"
+    if not parser.parse_args().check:
+        README.write_text(new)
+    elif new != text:
+        sys.exit(
+            "README.md is not what the results give; run python -m benchmarks.table"
+        )
+
+
+def table() -> str:
+    """The table as Markdown."""
+    rows = [
+        "| trained on | tested on | task | learner | ours | others | setting |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for line in sorted(_lines(), key=_order):
+        published = PUBLISHED.get(line[:5], "")
+        task = f"{line.way}-way {line.shot}-shot" if line.way else f"{line.shot}-shot"
+        cells = [
+            line.source,
+            line.images,
+            task,
+            line.learner,
+            _measured(line.results),
+            published,
+            line.setting,
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _lines() -> Iterator[Line]:
+    """Results grouped by protocol and setting; seeds share a line."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text())
+        settings = record["settings"]
+        for result in record["results"]:
+            key = _protocol(settings, result)
+            if key is not None:
+                groups.setdefault(key, []).append(result)
+    for key, results in groups.items():
+        yield Line(*key, results)
+
+
+def _protocol(settings: dict[str, Any], result: dict[str, Any]) -> tuple | None:
+    steps = f"{settings['steps']:,} steps"
+    if "inner_rate" in settings:  # sinusoids: the paper's row is after one inner step
+        if result["inner_steps"] != 1:
+            return None
+        setting = f"mean squared error after 1 inner step; {steps}, the paper's"
+        return ("maml", "sinusoid", "sinusoid", 0, settings["shot"], setting)
+    trained = f"{settings['way']}-way {settings['shot']}-shot"
+    length = steps if steps == _paper_steps(settings) else f"{steps} (shorter)"
+    setting = f"{result['protocol']}; {trained} training, {length}"
+    return (
+        settings["learner"],
+        settings["source"],
+        result["images"],
+        result["way"],
+        result["shot"],
+        setting,
+    )
+
+
+def _paper_steps(settings: dict[str, Any]) -> str:
+    return "60,000 steps" if settings["learner"] == "maml" else ""
+
+
+def _measured(results: list[dict[str, Any]]) -> str:
+    if "metric" in results[0]:
+        means = [result["mean"] for result in results]
+        widths = [result["half_width"] for result in results]
+        digits, unit = 3, 1.0
+    else:
+        means = [result["mean"]["accuracy"] for result in results]
+        widths = [result["half_width"]["accuracy"] for result in results]
+        digits, unit = 2, 100.0
+    count = len(means)
+    mean, width = (unit * sum(values) / count for values in (means, widths))
+    text = f"**{mean:.{digits}f}** ± {width:.{digits}f}"
+    if count == 1:
+        return f"{text}, 1 seed"
+    low, high = unit * min(means), unit * max(means)
+    return f"{text}, {count} seeds [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _order(line: Line) -> tuple:
+    sources = ("sinusoid", "omniglot", "glyphs")
+    images = ("sinusoid", "omniglot", "devanagari", "mnist")
+    return (
+        sources.index(line.source),
+        images.index(line.images),
+        line.learner,
+        line.way,
+        line.shot,
+        line.setting,
+    )
+
+
+if __name__ == "__main__":
+    main()

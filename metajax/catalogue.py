@@ -1,0 +1,292 @@
+"""Learners, models and tasks by name, for the command line.
+
+A constructor that stands in one of the tables below is all that the command line needs:
+`arguments` makes a frozen dataclass of its signature, whose help is its docstring.
+`metajax.configuration` turns instances of it into the real thing, and into JSON.
+
+Arguments that are functions or Optax optimizers have no form in JSON. `_TYPES` says
+what stands for them.
+"""
+
+import dataclasses
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Union
+
+import optax
+import tyro
+
+from metajax.learners.gradient.maml import maml
+from metajax.learners.metric import prototypical as metric
+from metajax.learners.metric.prototypical import prototypical
+from metajax.models.networks import conv4, mlp
+from metajax.models.normalization import NORMALIZATIONS
+from metajax.tasks.class_table import few_shot
+from metajax.tasks.glyphs import glyphs
+from metajax.tasks.loaders import from_folder, from_tfds
+from metajax.tasks.omniglot import omniglot
+from metajax.tasks.sinusoid import sinusoid
+from metajax.unroll import GRADIENT_MODES
+
+__all__ = [
+    "ARGUMENTS",
+    "EMBEDDING_LEARNERS",
+    "LEARNERS",
+    "MODELS",
+    "TASKS",
+    "ClassSplit",
+    "InnerOptimizer",
+    "OuterOptimizer",
+    "arguments",
+    "choice",
+    "choices_in",
+    "paper",
+    "papers",
+    "title",
+]
+
+Constructor = Callable[..., Any]
+
+LEARNERS: dict[str, Constructor] = {"maml": maml, "prototypical": prototypical}
+MODELS: dict[str, Constructor] = {"conv4": conv4, "mlp": mlp}
+TASKS: dict[str, Constructor] = {
+    "glyphs": glyphs,
+    "omniglot": omniglot,
+    "folder": from_folder,
+    "tfds": from_tfds,
+    "sinusoid": sinusoid,
+}
+EMBEDDING_LEARNERS = ("prototypical",)  # their model has no head for the classes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InnerOptimizer:
+    """What adapts the parameters to one task."""
+
+    name: Literal["sgd", "momentum", "adam"] = "sgd"
+    """`momentum` is SGD with momentum 0.9, `adam` has `eps_root` 1e-8, without which
+    it cannot be differentiated."""
+    learning_rate: float = 0.1
+    """Step size: 0.4 is MAML's on Omniglot, 0.01 on sinusoids."""
+
+    def build(self) -> optax.GradientTransformation:
+        """The Optax optimizer."""
+        if self.name == "adam":
+            return optax.adam(self.learning_rate, eps_root=1e-8)
+        return optax.sgd(
+            self.learning_rate, momentum=0.9 if self.name == "momentum" else None
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OuterOptimizer:
+    """What improves the meta-parameters from step to step."""
+
+    name: Literal["adam", "adamw", "sgd", "momentum"] = "adam"
+    """`momentum` is SGD with momentum 0.9."""
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` takes the learning rate to 0 over the run, whose number of steps is then
+    fixed: it cannot be extended later."""
+    clip_norm: float | None = None
+    """Longest gradient; longer ones are shortened to it."""
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The Optax optimizer for a run of `steps`."""
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"`optimizer.{name}` must be above 0, got {value}.")
+        rate: Any = self.learning_rate
+        if self.schedule == "cosine":
+            rate = optax.cosine_decay_schedule(rate, steps)
+        makers: dict[str, Constructor] = {
+            "adam": optax.adam,
+            "adamw": optax.adamw,
+            "sgd": optax.sgd,
+            "momentum": functools.partial(optax.sgd, momentum=0.9),
+        }
+        optimizer = makers[self.name](rate)
+        if self.clip_norm is None:
+            return optimizer
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), optimizer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassSplit:
+    """How the classes of a data set without a split of its own are divided."""
+
+    fractions: tuple[float, float, float] = (0.64, 0.16, 0.2)
+    """Shares of the classes for meta_train, meta_valid and meta_test."""
+    split_seed: int = 0
+    """Which classes go where. A run and its evaluation must use the same."""
+
+
+# What stands on the command line and in JSON for arguments of these names.
+_TYPES: dict[str, Any] = {
+    "adapts": str,
+    "data_dir": str | None,
+    "distance": Literal[metric.DISTANCES],
+    "dtype": Literal["float32", "bfloat16", "float16"],
+    "gradient": Literal[GRADIENT_MODES],
+    "inner_optimizer": InnerOptimizer,
+    "normalization": Literal[NORMALIZATIONS],
+    "num_outputs": int | None,
+    "objective": Literal["cross_entropy", "squared_error"] | None,
+    "path": str,
+    "pooling": Literal["max", "stride"],
+    "protocol": Literal["vinyals", "lake"],
+    "rotations": Literal[1, 2, 4],
+}
+# Defaults for arguments that have none, or whose default is a function.
+_DEFAULTS: dict[str, Any] = {
+    "adapts": "everything",
+    "dtype": "float32",
+    "inner_optimizer": InnerOptimizer(),
+    "num_outputs": None,
+    "num_queries": 15,
+    "objective": None,
+    "shot": 1,
+    "way": 5,
+}
+_HELP = {
+    "adapts": "Which parameters adapt: `everything`, or `only:PART` or `all_but:PART` "
+    "with a part of their path, such as `only:head`.",
+    "num_outputs": "Size of the output; by default what learner and tasks call for.",
+    "objective": "Loss of every example; by default what the tasks call for.",
+}
+# What only the code has a use for.
+_HIDDEN = ("augment", "model", "table")
+
+
+def arguments(
+    name: str,
+    *constructors: Constructor,
+    without: tuple[str, ...] = (),
+    **defaults: Any,
+) -> type:
+    """A frozen dataclass of the arguments of some constructors.
+
+    Args:
+      name: of the class.
+      constructors: functions with annotations, or dataclasses.
+      without: names of arguments to leave out.
+      defaults: for arguments that have none.
+
+    Returns:
+      A class with keyword-only fields. Its bases have one docstring each, where tyro
+      finds the help of every field.
+    """
+    bases = [
+        c if dataclasses.is_dataclass(c) else _arguments_of(c, without, defaults)
+        for c in constructors
+    ]
+    return dataclasses.make_dataclass(
+        name,
+        (),
+        bases=tuple(bases),
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": inspect.getdoc(constructors[0])},
+    )
+
+
+def _arguments_of(
+    constructor: Constructor, without: tuple[str, ...], defaults: dict[str, Any]
+) -> type:
+    hints = typing.get_type_hints(constructor)
+    fields = []
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        if name in without + _HIDDEN:
+            continue
+        default = parameter.default
+        if default is parameter.empty or name in _TYPES:
+            default = defaults.get(name, _DEFAULTS.get(name, default))
+        if default is parameter.empty:
+            default = dataclasses.MISSING
+        kind = _TYPES.get(name, hints[name])
+        if name in _HELP:
+            kind = Annotated[kind, tyro.conf.arg(help=_HELP[name])]
+        fields.append((name, kind, dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(
+        constructor.__name__,
+        fields,
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": inspect.getdoc(constructor)},
+    )
+
+
+ARGUMENTS: dict[str, dict[str, type]] = {
+    "learner": {
+        name: arguments(name, constructor, steps=1)
+        for name, constructor in LEARNERS.items()
+    },
+    "model": {
+        name: arguments(name, constructor) for name, constructor in MODELS.items()
+    },
+    "tasks": {
+        "glyphs": arguments("glyphs", glyphs, without=("split",)),
+        "omniglot": arguments("omniglot", omniglot, few_shot, without=("split",)),
+        "folder": arguments("folder", from_folder, few_shot, ClassSplit),
+        "tfds": arguments("tfds", from_tfds, few_shot, ClassSplit),
+        "sinusoid": arguments("sinusoid", sinusoid),
+    },
+}
+
+
+def choice(part: str) -> Any:
+    """The type, for tyro, of a choice between learners, models or tasks.
+
+    Args:
+      part: `"learner"`, `"model"` or `"tasks"`.
+    """
+    constructors = {"learner": LEARNERS, "model": MODELS, "tasks": TASKS}[part]
+    kinds = tuple(
+        Annotated[
+            kind,
+            tyro.conf.subcommand(
+                name, description=title(constructors[name]), prefix_name=False
+            ),
+        ]
+        for name, kind in ARGUMENTS[part].items()
+    )
+    return Union[kinds]  # noqa: UP007, the members are known at run time only
+
+
+def title(constructor: Constructor) -> str:
+    """What a constructor is about, in one line.
+
+    It is the first line of its module, or that of its own docstring if the module has
+    several constructors.
+    """
+    owners = [*LEARNERS.values(), *MODELS.values(), *TASKS.values()]
+    is_alone = [c.__module__ for c in owners].count(constructor.__module__) == 1
+    source = inspect.getmodule(constructor) if is_alone else constructor
+    return (inspect.getdoc(source) or "").split("\n", 1)[0]
+
+
+def paper(text: str | None) -> str:
+    """The first paper that a docstring cites, as title, venue and year; or nothing."""
+    words = " ".join((text or "").split())
+    found = re.search(r'"([^"]{15,})", ((?:[A-Z][A-Za-z]+ )+\d{4})', words)
+    return f"{found[1]}, {found[2]}" if found else ""
+
+
+def papers(constructor: Constructor) -> str:
+    """The first paper that a constructor, or else its module, cites."""
+    own = paper(inspect.getdoc(constructor))
+    return own or paper(inspect.getdoc(inspect.getmodule(constructor)))
+
+
+def choices_in(docstring: str | None) -> dict[str, str]:
+    """The named choices that a docstring describes as a list: name -> description."""
+    items = re.findall(
+        r'^\* `"(\w+)"`:? (.*?)(?=^\* |\n\n|\Z)',
+        docstring or "",
+        re.DOTALL | re.MULTILINE,
+    )
+    return {name: " ".join(text.split()) for name, text in items}

@@ -1,0 +1,326 @@
+"""The command line: `train`, `evaluate`, `list`, and the main job without a command.
+
+    python -m metajax
+    python -m metajax train maml conv4 glyphs --steps 2000 --learner.steps 1
+    python -m metajax evaluate runs/maml-conv4-glyphs-seed0 --shot 5
+
+What `train` was given stands in the run folder's `config.json`, from which `evaluate`
+builds learner and tasks again. Only `evaluate` builds tasks of the test split.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from metajax import unroll
+from metajax.catalogue import (
+    LEARNERS,
+    MODELS,
+    TASKS,
+    OuterOptimizer,
+    arguments,
+    choice,
+    choices_in,
+    paper,
+    papers,
+    title,
+)
+from metajax.checkpoints import load_meta_params
+from metajax.configuration import (
+    Config,
+    build_learner,
+    build_tasks,
+    changed,
+    check_way,
+    config_from_json,
+    resolve,
+)
+from metajax.evaluation import bank_task
+from metajax.evaluation import evaluate as evaluate_learner
+from metajax.models import normalization
+from metajax.models.normalization import calibrate
+from metajax.reports import Report
+from metajax.trainer import train as train_learner
+
+__all__ = ["evaluate", "list_all", "main", "train"]
+
+_DESCRIPTION = """Meta-learning in JAX.
+
+Without a command, it runs the main job: MAML and Prototypical Networks learn to tell
+drawn characters apart from one example each, and are compared with two baselines, in
+about three minutes. Nothing is downloaded; pictures go to runs/main.
+
+Options come after the name of what they belong to, for example
+`metajax train maml conv4 glyphs --learner.steps 5 --tasks.way 20`; ask for --help after
+these names to see all of them."""
+
+_Training = arguments(
+    "Training",
+    train_learner,
+    without=(
+        *("learner", "tasks", "optimizer", "estimator", "validation", "config"),
+        "run_dir",
+    ),
+    steps=1000,
+    tasks_per_step=8,
+)
+
+
+_SAME = Annotated[
+    None,
+    tyro.conf.subcommand(
+        "same", description="The tasks of training.", prefix_name=False
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of tasks that may differ from those of training."""
+
+    way: int | None = None
+    """Classes in a task; by default as in training."""
+    shot: int | None = None
+    """Support examples of each class; by default as in training."""
+    num_queries: int | None = None
+    """Query examples of each class; by default as in training."""
+
+
+def train(
+    learner: Annotated[
+        Any, tyro.conf.arg(constructor_factory=lambda: choice("learner"))
+    ],
+    model: Annotated[Any, tyro.conf.arg(constructor_factory=lambda: choice("model"))],
+    tasks: Annotated[Any, tyro.conf.arg(constructor_factory=lambda: choice("tasks"))],
+    *,
+    training: Annotated[
+        Any, tyro.conf.arg(name="", constructor_factory=lambda: _Training)
+    ],
+    optimizer: OuterOptimizer,
+    validation: Sizes,
+    run_dir: str | None = None,
+) -> None:
+    """Meta-trains a learner, and leaves a run folder for `evaluate`.
+
+    Trains on the classes of meta_train and validates on those of meta_valid. The same
+    command again goes on with a run that was stopped, bit for bit.
+
+    Args:
+      learner: arguments of the learner.
+      model: arguments of the model.
+      tasks: arguments of the task distribution.
+      training: arguments of `metajax.train`.
+      optimizer: of the outer loop.
+      validation: sizes of the validation tasks.
+      run_dir: folder for configuration, metrics, checkpoints and learning curve; by
+        default runs/LEARNER-MODEL-TASKS-seedSEED.
+    """
+    names = [type(part).__name__ for part in (learner, model, tasks)]
+    run_dir = run_dir or f"runs/{'-'.join(names)}-seed{training.seed}"
+    config = resolve(
+        Config(
+            learner=learner,
+            model=model,
+            tasks=tasks,
+            validation=changed(tasks, "tasks", **vars(validation)),
+            optimizer=optimizer,
+        )
+    )
+    settings = vars(training)
+    if settings["tasks_per_block"] is None and names[1] == "conv4":
+        # Tasks with weights of their own: one after the other is the fastest on CPU.
+        is_cpu = jax.default_backend() == "cpu"
+        settings = settings | {"tasks_per_block": 1 if is_cpu else None}
+    result = train_learner(
+        build_learner(config)[1],
+        build_tasks(config.tasks, "meta_train"),
+        optimizer.build(training.steps),
+        validation=build_tasks(config.validation, "meta_valid"),
+        config=config.to_json(),
+        run_dir=run_dir,
+        **settings,
+    )
+    best = [
+        record
+        for record in result.history
+        if record["kind"] == "validation" and record["step"] == result.best_step
+    ]
+    for name, half_width in best[0]["half_width"].items():
+        print(f"best validation {name}: {best[0][name]:.4f} ± {half_width:.4f}")
+    print(f"The run is in {run_dir}. To test it: metajax evaluate {run_dir}")
+
+
+def evaluate(
+    run_dir: tyro.conf.Positional[str],
+    tasks: Annotated[
+        Any,
+        tyro.conf.arg(constructor_factory=lambda: choice("tasks") | _SAME),
+    ] = None,
+    *,
+    sizes: Annotated[Sizes, tyro.conf.arg(name="")],
+    steps: int | None = None,
+    split: Literal["meta_test", "meta_valid", "meta_train"] = "meta_test",
+    num_tasks: int = 600,
+    seed: int = 0,
+    tasks_per_block: int = 20,
+    which: Literal["best", "last"] = "best",
+    curve: bool = False,
+    output: str | None = None,
+) -> None:
+    """Tests what `train` left in a run folder, on a fixed bank of test tasks.
+
+    Says the mean over tasks with its 95 % interval, negative log likelihood and
+    calibration, and whether the predictions are inductive or transductive. Trains
+    nothing and changes nothing in the run folder.
+
+    Args:
+      run_dir: a folder that `metajax train` wrote.
+      tasks: other tasks than those of training; by default the same.
+      sizes: sizes of the test tasks.
+      steps: inner steps; by default those of the run's learner.
+      split: whose classes the tasks are made of.
+      num_tasks: tasks in the bank.
+      seed: of the bank: equal seeds give equal tasks.
+      tasks_per_block: tasks at once; fewer need less memory.
+      which: meta-parameters of the best validation or of the last step.
+      curve: whether to show the metrics after every inner step, too.
+      output: a file to write the report to, as JSON.
+    """
+    config, training_seed = _read_config(run_dir)
+    tasks = changed(config.tasks if tasks is None else tasks, "tasks", **vars(sizes))
+    check_way(config, tasks)
+    if steps is not None:
+        learner_values = changed(config.learner, "learners", eval_steps=steps)
+        config = dataclasses.replace(config, learner=learner_values)
+    model, learner = build_learner(config)
+    training_tasks = build_tasks(config.tasks, "meta_train")
+    example = bank_task(training_tasks, 0)
+    like = jax.eval_shape(learner.init, jax.random.key(0), example)
+    params = load_meta_params(run_dir, like, which=which)
+    if model.normalization == "calibrated":
+        params = calibrate(model, params, training_tasks, jax.random.key(training_seed))
+    report = evaluate_learner(
+        learner,
+        params,
+        build_tasks(tasks, split),
+        num_tasks=num_tasks,
+        seed=seed,
+        tasks_per_block=tasks_per_block,
+        steps_curve=curve,
+    )
+    print(f"{run_dir} ({which} meta-parameters) on {split}: {tasks}")
+    print(report)
+    if curve:
+        Console().print(_curve_table(report))
+    if output is not None:
+        text = json.dumps(report.to_json(), indent=1)
+        pathlib.Path(output).write_text(f"{text}\n", encoding="utf-8")
+
+
+def list_all() -> None:
+    """Lists learners, models, tasks, gradient modes and normalisations."""
+    console = Console()
+    for name, constructors in (
+        ("learner", LEARNERS),
+        ("model", MODELS),
+        ("tasks", TASKS),
+    ):
+        table = _wide_table(name, "what it is", "paper")
+        for key, constructor in constructors.items():
+            table.add_row(key, title(constructor), papers(constructor))
+        console.print(table)
+    table = _wide_table("gradient", "how the outer gradient passes the inner loop")
+    described = choices_in(unroll.__doc__)
+    for mode in unroll.GRADIENT_MODES:
+        first_clause = re.split(r": |\. (?=[A-Z])", described[mode])[0]
+        table.add_row(mode, first_clause, paper(described[mode]))
+    console.print(table)
+    table = _wide_table("normalization", "whose statistics")
+    described = choices_in(normalization.__doc__)
+    for kind in normalization.NORMALIZATIONS:
+        table.add_row(kind, described[kind])
+    console.print(table)
+    console.print("Arguments: metajax train LEARNER MODEL TASKS --help", style="dim")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+      argv: what follows the name of the program; `sys.argv` by default.
+
+    Returns:
+      The exit code: 0; 1 if training diverged; 2 if something that was given is wrong;
+      130 after Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    app = tyro.extras.SubcommandApp()
+    app.command(train)
+    app.command(evaluate)
+    app.command(list_all, name="list")
+    try:
+        if argv:
+            app.cli(
+                prog="metajax",
+                description=_DESCRIPTION,
+                args=argv,
+                config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff),
+            )
+        else:
+            from metajax.main_job import main_job
+
+            main_job()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"metajax: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"metajax: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("metajax: stopped; the same command goes on with it.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _read_config(run_dir: str) -> tuple[Config, int]:
+    path = pathlib.Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no {path}; give the folder that `metajax train` wrote."
+        )
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); restore the file.") from error
+    try:
+        return config_from_json(settings["config"]), settings["train"]["seed"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} lacks {error}; give the folder that `metajax train` wrote."
+        ) from error
+
+
+def _wide_table(*columns: str) -> Table:
+    table = Table(*columns, box=box.SIMPLE_HEAD, expand=True)
+    table.columns[0].style = "bold"
+    table.columns[0].min_width = 14
+    return table
+
+
+def _curve_table(report: Report) -> Table:
+    table = Table("inner steps", *report.curve, title="mean ± 95 % half-width")
+    curves = list(report.curve.values())
+    for step in range(len(curves[0].mean)):
+        cells = [f"{c.mean[step]:.4f} ± {c.half_width[step]:.4f}" for c in curves]
+        table.add_row(str(step), *cells)
+    return table

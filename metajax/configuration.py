@@ -1,0 +1,248 @@
+"""The configuration of a run: as JSON, and as the learner and tasks it stands for."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax import filters, objectives
+from metajax.catalogue import (
+    ARGUMENTS,
+    EMBEDDING_LEARNERS,
+    LEARNERS,
+    MODELS,
+    TASKS,
+    InnerOptimizer,
+    OuterOptimizer,
+)
+from metajax.tasks.class_table import ClassTable, few_shot, split_classes
+from metajax.types import Learner, Model, TaskDistribution
+
+__all__ = [
+    "SPLITS",
+    "Config",
+    "build_learner",
+    "build_tasks",
+    "changed",
+    "check_way",
+    "config_from_json",
+    "resolve",
+]
+
+SPLITS = ("meta_train", "meta_valid", "meta_test")
+
+_EMBEDDING_SIZE = 64  # of models that must be told one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a run is made of, besides the arguments of `metajax.trainer.train`.
+
+    Attributes:
+      learner: arguments of a learner.
+      model: arguments of a model.
+      tasks: arguments of a task distribution, for training.
+      validation: arguments of a task distribution, for validation.
+      optimizer: of the outer loop.
+    """
+
+    learner: Any
+    model: Any
+    tasks: Any
+    validation: Any
+    optimizer: OuterOptimizer
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, such as `{"learner": {"maml": {"steps": 1, ...}}, ...}`."""
+        parts = {part: getattr(self, part) for part in _names(self)}
+        return {
+            part: {type(value).__name__: dataclasses.asdict(value)}
+            for part, value in parts.items()
+        }
+
+
+def config_from_json(values: dict[str, Any]) -> Config:
+    """Undoes `Config.to_json`.
+
+    Raises:
+      ValueError: if something in `values` is unknown or missing.
+    """
+    classes = ARGUMENTS | {
+        "validation": ARGUMENTS["tasks"],
+        "optimizer": {"OuterOptimizer": OuterOptimizer},
+    }
+    try:
+        parts = {}
+        for part, kinds in classes.items():
+            [(name, given)] = values[part].items()
+            parts[part] = kinds[name](**{k: _from_json(k, v) for k, v in given.items()})
+        return Config(**parts)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The configuration cannot be read ({type(error).__name__}: {error}). It "
+            "must be what `metajax train` wrote; runs of `metajax.train` from Python, "
+            "or of another version of metajax, are evaluated from Python."
+        ) from error
+
+
+def build_tasks(values: Any, split: str) -> TaskDistribution:
+    """The task distribution of one split.
+
+    Args:
+      values: arguments of a task distribution.
+      split: one of `SPLITS`. Sinusoids have none: their tasks differ by the seed.
+
+    Raises:
+      ValueError: as the constructors.
+    """
+    name = type(values).__name__
+    if name == "sinusoid":
+        return _call(TASKS[name], values)
+    if name == "glyphs":
+        return _call(TASKS[name], values, split=split)
+    if name == "omniglot":
+        return _call(few_shot, values, table=_call(TASKS[name], values, split=split))
+    table = _split_tables(values)[SPLITS.index(split)]
+    return _call(few_shot, values, table=table)
+
+
+@functools.lru_cache(maxsize=1)
+def _split_tables(values: Any) -> tuple[ClassTable, ...]:
+    table = _call(TASKS[type(values).__name__], values)
+    key = jax.random.key(values.split_seed)
+    return split_classes(table, key, values.fractions)
+
+
+def build_learner(config: Config) -> tuple[Model, Learner]:
+    """The model and the learner of a resolved configuration.
+
+    Raises:
+      ValueError: as the constructors.
+    """
+    model = _call(MODELS[type(config.model).__name__], config.model)
+    learner = LEARNERS[type(config.learner).__name__]
+    return model, _call(learner, config.learner, model=model)
+
+
+def resolve(config: Config) -> Config:
+    """Fills in what learner and tasks decide: the loss, and the size of the output.
+
+    Raises:
+      ValueError: if learner, model and tasks do not go together.
+    """
+    task = jax.eval_shape(build_tasks(config.tasks, "meta_train"), jax.random.key(0))
+    model, learner = config.model, config.learner
+    classifies = jnp.issubdtype(task.query.y.dtype, jnp.integer)
+    embeds = type(learner).__name__ in EMBEDDING_LEARNERS
+    tasks_name, model_name = type(config.tasks).__name__, type(model).__name__
+    if embeds and not classifies:
+        raise ValueError(
+            f"`{type(learner).__name__}` classifies, but the targets of "
+            f"{tasks_name!r} tasks are real numbers; use `maml`."
+        )
+    if model_name == "conv4" and task.query.x.ndim != 4:
+        raise ValueError(
+            f"`conv4` needs images, but the inputs of {tasks_name!r} tasks have shape "
+            f"{list(task.query.x.shape[1:])}; use `mlp`."
+        )
+    if model.num_outputs is None and not embeds:
+        size = max_way(config.tasks) if classifies else task.query.y.shape[-1]
+        model = dataclasses.replace(model, num_outputs=size)
+    elif model.num_outputs is None and model_name == "mlp":
+        model = dataclasses.replace(model, num_outputs=_EMBEDDING_SIZE)
+    if "objective" in _names(learner) and learner.objective is None:
+        objective = "cross_entropy" if classifies else "squared_error"
+        learner = dataclasses.replace(learner, objective=objective)
+    config = dataclasses.replace(config, model=model, learner=learner)
+    for tasks in (config.tasks, config.validation):
+        check_way(config, tasks)
+    return config
+
+
+def check_way(config: Config, tasks: Any) -> None:
+    """Raises a ValueError if tasks have more classes than the model has outputs."""
+    if type(config.learner).__name__ in EMBEDDING_LEARNERS or "way" not in _names(
+        tasks
+    ):
+        return
+    if max_way(tasks) > config.model.num_outputs:
+        raise ValueError(
+            f"`way` must be at most {config.model.num_outputs}, the number of outputs "
+            f"of the model, got {max_way(tasks)}. Train with a larger `way` or "
+            "`--model.num-outputs`, or a learner without a head, such as "
+            "`prototypical`."
+        )
+
+
+def max_way(tasks: Any) -> int:
+    """The most classes that a task can have."""
+    return tasks.way if isinstance(tasks.way, int) else tasks.way[1]
+
+
+def changed(values: Any, what: str, **changes: Any) -> Any:
+    """`values` with every change that is not None.
+
+    Args:
+      values: arguments of a learner or of a task distribution.
+      what: what to call it in an error.
+      **changes: new values by name, or None.
+
+    Raises:
+      ValueError: if there is no argument of that name.
+    """
+    changes = {name: value for name, value in changes.items() if value is not None}
+    for name in changes:
+        if name not in _names(values):
+            raise ValueError(
+                f"{type(values).__name__!r} {what} have no `{name}` to change; they "
+                f"have {', '.join(sorted(_names(values)))}."
+            )
+    return dataclasses.replace(values, **changes)
+
+
+def _names(values: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(values)]
+
+
+def _call(constructor: Callable[..., Any], values: Any, **others: Any) -> Any:
+    """Calls a constructor with those of `values` that are its arguments."""
+    accepted = inspect.signature(constructor).parameters
+    chosen = {
+        name: _to_object(name, getattr(values, name))
+        for name in _names(values)
+        if name in accepted
+    }
+    return constructor(**(chosen | others))
+
+
+def _to_object(name: str, value: Any) -> Any:
+    """What a constructor wants, for what stands in JSON."""
+    if name == "inner_optimizer":
+        return value.build()
+    if name == "objective":
+        return getattr(objectives, value)
+    if name == "dtype":
+        return jnp.dtype(value)
+    return _filter(value) if name == "adapts" else value
+
+
+def _filter(text: str) -> Callable[[str], bool]:
+    kind, _, part = text.partition(":")
+    if text == "everything":
+        return filters.everything
+    if kind not in ("only", "all_but") or not part:
+        raise ValueError(
+            "`adapts` must be `everything`, `only:PART` or `all_but:PART`, such as "
+            f"`only:head`, got {text!r}."
+        )
+    return getattr(filters, kind)(part)
+
+
+def _from_json(name: str, value: Any) -> Any:
+    if name == "inner_optimizer":
+        return InnerOptimizer(**value)
+    return tuple(value) if isinstance(value, list) else value

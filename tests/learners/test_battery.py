@@ -1,0 +1,148 @@
+"""What every learner must satisfy, whatever it does inside."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from learners.registry import NUM_QUERIES, REGISTRY, WAY, pad, sample
+
+from metajax.checkpoints import Checkpoints
+from metajax.evaluation import leakage
+from metajax.objectives import cross_entropy
+from metajax.outer_loop import init_state, outer_step, reverse_mode
+from metajax.types import Examples, Learner, Task
+
+pytestmark = pytest.mark.parametrize("name", REGISTRY)
+
+close = functools.partial(chex.assert_trees_all_close, rtol=2e-4, atol=1e-5)
+
+
+@functools.lru_cache
+def built(name: str) -> tuple[Learner, Task, chex.ArrayTree]:
+    """A learner, a task, and meta-parameters moved off their initial values."""
+    learner = REGISTRY[name].make()
+    task = sample(jax.random.key(1))
+    meta_params = learner.init(jax.random.key(2), task)
+    leaves, structure = jax.tree.flatten(meta_params)
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    moved = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return learner, task, structure.unflatten(moved)
+
+
+@functools.lru_cache
+def compiled(name: str):
+    """The learner's gradient and its answer to a query set, as compiled functions."""
+    learner, _, _ = built(name)
+
+    def answer(meta_params, support, query, key=None):
+        adapted = learner.adapt(meta_params, support, key=key)
+        return learner.predict(adapted, query.x, mask=query.mask, key=key)
+
+    gradient = jax.value_and_grad(learner.loss, has_aux=True)
+    return jax.jit(gradient), jax.jit(answer)
+
+
+def test_jit_equals_no_jit(name, key):
+    learner, task, meta_params = built(name)
+    gradient, answer = compiled(name)
+    loss, _ = gradient(meta_params, task, key=key)
+    close(loss, learner.loss(meta_params, task, key=key))
+    outputs = answer(meta_params, task.support, task.query)
+    adapted = learner.adapt(meta_params, task.support)
+    close(outputs, learner.predict(adapted, task.query.x))
+    assert outputs.shape[0] == WAY * NUM_QUERIES
+
+
+def test_one_trace_over_repeated_steps(name, key):
+    chex.clear_trace_counter()
+    learner, task, _ = built(name)
+    traced = learner._replace(loss=chex.assert_max_traces(n=1)(learner.loss))
+    optimizer, estimator = optax.adam(1e-3), reverse_mode()
+    step = jax.jit(functools.partial(outer_step, traced, optimizer, estimator))
+    state = init_state(key, traced, task, optimizer, estimator)
+    keys = jax.random.split(key, 2)
+    for i in range(3):
+        tasks = jax.vmap(sample)(jax.random.split(jax.random.key(i), 2))
+        new_state, metrics = step(state, tasks, keys)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+        assert metrics["is_finite"]
+        state = new_state
+    assert state.step == 3
+
+
+def test_vmap_over_tasks_equals_a_loop(name, key):
+    learner, _, meta_params = built(name)
+    keys = jax.random.split(key, 3)
+    tasks = jax.vmap(sample)(keys)
+    gradient, _ = compiled(name)
+    batched = jax.jit(jax.vmap(gradient, (None, 0)))(meta_params, tasks)
+    single = [gradient(meta_params, sample(key)) for key in keys]
+    close(batched, jax.tree.map(lambda *leaves: jnp.stack(leaves), *single))
+
+
+def test_same_key_same_result(name, key):
+    learner, task, meta_params = built(name)
+    gradient, _ = compiled(name)
+    first, second = (gradient(meta_params, task, key=key) for _ in range(2))
+    chex.assert_trees_all_equal(first, second)
+    initial = [learner.init(key, task) for _ in range(2)]
+    chex.assert_trees_all_equal(*initial)
+
+
+def test_masked_examples_are_as_if_absent(name):
+    _, task, meta_params = built(name)
+    padded = Task(pad(task.support, 3), pad(task.query, 4))
+    gradient, answer = compiled(name)
+    close(gradient(meta_params, padded), gradient(meta_params, task))
+    num_queries = len(task.query.y)
+    outputs = answer(meta_params, padded.support, padded.query)[:num_queries]
+    expected = answer(meta_params, task.support, task.query)
+    # More support rows may mean more columns, all of them for absent classes.
+    close(outputs[:, : expected.shape[1]], expected)
+    assert np.all(outputs[:, expected.shape[1] :] == -np.inf)
+
+
+def test_support_order_does_not_matter(name, key):
+    _, task, meta_params = built(name)
+    _, answer = compiled(name)
+    order = jax.random.permutation(key, len(task.support.y))
+    shuffled = Examples(task.support.x[order], task.support.y[order])
+    close(
+        answer(meta_params, shuffled, task.query),
+        answer(meta_params, task.support, task.query),
+    )
+
+
+def test_queries_do_not_leak(name):
+    learner, task, meta_params = built(name)
+    found = leakage(learner, meta_params, task)
+    assert found.is_inductive == REGISTRY[name].is_inductive, found
+
+
+def test_adapting_lowers_the_support_loss(name):
+    _, task, meta_params = built(name)
+    _, answer = compiled(name)
+    outputs = answer(meta_params, task.support, task.support)
+    after = jnp.mean(cross_entropy(outputs, task.support.y))
+    wrong = Examples(task.support.x, jnp.roll(task.support.y, 2))
+    outputs = answer(meta_params, wrong, task.support)
+    assert after < jnp.mean(cross_entropy(outputs, task.support.y))
+
+
+def test_checkpoint_round_trip(name, key, tmp_path):
+    learner, task, _ = built(name)
+    optimizer, estimator = optax.adam(1e-3), reverse_mode()
+    state = init_state(key, learner, task, optimizer, estimator)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(0, {"state": state}, {})
+    restored = checkpoints.restore(0, {"state": state})["state"]
+    checkpoints.close()
+    chex.assert_trees_all_equal(restored, state)
+    chex.assert_trees_all_equal_structs(restored, state)

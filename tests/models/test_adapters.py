@@ -1,0 +1,289 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from metajax.filters import path_names
+from metajax.models.adapters import from_functions, from_linen, from_nnx
+from metajax.models.normalization import Normalize
+
+X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+MASK = np.array([True, True, True, False, False])
+PADDED = np.where(MASK[:, None], X, np.float32(np.nan))
+
+
+class LinenDropout(nn.Module):
+    """Says how it is to behave in the way of the examples of Flax."""
+
+    @nn.compact
+    def __call__(self, x, deterministic: bool = True):
+        x = nn.Dense(8)(x)
+        return nn.Dropout(0.5, deterministic=deterministic)(x)
+
+
+class LinenTrain(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        return nn.Dropout(0.5)(nn.Dense(8)(x), deterministic=not train)
+
+
+class LinenOwnStream(nn.Module):
+    """A random stream of another name than dropout."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Dense(8)(x)
+        if train:
+            x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+        return x
+
+
+class NnxDropout(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = nnx.List(
+            [nnx.Linear(3, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)]
+        )
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = self.dropout(layer(x))
+        return x
+
+
+class NnxCallStream(nnx.Module):
+    """Takes its randomness with each call."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.dense = nnx.Linear(3, 8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5)
+
+    def __call__(self, x, *, rngs: nnx.Rngs | None):
+        return self.dropout(self.dense(x), rngs=rngs)
+
+
+def dense(key, x):
+    return {"w": jax.random.normal(key, (x.shape[-1], 8))}
+
+
+def noisy(params, x, key):
+    outputs = x @ params["w"]
+    return outputs if key is None else outputs + jax.random.normal(key, outputs.shape)
+
+
+RANDOM_MODELS = {
+    "linen deterministic": from_linen(LinenDropout()),
+    "linen train": from_linen(LinenTrain()),
+    "linen other stream": from_linen(LinenOwnStream()),
+    "nnx": from_nnx(lambda rngs: NnxDropout(rngs)),
+    "nnx call": from_nnx(lambda rngs: NnxCallStream(rngs)),
+    "functions": from_functions(dense, noisy),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM_MODELS)
+def test_keys_decide_what_is_random(key, name):
+    model = RANDOM_MODELS[name]
+    params = model.init(key, X)
+    calm = model.apply(params, X)
+    chex.assert_shape(calm, (5, 8))
+    np.testing.assert_array_equal(model.apply(params, X, key=None), calm)
+    one = model.apply(params, X, key=jax.random.key(1))
+    np.testing.assert_array_equal(model.apply(params, X, key=jax.random.key(1)), one)
+    other = model.apply(params, X, key=jax.random.key(2))
+    assert not np.allclose(one, calm)
+    assert not np.allclose(one, other)
+    assert np.any(calm[:, 1:] != calm[:, :-1])
+
+
+@pytest.mark.parametrize("name", RANDOM_MODELS)
+def test_jit_vmap_and_gradients(key, name):
+    """Over tasks with their own parameters, images and keys."""
+    model = RANDOM_MODELS[name]
+    keys = jax.random.split(key, 3)
+    params = jax.jit(jax.vmap(model.init, (0, None)))(keys, X)
+    alone = model.init(keys[1], X)
+    chex.assert_trees_all_close(jax.tree.map(lambda p: p[1], params), alone)
+    chex.assert_trees_all_equal(model.init(keys[1], X), alone)
+
+    def value(params, x, key):
+        return jnp.sum(jnp.sin(model.apply(params, x, key=key)))
+
+    inputs = jnp.stack([X, 2 * X, X + 1])
+    gradients = jax.jit(jax.vmap(jax.grad(value)))(params, inputs, keys)
+    expected = jax.grad(value)(alone, inputs[1], keys[1])
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda g: g[1], gradients), expected, rtol=1e-4, atol=1e-5
+    )
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(expected))
+
+
+def test_paths_of_parameters(key):
+    def paths(name):
+        return path_names(RANDOM_MODELS[name].init(key, X))
+
+    assert paths("linen train") == ["params/Dense_0/bias", "params/Dense_0/kernel"]
+    assert paths("nnx") == [
+        "layers/0/bias",
+        "layers/0/kernel",
+        "layers/1/bias",
+        "layers/1/kernel",
+    ]
+    assert paths("functions") == ["w"]
+
+
+def test_nnx_dropout_draws_afresh_in_every_layer(key):
+    """Two calls of one dropout layer in a pass are not the same mask."""
+    model = from_nnx(lambda rngs: NnxDropout(rngs))
+    params = jax.tree.map(jnp.ones_like, model.init(key, X))
+    params["layers"][0]["kernel"] = jnp.zeros((3, 8)).at[0].set(1)
+    params["layers"][1] = {"kernel": jnp.eye(8), "bias": jnp.zeros(8)}
+    outputs = model.apply(params, jnp.ones((200, 3)), key=key)
+    # Kept by both masks with probability 1/4; by one mask used twice it would be 1/2.
+    assert 0.2 < np.mean(outputs != 0) < 0.3
+
+
+def test_nnx_parameters_are_a_pure_dict_that_apply_does_not_change(key):
+    model = RANDOM_MODELS["nnx"]
+    params = model.init(key, X)
+    copies = jax.tree.map(jnp.copy, params)
+    assert type(params) is dict
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    first = model.apply(params, X)
+    model.apply(jax.tree.map(jnp.zeros_like, params), X)
+    np.testing.assert_array_equal(model.apply(params, X), first)
+    chex.assert_trees_all_equal(params, copies)
+    np.testing.assert_allclose(
+        first,
+        (X @ params["layers"][0]["kernel"]) @ params["layers"][1]["kernel"],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+# Masks: a module that mixes rows, in each of the three ways.
+
+
+class LinenMean(nn.Module):
+    @nn.compact
+    def __call__(self, x, mask=None):
+        x = nn.Dense(2)(x)
+        return x - jnp.mean(x, 0, where=column(mask), keepdims=True)
+
+
+class NnxMean(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.dense = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x, mask=None):
+        x = self.dense(x)
+        return x - jnp.mean(x, 0, where=column(mask), keepdims=True)
+
+
+def mean_apply(params, x, mask):
+    x = x @ params["w"]
+    return x - jnp.mean(x, 0, where=column(mask), keepdims=True)
+
+
+def column(mask):
+    return None if mask is None else mask[:, None]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        from_linen(LinenMean()),
+        from_nnx(lambda rngs: NnxMean(rngs)),
+        from_functions(dense, mean_apply),
+    ],
+    ids=["linen", "nnx", "functions"],
+)
+def test_masked_rows_are_as_if_absent(key, model):
+    """Even if they are NaN, and in gradients too."""
+    params = model.init(key, X)
+
+    def value(params, x, mask):
+        outputs = model.apply(params, x, mask=mask)[:3]
+        return jnp.sum(jnp.sin(outputs)), outputs
+
+    masked = jax.grad(value, has_aux=True)(params, PADDED, MASK)
+    absent = jax.grad(value, has_aux=True)(params, X[:3], None)
+    chex.assert_trees_all_close(masked, absent, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(masked[1], model.apply(params, X)[:3])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        from_linen(nn.Dense(2)),
+        from_linen(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])),
+        from_nnx(lambda rngs: nnx.Linear(3, 2, rngs=rngs)),
+        from_functions(dense, lambda params, x: x @ params["w"]),
+    ],
+    ids=["linen", "linen sequential", "nnx", "functions"],
+)
+def test_modules_that_know_neither_masks_nor_keys(key, model):
+    params = model.init(key, X)
+    outputs = model.apply(params, X, mask=jnp.ones(5, bool), key=key)
+    np.testing.assert_array_equal(outputs, model.apply(params, X))
+    assert model.statistics is None
+    assert model.normalization == "none"
+
+
+# What cannot be a model.
+
+
+class LinenBatchNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(use_running_average=True)(x)
+
+
+class LinenNormalized(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x, mask=None):
+        return Normalize(self.kind)(nn.Dense(8)(x), mask)
+
+
+def test_linen_module_with_state(key):
+    message = r"LinenBatchNorm keeps state .*\['batch_stats'\].*Normalize"
+    with pytest.raises(ValueError, match=message):
+        from_linen(LinenBatchNorm()).init(key, X)
+
+
+def test_nnx_module_with_state():
+    message = r"BatchNorm keeps state of the kinds \['BatchStat'\].*nnx.LayerNorm"
+    with pytest.raises(ValueError, match=message):
+        from_nnx(lambda rngs: nnx.BatchNorm(3, rngs=rngs))
+
+
+def test_unknown_normalization():
+    with pytest.raises(ValueError, match="`normalization` must be one of .*'bn'"):
+        from_linen(nn.Dense(2), normalization="bn")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "message"),
+    [
+        ("support", "none", "'none' does not fit LinenNormalized, which has a Norm"),
+        ("calibrated", "batch", "'batch' does not fit .* has a Normalize"),
+        ("batch", "support", "'support' does not fit .* has no Normalize"),
+        ("layer", "calibrated", "'calibrated' does not fit .* has no Normalize"),
+    ],
+)
+def test_normalization_that_the_module_does_not_have(key, kind, said, message):
+    with pytest.raises(ValueError, match=message):
+        from_linen(LinenNormalized(kind), normalization=said).init(key, X)
+
+
+@pytest.mark.parametrize("kind", ["none", "layer", "group", "batch", "support"])
+def test_normalization_that_the_module_has(key, kind):
+    model = from_linen(LinenNormalized(kind), normalization=kind)
+    assert set(model.init(key, X)) == {"params"}
+    assert model.normalization == kind
+    assert (model.statistics is not None) == (kind == "support")

@@ -1,0 +1,168 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.filters import only, partition, path_names
+from metajax.models.networks import conv4, mlp
+from metajax.models.normalization import NORMALIZATIONS
+
+
+def shapes(model, *input_shape):
+    """Shapes of parameters and outputs, without computing either."""
+    x = jnp.zeros(input_shape)
+    params = jax.eval_shape(model.init, jax.random.key(0), x)
+    return params["params"], jax.eval_shape(model.apply, params, x)
+
+
+def size(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+# A block of 64 features: 9 taps and a bias; scale and shift of the normalisation.
+FIRST, OTHER, NORM = (9 * 1 + 1) * 64, (9 * 64 + 1) * 64, 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("model", "input_shape", "outputs", "parameters"),
+    [
+        (conv4(), (3, 28, 28, 1), 64, FIRST + 3 * OTHER + 4 * NORM),
+        (conv4(5), (3, 28, 28, 1), 5, FIRST + 3 * OTHER + 4 * NORM + 65 * 5),
+        (conv4(normalization="none"), (2, 28, 28, 1), 64, FIRST + 3 * OTHER),
+        (conv4(pooling="stride"), (3, 28, 28, 1), 64, FIRST + 3 * OTHER + 4 * NORM),
+        (
+            conv4(5, pooling="stride"),
+            (3, 28, 28, 1),
+            5,
+            FIRST + 3 * OTHER + 4 * NORM + 65 * 5,
+        ),
+        (conv4(features=8), (2, 84, 84, 3), 5 * 5 * 8, 28 * 8 + 3 * 73 * 8 + 4 * 16),
+        (conv4(features=8), (2, 16, 33, 1), 1 * 2 * 8, 10 * 8 + 3 * 73 * 8 + 4 * 16),
+        (conv4(pooling="stride", features=8), (1, 5, 5, 1), 8, 80 + 3 * 584 + 64),
+        (mlp(1), (7, 1), 1, 40 * 2 + 40 * 41 + 41),
+        (mlp(3, hidden=(8,), normalization="batch"), (7, 2, 5), 3, 88 + 16 + 27),
+        (mlp(3, hidden=()), (7, 4), 3, 15),
+    ],
+)
+def test_shapes_and_numbers_of_parameters(model, input_shape, outputs, parameters):
+    """Counted by hand; 28 x 28 images leave 1 x 1 after four poolings."""
+    params, result = shapes(model, *input_shape)
+    chex.assert_shape(result, (input_shape[0], outputs))
+    assert size(params) == parameters
+
+
+@pytest.mark.parametrize(
+    "model", [mlp(5, hidden=(8, 8)), conv4(5), conv4(5, pooling="stride")]
+)
+def test_the_head_has_a_path(model):
+    params, _ = shapes(model, 2, 28, 28, 1)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), {"params": params})
+    adapts, _ = partition(zeros, only("head"))
+    assert path_names(adapts) == ["params/head/bias", "params/head/kernel"]
+
+
+def test_embeddings_have_no_head():
+    assert "head" not in shapes(conv4(), 2, 28, 28, 1)[0]
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+def test_normalization_reaches_the_layers(kind):
+    """And the model says which it is."""
+    for model in (conv4(normalization=kind), mlp(2, hidden=(8,), normalization=kind)):
+        assert model.normalization == kind
+        assert (model.statistics is None) == (kind not in ("support", "calibrated"))
+        params, _ = shapes(model, 2, 28, 28, 1)
+        num_layers = sum(name.startswith("Normalize") for name in params)
+        blocks = sum(name.startswith(("Conv", "Dense")) for name in params)
+        assert num_layers == (0 if kind == "none" else blocks)
+
+
+def test_mlp_starts_as_he_with_zero_biases(key):
+    """The normal is truncated, but has variance 2 / fan in all the same."""
+    params = mlp(50, hidden=(400, 400)).init(key, jnp.ones((1, 200)))["params"]
+    for name, fan_in in (("Dense_0", 200), ("Dense_1", 400), ("head", 400)):
+        np.testing.assert_array_equal(params[name]["bias"], 0)
+        std = np.std(params[name]["kernel"])  # standard error 0.5 % for the smallest
+        np.testing.assert_allclose(std, np.sqrt(2 / fan_in), rtol=0.03)
+
+
+@pytest.mark.parametrize("pooling", ["max", "stride"])
+def test_conv4_starts_uniform_with_zero_biases(key, pooling):
+    """Within 1 / sqrt(fan in), or Glorot's sqrt(6 / (fan in + fan out))."""
+    model = conv4(50, features=24, pooling=pooling)
+    params = jax.jit(model.init)(key, jnp.ones((1, 28, 28, 3)))["params"]
+    fans = {
+        "Conv_0": (9 * 3, 9 * 24),
+        "Conv_1": (9 * 24, 9 * 24),
+        "Conv_3": (9 * 24, 9 * 24),
+        "head": (24, 50),
+    }
+    for name, (fan_in, fan_out) in fans.items():
+        np.testing.assert_array_equal(params[name]["bias"], 0)
+        kernel = np.asarray(params[name]["kernel"])
+        bound = (
+            1 / np.sqrt(fan_in) if pooling == "max" else np.sqrt(6 / (fan_in + fan_out))
+        )
+        assert 0.98 * bound < np.abs(kernel).max() <= bound
+        np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.05)
+
+
+@pytest.mark.parametrize("pooling", ["max", "stride"])
+def test_masked_images_are_as_if_absent(key, pooling):
+    """For embeddings and gradients, even where they are NaN."""
+    model = conv4(features=4, pooling=pooling)
+    real = jax.random.normal(key, (3, 17, 16, 1))
+    padded = jnp.concatenate([real, jnp.full((2, 17, 16, 1), jnp.nan)])
+
+    @jax.jit
+    def run(params, x, mask):
+        def value(params):
+            embeddings = model.apply(params, x, mask=mask)[:3]
+            return jnp.sum(jnp.sin(embeddings)), embeddings
+
+        return jax.grad(value, has_aux=True)(params)
+
+    params = jax.jit(model.init)(key, real)
+    absent = run(params, real, None)
+    masked = run(params, padded, jnp.arange(5) < 3)
+    chex.assert_trees_all_close(masked, absent, rtol=1e-3, atol=1e-4)
+    assert np.std(absent[1]) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: mlp(0), "`num_outputs` must be an integer of at least 1, got 0"),
+        (lambda: mlp(1, hidden=(8, 0)), r"`hidden\[1\]` must be .* got 0"),
+        (lambda: mlp(1.5), "`num_outputs` must be an integer .* got 1.5"),
+        (lambda: mlp(1, normalization="bn"), "`normalization` must be .* got 'bn'"),
+        (lambda: conv4(features=-1), "`features` must be .* got -1"),
+        (lambda: conv4(0), "`num_outputs` must be .* got 0"),
+        (lambda: conv4(pooling="mean"), "`pooling` must be 'max' or 'stride', got 'm"),
+        (lambda: conv4(normalization="bn"), "`normalization` must be .* got 'bn'"),
+        (
+            lambda: conv4(features=10, normalization="group"),
+            "`features` must be a multiple of 8, .*, got 10",
+        ),
+        (
+            lambda: mlp(2, hidden=(8, 4), normalization="group"),
+            r"`hidden\[1\]` must be a multiple of 8, .*, got 4",
+        ),
+    ],
+)
+def test_wrong_arguments(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_images_too_small_for_four_poolings():
+    message = "at least 16 x 16, got 28 x 15; .*pooling='stride'"
+    with pytest.raises(ValueError, match=message):
+        shapes(conv4(), 2, 28, 15, 1)
+
+
+@pytest.mark.parametrize("pooling", ["max", "stride"])
+def test_images_need_channels(pooling):
+    with pytest.raises(AssertionError, match="rank"):
+        shapes(conv4(pooling=pooling), 2, 28, 28)

@@ -1,0 +1,197 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metajax.objectives import (
+    accuracy,
+    cross_entropy,
+    masked_mean,
+    query_loss,
+    query_score,
+    split_key,
+    squared_error,
+)
+from metajax.types import Examples, Task
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(-100, 100, width=32), st.booleans()), min_size=1, max_size=6
+    )
+)
+def test_masked_mean_is_the_mean_of_what_is_left(pairs):
+    values = np.array([value for value, _ in pairs], np.float32)
+    mask = np.array([is_real for _, is_real in pairs])
+    got = masked_mean(jnp.asarray(values), jnp.asarray(mask))
+    expected = values[mask].mean() if mask.any() else np.nan
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_masked_mean_without_a_mask():
+    assert masked_mean(jnp.array([1.0, 2.0, 6.0]), None) == 3
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf])
+def test_padding_reaches_neither_the_mean_nor_its_gradient(garbage):
+    values = jnp.array([1.0, garbage, 3.0])
+    mask = jnp.array([True, False, True])
+    value, gradient = jax.value_and_grad(masked_mean)(values, mask)
+    assert value == 2
+    np.testing.assert_array_equal(gradient, [0.5, 0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(jnp.float16, 70_000), (jnp.bfloat16, 1001)]
+)
+def test_masked_mean_counts_beyond_half_precision(dtype, size):
+    """float16 ends at 65504; bfloat16 does not tell 1001 from 1000."""
+    got = masked_mean(jnp.ones(size, dtype), jnp.ones(size, bool))
+    assert got.dtype == dtype
+    assert got == 1
+
+
+def test_masked_mean_wants_one_shape():
+    with pytest.raises(AssertionError, match="shape"):
+        masked_mean(jnp.ones((3, 1)), jnp.ones(3, bool))
+
+
+def test_cross_entropy_is_minus_the_log_probability():
+    logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    labels = np.array([0, 2, 1, 1])
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = -np.log(probabilities[range(4), labels])
+    got = cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_absent_classes_have_minus_infinity():
+    """They take no probability, and gradients stay finite."""
+    logits = jnp.array([[1.0, -jnp.inf, 2.0], [0.5, -jnp.inf, -1.0]])
+    labels = jnp.array([2, 0])
+    expected = cross_entropy(logits[:, ::2], labels // 2)
+    np.testing.assert_allclose(cross_entropy(logits, labels), expected, rtol=1e-6)
+    gradient = jax.grad(lambda logits: jnp.sum(cross_entropy(logits, labels)))(logits)
+    assert jnp.all(jnp.isfinite(gradient))
+    np.testing.assert_array_equal(gradient[:, 1], 0)
+
+
+def test_cross_entropy_of_large_logits_is_finite():
+    logits = jnp.array([[1e4, -1e4]])
+    np.testing.assert_allclose(cross_entropy(logits, jnp.array([1])), [2e4])
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (jnp.ones((3, 2)), jnp.ones(3), "type"),
+        (jnp.ones((3, 2)), jnp.ones(3, bool), "type"),
+        (jnp.ones((3, 2)), jnp.ones((3, 2), int), "rank"),
+        (jnp.ones(3), jnp.ones(3, int), "rank"),
+        (jnp.ones((3, 2)), jnp.ones(4, int), "shape"),
+    ],
+)
+def test_cross_entropy_wants_logits_and_integers(logits, labels, message):
+    with pytest.raises(AssertionError, match=message):
+        cross_entropy(logits, labels)
+
+
+def test_squared_error_averages_all_but_the_first_axis():
+    outputs, targets = np.random.default_rng(0).normal(size=(2, 3, 4, 2))
+    got = squared_error(jnp.asarray(outputs), jnp.asarray(targets))
+    np.testing.assert_allclose(got, ((outputs - targets) ** 2).mean((1, 2)), rtol=1e-5)
+    one = squared_error(jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0]))
+    np.testing.assert_allclose(one, [1, 4])
+
+
+def test_squared_error_wants_one_shape():
+    with pytest.raises(AssertionError, match="shape"):
+        squared_error(jnp.ones((3, 1)), jnp.ones(3))
+
+
+def test_accuracy_of_each_example():
+    logits = jnp.array([[0.0, 1.0], [3.0, -jnp.inf], [0.2, 0.1]])
+    got = accuracy(logits, jnp.array([1, 1, 0]))
+    np.testing.assert_array_equal(got, [1, 0, 1])
+    assert got.dtype == logits.dtype
+    with pytest.raises(AssertionError, match="rank"):
+        accuracy(logits, jnp.ones((3, 1), int))
+
+
+def test_split_key(key):
+    assert split_key(None, 3) == [None] * 3
+    keys = split_key(key, 2)
+    assert len(keys) == 2
+    assert keys[0] != keys[1]
+
+
+def predict(adapted, inputs, *, mask=None, key=None):
+    """Logits that tell what was passed."""
+    del mask
+    noise = 0.0 if key is None else jax.random.normal(key, inputs.shape)
+    return adapted * inputs + noise
+
+
+LOGITS = jnp.array([[2.0, 0.0], [0.0, 3.0], [jnp.nan, jnp.nan], [1.0, 0.0]])
+MASK = jnp.array([True, True, False, True])
+
+
+@pytest.mark.parametrize("as_array", [jnp.asarray, np.asarray])
+def test_query_score_is_of_the_real_queries(as_array):
+    """And the same for labels that were never put on a device."""
+    labels = as_array([0, 1, 1, 1])
+    query = Examples(LOGITS, labels, MASK)
+    loss, metrics = query_score(predict, 2.0, query, cross_entropy)
+    real = np.array([0, 1, 3])
+    expected = cross_entropy(2 * LOGITS[real], jnp.asarray(labels)[real])
+    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-6)
+    np.testing.assert_allclose(metrics["accuracy"], 2 / 3, rtol=1e-6)
+
+
+def test_a_query_set_of_padding_has_no_score():
+    query = Examples(LOGITS, jnp.zeros(4, int), jnp.zeros(4, bool))
+    loss, metrics = query_score(predict, 1.0, query, cross_entropy)
+    assert jnp.isnan(loss)
+    assert jnp.isnan(metrics["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"),
+    [
+        (jnp.ones((3, 1)), jnp.ones((3, 1))),
+        (jnp.ones((3, 2)), jnp.ones((3, 2), int)),  # counts, not classes
+        (jnp.ones(3), jnp.ones(3, int)),
+        ({"mean": jnp.ones((3, 2))}, jnp.ones(3, int)),
+        (jnp.ones((3, 2)), {"label": jnp.ones(3, int)}),
+    ],
+)
+def test_only_labels_have_an_accuracy(outputs, targets):
+    def answer(adapted, inputs, *, mask=None, key=None):
+        return outputs
+
+    query = Examples(jnp.ones((3, 1)), targets)
+    loss, metrics = query_score(answer, (), query, lambda outputs, y: jnp.arange(3.0))
+    assert metrics == {}
+    assert loss == 1
+
+
+def test_query_loss_adapts_and_then_scores(key):
+    def adapt(meta_params, support, *, key=None):
+        scale = 1.0 if key is None else jax.random.uniform(key)
+        return meta_params * scale * jnp.sum(support.x)
+
+    support = Examples(jnp.array([1.0, 2.0]), jnp.zeros(2))
+    query = Examples(jnp.array([[1.0], [2.0]]), jnp.array([[5.0], [5.0]]))
+    loss = query_loss(adapt, predict, squared_error)
+    value, metrics = loss(2.0, Task(support, query))
+    np.testing.assert_allclose(value, np.mean([(6 - 5) ** 2, (12 - 5) ** 2]))
+    assert metrics == {}
+    # Each stage has its own part of the key.
+    key_adapt, key_predict = jax.random.split(key)
+    adapted = adapt(2.0, support, key=key_adapt)
+    expected, _ = query_score(predict, adapted, query, squared_error, key_predict)
+    value, _ = loss(2.0, Task(support, query), key=key)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)

@@ -1,0 +1,205 @@
+import copy
+import json
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from metajax.run_folder import (
+    RunFolder,
+    plot_learning_curve,
+    read_metrics,
+    run_settings,
+)
+
+
+def settings(rate=0.1, config=None, **arguments):
+    """Of a program that multiplies by `rate`."""
+    state = {"w": jnp.zeros((2, 3))}
+    lowered = jax.jit(lambda w: rate * w).lower(state["w"])
+    return run_settings({"steps": 10, "seed": 0} | arguments, config, state, lowered)
+
+
+def train_record(step, loss=1.0):
+    return {"kind": "train", "step": step, "loss": loss, "timing": {"seconds": 0.5}}
+
+
+def validation_record(step):
+    metrics = {"accuracy": 0.5 + step / 100, "nll": None}
+    half_width = {"accuracy": 0.1, "nll": None}
+    return {"kind": "validation", "step": step, **metrics, "half_width": half_width}
+
+
+TREES = {"meta_params": {"w": jnp.ones(3)}}
+
+
+def test_settings_name_what_a_run_depends_on():
+    values = settings(config={"learner": "maml"})
+    assert values["train"] == {"steps": 10, "seed": 0}
+    assert values["state"] == {"['w']": "float32[2, 3]"}
+    assert values["versions"]["jax"] == jax.__version__
+    assert values["device"]["platform"] == jax.devices()[0].platform
+    assert values["program"] == settings(config={})["program"]
+    assert values["program"] != settings(rate=0.2)["program"]
+
+
+def test_config_file_holds_the_settings(tmp_path):
+    RunFolder(tmp_path / "a" / "b", settings())
+    text = (tmp_path / "a" / "b" / "config.json").read_text()
+    assert json.loads(text) == settings()
+
+
+def test_config_must_be_json(tmp_path):
+    with pytest.raises(ValueError, match="`config` must hold numbers.*function"):
+        RunFolder(tmp_path, settings(config={"loss": jnp.sum}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_settings_are_listed(tmp_path):
+    RunFolder(tmp_path, settings(config={"inner": {"steps": 1}, "way": 5}))
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="other settings") as error:
+        RunFolder(
+            tmp_path,
+            settings(seed=1, config={"inner": {"steps": 3}, "way": 5, "shot": 2}),
+        )
+    text = str(error.value)
+    assert "train.seed: 0 in the folder, 1 now" in text
+    assert "config.inner.steps: 1 in the folder, 3 now" in text
+    assert "config.shot: not set in the folder, 2 now" in text
+    assert "way" not in text
+    assert "another `run_dir`" in text
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_steps_may_grow_but_not_below_those_taken(tmp_path):
+    folder = RunFolder(tmp_path, settings(steps=10))
+    folder.save(10, TREES, {})
+    RunFolder(tmp_path, settings(steps=20))
+    with pytest.raises(ValueError, match=r"taken 10 steps; `steps` must be.* got 9"):
+        RunFolder(tmp_path, settings(steps=9))
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 20
+
+
+def test_undescribed_change_is_noticed(tmp_path):
+    RunFolder(tmp_path, settings(rate=0.1))
+    with pytest.raises(ValueError, match=r"another program.*learning rate.*`program`"):
+        RunFolder(tmp_path, settings(rate=0.2))
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["program"]
+    path.write_text(json.dumps(values))
+    RunFolder(tmp_path, settings(rate=0.2))
+
+
+def test_other_versions_are_a_warning(tmp_path):
+    old = copy.deepcopy(settings(rate=0.2))
+    old["versions"]["jax"] = "0.0.1"
+    RunFolder(tmp_path, old)
+    with pytest.warns(UserWarning, match=r"(?s)other software.*versions.jax: 0.0.1 in"):
+        RunFolder(tmp_path, settings(rate=0.1))
+
+
+def test_broken_config_file(tmp_path):
+    RunFolder(tmp_path, settings())
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is not JSON.*Restore"):
+        RunFolder(tmp_path, settings())
+
+
+def test_metrics_after_the_checkpoint_are_cut_off(tmp_path):
+    folder = RunFolder(tmp_path, settings())
+    assert folder.resume(TREES) == (None, [])
+    records = [train_record(step, loss=1 / step) for step in (2, 4, 6)]
+    folder.log(records[0])
+    folder.log(records[1])
+    folder.save(4, TREES, {"best_step": 0})
+    folder.log(records[2])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')  # a kill cut it in two
+    assert read_metrics(tmp_path) == records
+
+    (step, _, record), history = RunFolder(tmp_path, settings()).resume(TREES)
+    assert (step, record) == (4, {"best_step": 0})
+    assert history == read_metrics(tmp_path) == records[:2]
+
+
+def test_metrics_without_a_checkpoint_start_again(tmp_path):
+    folder = RunFolder(tmp_path, settings())
+    folder.resume(TREES)
+    folder.log(train_record(2))
+    assert RunFolder(tmp_path, settings()).resume(TREES) == (None, [])
+    assert read_metrics(tmp_path) == []
+
+
+def test_damaged_metrics(tmp_path):
+    assert read_metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"a"\n{"kind": "train"}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl has a line that is not JSON"):
+        read_metrics(tmp_path)
+
+
+def test_metrics_are_strict_json(tmp_path):
+    folder = RunFolder(tmp_path, settings())
+    folder.resume(TREES)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.log(train_record(1, loss=math.nan))
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    folder = RunFolder(tmp_path, settings())
+    folder.resume(TREES)
+    history = [train_record(2, 0.25), validation_record(2)]
+    for record in history:
+        folder.log(record)
+    folder.close(history, None)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data, values = path.read_bytes(), {}
+    while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        for value in event.summary.value:
+            values[value.tag, event.step] = value.simple_value
+        data = data[16 + length :]
+    assert values == pytest.approx(
+        {("train/loss", 2): 0.25, ("validation/accuracy", 2): 0.52}
+    )
+
+
+HISTORIES = {
+    "empty": [],
+    "one point": [train_record(1)],
+    "without validation": [train_record(1), train_record(2)],
+    "both": [validation_record(0), train_record(1), validation_record(1)],
+    "all unknown": [train_record(1, None), train_record(2, None)],
+}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_learning_curve(tmp_path, name):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "curve.png"
+    plot_learning_curve(HISTORIES[name], path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_learning_curve_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'metajax\[plots\]'"):
+        plot_learning_curve([], tmp_path / "curve.png")
+
+
+def test_optional_packages_may_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    folder = RunFolder(tmp_path, settings())
+    folder.resume(TREES)
+    folder.log(train_record(1))
+    folder.close([train_record(1)], None)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "checkpoints"}

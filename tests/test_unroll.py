@@ -1,0 +1,252 @@
+"""The inner loop: closed forms, finite differences, and agreement of gradient modes."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax.filters import all_but, everything, only
+from metajax.unroll import GRADIENT_MODES, unroll
+
+EXACT_MODES = ("reverse", "remat", "mixed")
+OPTIMIZERS = {
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    # Without `eps_root` the square root at 0 has no derivative.
+    "adam": functools.partial(optax.adam, eps_root=1e-6),
+}
+CASES = {
+    "sgd, dropout": ("sgd", everything, True),
+    "momentum, head only": ("momentum", only("head"), False),
+    "adam": ("adam", everything, False),
+    "adam, head only, dropout": ("adam", only("head"), True),
+}
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def quadratic(params, args, key):
+    """`||phi - s||^2 / 2`, whose gradient is phi - s and whose Hessian is 1."""
+    del key
+    return 0.5 * jnp.sum(jnp.square(params - args))
+
+
+def network_loss(params, args, key):
+    """A two-layer network with dropout, for which no closed form exists."""
+    x, y, weights = args
+    hidden = jnp.tanh(x @ params["body"]["kernel"] + params["body"]["bias"][None, :])
+    if key is not None:
+        hidden = 2 * hidden * jax.random.bernoulli(key, 0.5, hidden.shape)
+    logits = hidden @ params["head"]["kernel"]
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)
+    return jnp.mean(weights * losses)
+
+
+def network_problem():
+    rng = np.random.default_rng(0)
+    params = {
+        "body": {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)},
+        "head": {"kernel": rng.normal(size=(4, 2))},
+        "count": np.int32(3),
+    }
+    args = (rng.normal(size=(6, 3)), np.array([0, 1, 1, 0, 1, 0]), rng.uniform(size=6))
+    return jax.tree.map(jnp.asarray, (params, args))
+
+
+def outer_loss(inexact, integers, rate, *, mode, make, adapts, key):
+    """The query loss as a function of everything that an outer gradient may reach."""
+    params, (x, weights) = inexact
+    count, y = integers
+    result = unroll(
+        network_loss,
+        make(rate),
+        params | {"count": count},
+        (x, y, weights),
+        steps=3,
+        gradient=mode,
+        adapts=adapts,
+        key=key,
+    )
+    query = (x[::-1] + 0.5, y, jnp.ones(6))
+    return network_loss(result.params, query, None) + jnp.sum(result.losses)
+
+
+@pytest.mark.parametrize(("steps", "rate"), [(0, 0.1), (1, 1.0), (2, 0.5), (7, 0.1)])
+@pytest.mark.parametrize("mode", GRADIENT_MODES)
+def test_quadratic_matches_closed_form(mode, rate, steps):
+    theta, s, q = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0]), jnp.array([2.0, 2.0])
+
+    def query(theta, s):
+        result = unroll(
+            quadratic, optax.sgd(rate), theta, s, steps=steps, gradient=mode
+        )
+        return 0.5 * jnp.sum(jnp.square(result.params - q)), result
+
+    (grad_theta, grad_s), result = jax.grad(query, (0, 1), has_aux=True)(theta, s)
+    decay = (1 - rate) ** steps
+    phi = s + decay * (theta - s)
+    chex.assert_trees_all_close(result.params, phi, rtol=1e-5)
+    powers = (1 - rate) ** (2 * np.arange(steps))
+    expected = 0.5 * powers * np.sum(np.square(theta - s))
+    chex.assert_trees_all_close(result.losses, jnp.asarray(expected), rtol=1e-5)
+    if mode == "first_order":
+        # phi = theta - constants: the derivative of phi is 1 and that by s is 0.
+        chex.assert_trees_all_close(grad_theta, phi - q, rtol=1e-5)
+        chex.assert_trees_all_close(grad_s, jnp.zeros(2))
+    else:
+        chex.assert_trees_all_close(grad_theta, decay * (phi - q), atol=1e-6)
+        chex.assert_trees_all_close(grad_s, (1 - decay) * (phi - q), atol=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("case", CASES)
+def test_modes_match_finite_differences(case):
+    name, adapts, dropout = CASES[case]
+    params, (x, y, weights) = network_problem()
+    integers = (params.pop("count"), y)
+    inexact = (params, (x, weights))
+    key = jax.random.key(3) if dropout else None
+
+    def loss(mode):
+        return functools.partial(
+            outer_loss, mode=mode, make=OPTIMIZERS[name], adapts=adapts, key=key
+        )
+
+    value = jax.jit(lambda leaves, rate: loss("reverse")(leaves, integers, rate))
+    flat, unflatten = jax.flatten_util.ravel_pytree((inexact, 0.1))
+    step = 1e-5
+    rows = jnp.eye(len(flat)) * step
+    ahead = jax.vmap(lambda row: value(*unflatten(flat + row)))(rows)
+    behind = jax.vmap(lambda row: value(*unflatten(flat - row)))(rows)
+    expected = (ahead - behind) / (2 * step)
+    for mode in EXACT_MODES:
+        gradient = jax.jit(jax.grad(loss(mode), (0, 2)))(inexact, integers, 0.1)
+        flat_gradient, _ = jax.flatten_util.ravel_pytree(gradient)
+        np.testing.assert_allclose(flat_gradient, expected, rtol=2e-5, atol=1e-7)
+    first_order = jax.grad(loss("first_order"), (0, 2))(inexact, integers, 0.1)
+    flat_gradient, _ = jax.flatten_util.ravel_pytree(first_order)
+    assert np.max(np.abs(flat_gradient - expected)) > 1e-3
+
+
+def test_mixed_reaches_values_in_the_closure():
+    def outer(scale, mode):
+        def loss(params, args, key):
+            return scale * quadratic(params, args, key)
+
+        start, target = jnp.zeros(2), jnp.ones(2)
+        result = unroll(loss, optax.sgd(0.1), start, target, steps=3, gradient=mode)
+        return jnp.sum(result.params)
+
+    expected = jax.grad(outer)(2.0, "reverse")
+    assert expected != 0
+    chex.assert_trees_all_close(jax.grad(outer)(2.0, "mixed"), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", GRADIENT_MODES)
+def test_vmap_equals_a_loop_over_tasks(mode):
+    thetas = jnp.arange(6.0).reshape(3, 2)
+    targets = jnp.ones((3, 2))
+
+    def outer(theta, s):
+        result = unroll(quadratic, optax.adam(0.1), theta, s, steps=4, gradient=mode)
+        return jnp.sum(jnp.square(result.params))
+
+    batched = jax.vmap(jax.value_and_grad(outer))(thetas, targets)
+    single = [
+        jax.value_and_grad(outer)(t, s) for t, s in zip(thetas, targets, strict=True)
+    ]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *single)
+    chex.assert_trees_all_close(batched, stacked, rtol=1e-5)
+
+
+def test_path_holds_every_state():
+    theta, s = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
+    full = unroll(quadratic, optax.sgd(0.3), theta, s, steps=3, keep_path=True)
+    for steps in range(4):
+        result = unroll(quadratic, optax.sgd(0.3), theta, s, steps=steps)
+        chex.assert_trees_all_close(full.path[steps], result.params)
+
+
+def test_path_repeats_what_does_not_adapt():
+    params, args = network_problem()
+    result = unroll(
+        network_loss,
+        optax.sgd(0.1),
+        params,
+        args,
+        steps=2,
+        adapts=all_but("body"),
+        keep_path=True,
+    )
+    chex.assert_trees_all_equal(
+        result.path["body"],
+        jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), params["body"]),
+    )
+    assert result.path["count"].dtype == params["count"].dtype
+    chex.assert_trees_all_equal(result.params["body"], params["body"])
+    assert not np.allclose(result.params["head"]["kernel"], params["head"]["kernel"])
+
+
+def test_steps_have_different_keys():
+    def noise_loss(params, args, key):
+        del args
+        return jnp.sum(params * jax.random.normal(key, (2,)))
+
+    result = unroll(
+        noise_loss,
+        optax.sgd(1.0),
+        jnp.zeros(2),
+        (),
+        steps=2,
+        key=jax.random.key(0),
+        keep_path=True,
+    )
+    first, second = jnp.diff(result.path, axis=0)
+    assert not np.allclose(first, second)
+
+
+def test_adam_without_eps_root_has_no_meta_gradient():
+    """The trap that the module's docstring warns of, and its remedy."""
+
+    def outer(theta, **kwargs):
+        target = jnp.array([1.0, 0.0])  # the second coordinate has gradient exactly 0
+        result = unroll(quadratic, optax.adam(0.1, **kwargs), theta, target, steps=1)
+        return jnp.sum(result.params)
+
+    assert np.isnan(jax.grad(outer)(jnp.zeros(2))).any()
+    gradient = jax.grad(functools.partial(outer, eps_root=1e-8))(jnp.zeros(2))
+    assert np.isfinite(gradient).all()
+
+
+ERRORS = {
+    "negative steps": (ValueError, {"steps": -1}, "`steps` must be an integer.*got -1"),
+    "fractional steps": (ValueError, {"steps": 1.5}, "`steps` must be .*got 1.5"),
+    "unknown mode": (
+        ValueError,
+        {"gradient": "backward"},
+        "one of reverse, remat, mixed, first_order, got 'backward'",
+    ),
+    "no optimizer": (TypeError, {"optimizer": 0.1}, "GradientTransformation.*got 0.1"),
+    "empty filter": (
+        ValueError,
+        {"adapts": only("hand")},
+        "accepts none of the floating-point leaves",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_bad_configuration_is_explained(name):
+    kind, changes, message = ERRORS[name]
+    params, args = network_problem()
+    settings = {"optimizer": optax.sgd(0.1), "steps": 1} | changes
+    with pytest.raises(kind, match=message):
+        unroll(network_loss, settings.pop("optimizer"), params, args, **settings)
