@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 __all__ = ["Progress"]
 
@@ -49,17 +50,16 @@ class Progress:
         self._paused = 0.0
         self._seen: set[str] = set()
         self._validation = ""
-        self._bar: Bar | None = None
+        self._bar: _Bar | None = None
         if enabled and _is_live(self._console):
-            self._bar = Bar(
+            self._bar = _Bar(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
+                BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
                 console=self._console,
                 refresh_per_second=4,
             )
-            self._bar.add_task("training", total=steps, completed=start, text="")
+            self._bar.add_task("training", total=steps, completed=start)
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:
@@ -126,7 +126,8 @@ class Progress:
             parts.append(f"{left} left")
         text = ", ".join(parts)
         if self._bar is not None:
-            self._bar.update(TaskID(0), completed=step, text=text)
+            self._bar.text = text
+            self._bar.update(TaskID(0), completed=step)
         else:
             self.say(f"step {step}/{self._steps}: {text}")
 
@@ -137,6 +138,16 @@ class Progress:
         lines = step * _LINES_PER_RUN // self._steps
         last_lines = self._last_step * _LINES_PER_RUN // self._steps
         return lines > last_lines or seconds > _SECONDS_BETWEEN_LINES
+
+
+class _Bar(Bar):
+    """A bar with a line of text below, which is cut where the terminal is narrow."""
+
+    text = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.text, no_wrap=True, overflow="ellipsis")
 
 
 def _is_live(console: Console) -> bool:

@@ -238,7 +238,12 @@ def plot_learning_curve(
                 line.set(marker="o", markersize=3)
                 widths = np.array([r["half_width"][name] or 0.0 for r in points])
                 axes.fill_between(
-                    steps, values - widths, values + widths, alpha=0.25, linewidth=0
+                    steps,
+                    values - widths,
+                    values + widths,
+                    color=line.get_color(),
+                    alpha=0.25,
+                    linewidth=0,
                 )
         axes.set_xlabel("outer step")
         axes.set_ylabel(names["train"])

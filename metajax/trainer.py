@@ -193,7 +193,7 @@ def train(
         arguments = counts | {
             "seed": seed,
             "tasks_per_block": tasks_per_block,
-            "has_validation": validation is not None,
+            "validate_every": None if validation is None else validate_every,
             "monitor": monitor,
         }
         folder = RunFolder(run_dir, run_settings(arguments, config, state, lowered))
@@ -264,7 +264,12 @@ def train(
                 folder.close(history, monitor)
         if best.value is None:
             best = _Best(state.meta_params, step, None)
-        show.say(f"finished {step} steps; the best are those after {best.step}")
+            show.say(f"finished after {step} steps")
+        else:
+            show.say(
+                f"finished after {step} steps; the best validation, {best.value:.4g}, "
+                f"was after {best.step}"
+            )
     return TrainResult(state.meta_params, best.params, best.step, history, state)
 
 

@@ -132,8 +132,8 @@ plt.show()
 
 # %% [markdown]
 # Three curves may be luck, so the next picture is the mean over a fixed bank of test
-# tasks, with its 95 % interval as a band. For comparison, the same network takes the
-# same steps from random weights.
+# tasks, with its 95 % interval as a band. For comparison, the same network starts from
+# random weights, with steps a tenth as large: from there, full ones diverge.
 #
 # Two exact floors help to read it. Always answering 0 has an error of 4.25. The best
 # single function, the same for all tasks, has 3.01: a learner can only come below that
@@ -141,13 +141,16 @@ plt.show()
 
 # %%
 num_tasks = 20 if FAST else 600
-random_params = learner.init(jax.random.key(1), task)
-starts = {"meta-trained start": result.meta_params, "random start": random_params}
+scratch = maml(model, optax.sgd(0.001), steps=10, objective=squared_error)
+starts = {
+    "meta-trained start": (learner, result.meta_params),
+    "random start": (scratch, scratch.init(jax.random.key(1), task)),
+}
 
 fig, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
-for name, meta_params in starts.items():
+for name, (method, meta_params) in starts.items():
     report = evaluate(
-        learner, meta_params, curves, num_tasks=num_tasks, steps_curve=True
+        method, meta_params, curves, num_tasks=num_tasks, steps_curve=True
     )
     curve = report.curve["mse"]
     steps = np.arange(len(curve.mean))
@@ -217,7 +220,7 @@ result = train(
 
 # %%
 num_tasks = 20 if FAST else 600
-untrained = proto.init(jax.random.key(1), bank_task(test_tasks, 0))
+untrained = jax.jit(proto.init)(jax.random.key(1), bank_task(test_tasks, 0))
 for name, meta_params in {
     "untrained": untrained,
     "trained": result.meta_params,
@@ -280,8 +283,8 @@ print(f"{accuracy:.0%} of this task's {answers.size} queries are right")
 # %%
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-examples = glyphs(way=8, shot=20, num_queries=1, split="meta_test")(
-    jax.random.key(3)
+examples = bank_task(
+    glyphs(way=8, shot=20, num_queries=1, split="meta_test"), 0
 ).support
 labels = np.asarray(examples.y)
 
@@ -289,7 +292,7 @@ fig, all_axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
 stages = {"before training": untrained, "after training": result.meta_params}
 for axes, (name, params) in zip(all_axes, stages.items(), strict=True):
     features = np.asarray(embedding.apply(params, examples.x))
-    features -= features.mean(axis=0)
+    features = features - features.mean(axis=0)
     prototypes = features.reshape(8, 20, -1).mean(axis=1)
     distances = np.sum(np.square(features[:, None] - prototypes[None]), axis=-1)
     nearest = np.mean(np.argmin(distances, axis=1) == labels)

@@ -149,9 +149,11 @@ def ridge(model: Model, *, way: int) -> Learner:
 embedding = conv4(features=32, pooling="stride", normalization="layer")
 learner = ridge(embedding, way=5)
 
-task = glyphs(way=5, shot=2, num_queries=3)(jax.random.key(0))
-meta_params = learner.init(jax.random.key(1), task)
-head = learner.adapt(meta_params, task.support)
+training_tasks = glyphs(way=5, shot=5, num_queries=5, split="meta_train")
+task = bank_task(training_tasks, 0)
+meta_params = jax.jit(learner.init)(jax.random.key(0), task)
+adapt = jax.jit(learner.adapt)
+head = adapt(meta_params, task.support)
 
 features = np.asarray(embedding.apply(meta_params["model"], task.support.x))
 targets = np.eye(5)[np.asarray(task.support.y)]
@@ -168,9 +170,7 @@ padded = Examples(
     jnp.concatenate([y, y]),
     jnp.arange(2 * len(y)) < len(y),  # the second half is not real
 )
-np.testing.assert_allclose(
-    head.kernel, learner.adapt(meta_params, padded).kernel, atol=1e-4
-)
+np.testing.assert_allclose(head.kernel, adapt(meta_params, padded).kernel, atol=1e-4)
 print("closed form and mask are right")
 
 # %% [markdown]
@@ -183,7 +183,6 @@ print("closed form and mask are right")
 # %%
 num_steps = 10 if FAST else 400
 learners = {"ridge": learner, "prototypical": prototypical(embedding, way=5)}
-training_tasks = glyphs(way=5, shot=5, num_queries=5, split="meta_train")
 
 results = {}
 for name, method in learners.items():
@@ -267,7 +266,7 @@ plt.show()
 # %%
 task = bank_task(test_tasks, 0)
 leaky = ridge(conv4(features=32, pooling="stride", normalization="batch"), way=5)
-leaky_params = leaky.init(jax.random.key(0), task)
+leaky_params = jax.jit(leaky.init)(jax.random.key(0), task)
 checks = {
     "layer normalisation": leakage(learner, results["ridge"].meta_params, task),
     "batch normalisation": leakage(leaky, leaky_params, task),

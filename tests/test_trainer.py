@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -284,6 +285,23 @@ def test_finished_run_returns_at_once_and_goes_on_when_steps_grow(tmp_path):
     assert set(steps_of(longer.history, "validation")) == {0, 7, 10, 14, 20}
     with pytest.raises(ValueError, match="has taken 20 steps"):
         short_run(steps=10, validation=sample, run_dir=tmp_path)
+
+
+def test_display(tmp_path, capsys):
+    ascent = {"optimizer": optax.sgd(-0.2), "validation": sample, "run_dir": tmp_path}
+    short_run(steps=5, progress=True, **ascent)
+    text = capsys.readouterr().out
+    assert "compiling took" in text
+    assert "step 5/5: " in text
+    assert re.search(
+        r"finished after 5 steps; .* validation, [0-9.]+, was after 0", text
+    )
+    short_run(steps=9, progress=True, **ascent)
+    text = capsys.readouterr().out
+    assert "going on from step 5" in text
+    assert "step 9/9: " in text
+    short_run(steps=2, progress=True)
+    assert "finished after 2 steps\n" in capsys.readouterr().out
 
 
 def test_best_survives_a_resume(tmp_path):

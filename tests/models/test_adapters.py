@@ -156,6 +156,8 @@ def test_nnx_parameters_are_a_pure_dict_that_apply_does_not_change(key):
     model.apply(jax.tree.map(jnp.zeros_like, params), X)
     np.testing.assert_array_equal(model.apply(params, X), first)
     chex.assert_trees_all_equal(params, copies)
+    with jax.checking_leaks():  # tracers that stay behind in the module's state
+        np.testing.assert_allclose(jax.jit(model.apply)(params, X), first, rtol=1e-5)
     np.testing.assert_allclose(
         first,
         (X @ params["layers"][0]["kernel"]) @ params["layers"][1]["kernel"],

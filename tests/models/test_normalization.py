@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from functools import partial
 
 import chex
@@ -288,10 +289,25 @@ def test_calibrate_averages_over_tasks(key):
     chex.assert_trees_all_close(again, calibrated, rtol=1e-5)
 
 
-def test_calibrate_takes_a_static_distribution(key):
+@jax.tree_util.register_dataclass
+@dataclass
+class TableTask:
+    """A distribution that is a pytree, whose array belongs among the arguments."""
+
+    table: jax.Array
+
+    def __call__(self, key, /):
+        assert isinstance(self.table, jax.core.Tracer)
+        rows = jax.random.choice(key, self.table, (4,))
+        return Task(Examples(rows, jnp.zeros(4)), Examples(-rows, jnp.zeros(4)))
+
+
+@pytest.mark.parametrize(
+    "tasks", [sinusoid(shot=5, num_queries=5), TableTask(normal(20, 1))]
+)
+def test_calibrate_takes_distributions_that_are_pytrees(key, tasks):
     model = mlp(1, hidden=(4,), normalization="calibrated")
     params = model.init(key, jnp.ones((2, 1)))
-    tasks = sinusoid(shot=5, num_queries=5)
     calibrated = calibrate(model, params, tasks, key, num_tasks=2)
     apply = partial(model.apply, calibrated)
     x = normal(4, 1)

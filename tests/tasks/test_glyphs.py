@@ -144,7 +144,8 @@ def test_ink_is_the_integral_of_a_pen_along_the_strokes():
     expected *= 0.8 * lengths.sum() / 20_000 / (2 * np.pi * blur**2)
     np.testing.assert_allclose(image[:19], np.minimum(expected[:19], 1), atol=5e-3)
     dot = np.asarray(image)[20:25, 3:8]
-    assert dot.sum() == pytest.approx(0.8 * 5 * 0.25, rel=0.02)
+    # Few of the points fall on it, hence the tolerance.
+    assert dot.sum() == pytest.approx(0.8 * 5 * 0.25, rel=0.25)
 
 
 def test_absent_strokes_leave_no_ink(key):

@@ -1,0 +1,191 @@
+"""The main job: MAML and Prototypical Networks learn to learn, on drawn characters.
+
+Both are meta-trained on glyphs and then tested, together with two baselines that have
+learned nothing from other tasks, on one bank of 5-way 1-shot tasks with new characters:
+
+* nearest centroid on pixels: `prototypical` with the identity for a model;
+* the same network trained from scratch on each support set: `maml` from the random
+  parameters that its meta-training started with, and more inner steps.
+
+Images are normalised one by one, so that no method sees the other queries of a task.
+"""
+
+import dataclasses
+import os
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from metajax.catalogue import ARGUMENTS, InnerOptimizer, OuterOptimizer
+from metajax.configuration import (
+    Config,
+    build_learner,
+    build_tasks,
+    resolve,
+    train_run,
+)
+from metajax.evaluation import bank_task, evaluate
+from metajax.learners.metric.prototypical import prototypical
+from metajax.models.adapters import from_functions
+from metajax.plots import plot_learning_curves, plot_tasks
+from metajax.reports import Report, compare
+from metajax.run_folder import Record
+from metajax.types import Learner, PyTree, Task
+
+__all__ = ["Sizes", "main_job"]
+
+_PICTURED_TASKS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much the main job does.
+
+    Attributes:
+      features: channels of the network.
+      prototypical_steps: outer steps of Prototypical Networks, one 20-way task each.
+      maml_steps: outer steps of MAML, four 5-way tasks each.
+      scratch_steps: gradient steps of the network without meta-training.
+      num_validation_tasks: for the learning curves.
+      num_test_tasks: for the table.
+    """
+
+    features: int = 32
+    prototypical_steps: int = 500
+    maml_steps: int = 400
+    scratch_steps: int = 30
+    num_validation_tasks: int = 100
+    num_test_tasks: int = 600
+
+
+class _Contestant(NamedTuple):
+    learner: Learner
+    meta_params: PyTree
+    history: list[Record] | None = None  # None for what was not meta-trained
+
+
+def main_job(
+    folder: str | os.PathLike[str] = "runs/main",
+    *,
+    sizes: Sizes = Sizes(),  # noqa: B008, it is immutable
+    console: Console | None = None,
+) -> dict[str, Report]:
+    """Trains, tests, prints a table and draws pictures.
+
+    What is trained already in `folder` is not trained again: a second call only tests,
+    and a call after a kill goes on where that one stopped.
+
+    Args:
+      folder: for the run folders of both learners, and the pictures.
+      sizes: how much to do.
+      console: where to write; standard output by default.
+
+    Returns:
+      Name of the method -> its report, all on the same tasks.
+
+    Raises:
+      ValueError: if `folder` holds runs with other settings.
+    """
+    began = time.monotonic()
+    console = console or Console()
+    folder = pathlib.Path(folder)
+    test_tasks = build_tasks(_glyphs(way=5, num_queries=15), "meta_test")
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(
+        "Learning to tell 5 drawn characters apart from 1 example of each. Training "
+        "and test tasks have no character in common."
+    )
+    contestants = {}
+    for name, config, training in (
+        ("Prototypical Networks", *_prototypical(sizes)),
+        ("MAML", *_maml(sizes)),
+    ):
+        run_dir = folder / type(config.learner).__name__
+        if (run_dir / "checkpoints").exists():
+            say(f"\n{name}: using what {run_dir} holds; delete it to train anew.")
+        else:
+            say(f"\n{name}: training.")
+        learner, result = _train(config, run_dir, sizes, training, folder)
+        contestants[name] = _Contestant(learner, result.meta_params, result.history)
+    contestants |= {
+        "the same network from scratch": _scratch(sizes, test_tasks),
+        "nearest centroid on pixels": _pixels(),
+    }
+
+    say(f"\nTesting on {sizes.num_test_tasks} tasks, the same for all.")
+    reports = {
+        name: evaluate(c.learner, c.meta_params, test_tasks, num_tasks=sizes.num_test_tasks)
+        for name, c in contestants.items()
+    }
+    console.print(_table(reports))
+    say(f"MAML - Prototypical Networks: {_difference(*list(reports.values())[1::-1])}")
+    try:
+        for path in _draw(folder, contestants, reports, test_tasks):
+            say(f"picture: {path}")
+    except ImportError as error:
+        say(f"No pictures: {error}")
+    say(
+        f"That took {time.monotonic() - began:.0f} s. The runs are in {folder}; next: "
+        f"metajax evaluate {folder}/prototypical --shot 5"
+    )
+    return reports
+
+
+def _prototypical(sizes: Sizes) -> tuple[Config, dict[str, Any]]:
+    """What to train, and how long. Training with more classes than testing helps."""
+    learner = ARGUMENTS["learner"]["prototypical"]()
+    config = _config(sizes, learner, _glyphs(way=20, num_queries=5))
+    return config, {"steps": sizes.prototypical_steps, "tasks_per_step": 1}
+
+
+def _maml(sizes: Sizes) -> tuple[Config, dict[str, Any]]:
+    learner = ARGUMENTS["learner"]["maml"](
+        steps=1, eval_steps=3, inner_optimizer=InnerOptimizer(learning_rate=0.4)
+    )
+    config = _config(sizes, learner, _glyphs(way=5, num_queries=5))
+    return config, {"steps": sizes.maml_steps, "tasks_per_step": 4}
+
+
+def _config(sizes: Sizes, learner: Any, tasks: Any) -> Config:
+    return resolve(
+        Config(
+            learner=learner,
+            model=ARGUMENTS["model"]["conv4"](
+                features=sizes.features, pooling="stride", normalization="layer"
+            ),
+            tasks=tasks,
+            validation=_glyphs(way=5, num_queries=15),
+            optimizer=OuterOptimizer(learning_rate=3e-3, schedule="cosine"),
+        )
+    )
+
+
+def _glyphs(*, way: int, num_queries: int) -> Any:
+    return ARGUMENTS["tasks"]["glyphs"](way=way, shot=1, num_queries=num_queries)
+
+
+def _scratch(sizes: Sizes, tasks: Any) -> _Contestant:
+    config, _ = _maml(sizes)
+    learner = dataclasses.replace(
+        config.learner, steps=0, eval_steps=sizes.scratch_steps
+    )
+    _, learner = build_learner(dataclasses.replace(config, learner=learner))
+    meta_params = jax.jit(learner.init)(jax.random.key(0), bank_task(tasks, 0))
+    return _Contestant(learner, meta_params)
+
+
+def _pixels() -> _Contestant:
+    def flatten(params: PyTree, x: jax.Array) -> jax.Array:
+        del params
+        return x.reshape(x.shape[0], -1)
+
+    return _Contestant(prototypical(from_functions(lambda key, x: {}, flatten)), {})
