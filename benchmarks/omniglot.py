@@ -1,6 +1,7 @@
 """MAML and Prototypical Networks on Omniglot, and what they make of other images.
 
-    python -m benchmarks.omniglot maml --shot 1
+    python -m benchmarks.omniglot maml
+    python -m benchmarks.omniglot maml --shot 5 --num-queries 5
     python -m benchmarks.omniglot prototypical
     python -m benchmarks.omniglot prototypical --source glyphs
 
@@ -39,61 +40,53 @@ from metajax.tasks.glyphs import glyphs
 from metajax.tasks.loaders import from_arrays
 from metajax.tasks.omniglot import omniglot
 from metajax.trainer import train
-from metajax.types import Learner, Model
+from metajax.types import Learner, Model, TaskDistribution
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run is made of."""
+    """What a run is made of; `way`, `shot` and `num_queries` are those of training."""
 
-    learner: tyro.conf.Positional[Literal["maml", "prototypical"]]
     source: Literal["omniglot", "glyphs"] = "omniglot"
     seed: int = 0
+    way: int = 5
     shot: int = 1
-    way: int | None = None
-    """Classes of a training task; 5 for MAML and 60 for Prototypical Networks."""
-    num_queries: int | None = None
-    """Per class in training; `shot` for MAML and 5 for Prototypical Networks."""
+    num_queries: int = 1
     steps: int = 12_000
-    tasks_per_step: int | None = None
-    """32 for MAML and 1 for Prototypical Networks."""
-    outer_rate: float | None = None
-    """3e-3 for MAML and 1e-3 for Prototypical Networks, at the start of the cosine."""
+    tasks_per_step: int = 32
+    outer_rate: float = 3e-3
+    """At the start of the cosine."""
     num_test_tasks: int = 600
 
-    def filled(self) -> "Settings":
-        """Settings with the learner's defaults in place of None."""
-        if self.learner == "maml":
-            defaults = (5, self.shot, 32, 3e-3)
-        else:
-            defaults = (60, 5, 1, 1e-3)
-        names = ("way", "num_queries", "tasks_per_step", "outer_rate")
-        missing = {
-            name: value
-            for name, value in zip(names, defaults, strict=True)
-            if getattr(self, name) is None
-        }
-        return dataclasses.replace(self, **missing)
+    @property
+    def learner(self) -> str:
+        """Name of the learner."""
+        return type(self).__name__.lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class Maml(Settings):
+    """MAML; the paper's number of queries is that of shots."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prototypical(Settings):
+    """Prototypical Networks; one model is tested at every way and shot."""
+
+    way: int = 60
+    num_queries: int = 5
+    tasks_per_step: int = 1
+    outer_rate: float = 1e-3
 
 
 def main(settings: Settings) -> None:
     """Trains, tests and writes the result."""
-    settings = settings.filled()
     model, learner = make_learner(settings)
-    if settings.source == "glyphs":
-        make = glyphs
-        tables = ({"split": "meta_train"}, {"split": "meta_valid"})
-    else:
-        make = few_shot
-        tables = ({"table": omniglot("meta_train")}, {"table": omniglot("meta_valid")})
-    tasks = make(
-        way=settings.way,
-        shot=settings.shot,
-        num_queries=settings.num_queries,
-        **tables[0],
+    tasks = make_tasks(
+        settings, "meta_train", way=settings.way, num_queries=settings.num_queries
     )
-    validation = make(way=5, shot=settings.shot, num_queries=15, **tables[1])
-    description = dataclasses.asdict(settings)
+    validation = make_tasks(settings, "meta_valid", way=5, num_queries=15)
+    description = {"learner": settings.learner} | dataclasses.asdict(settings)
     name = (
         f"{settings.source}-{settings.learner}-{settings.way}w{settings.shot}s"
         f"-seed{settings.seed}"
@@ -132,6 +125,16 @@ def main(settings: Settings) -> None:
     write_result(name, description, rows)
 
 
+def make_tasks(
+    settings: Settings, split: str, *, way: int, num_queries: int
+) -> TaskDistribution:
+    """Tasks of the source that the run learns from."""
+    if settings.source == "glyphs":
+        return glyphs(way=way, shot=settings.shot, num_queries=num_queries, split=split)
+    table = omniglot(split)
+    return few_shot(table, way=way, shot=settings.shot, num_queries=num_queries)
+
+
 def make_learner(settings: Settings) -> tuple[Model, Learner]:
     """The model and learner of a run."""
     if settings.learner == "prototypical":
@@ -167,4 +170,4 @@ def test_tables() -> dict[str, ClassTable]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    main(tyro.cli(Maml | Prototypical, description=__doc__))

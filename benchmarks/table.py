@@ -32,8 +32,8 @@ PUBLISHED = {
 }
 
 
-class Line(NamedTuple):
-    """One protocol, and everything that was measured of it."""
+class Protocol(NamedTuple):
+    """What makes results comparable: only training seeds may differ."""
 
     learner: str
     source: str
@@ -41,6 +41,12 @@ class Line(NamedTuple):
     way: int
     shot: int
     setting: str
+
+
+class Line(NamedTuple):
+    """One protocol, and everything that was measured of it."""
+
+    protocol: Protocol
     results: list[dict[str, Any]]
 
 
@@ -66,17 +72,15 @@ def table() -> str:
         "| trained on | tested on | task | learner | ours | others | setting |",
         "|---|---|---|---|---|---|---|",
     ]
-    for line in sorted(_lines(), key=_order):
-        published = PUBLISHED.get(line[:5], "")
-        task = f"{line.way}-way {line.shot}-shot" if line.way else f"{line.shot}-shot"
+    for of, results in sorted(_lines(), key=_order):
         cells = [
-            line.source,
-            line.images,
-            task,
-            line.learner,
-            _measured(line.results),
-            published,
-            line.setting,
+            of.source,
+            of.images,
+            f"{of.way}-way {of.shot}-shot" if of.way else f"{of.shot}-shot",
+            of.learner,
+            _measured(results),
+            PUBLISHED.get(of[:5], ""),
+            of.setting,
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
@@ -84,7 +88,7 @@ def table() -> str:
 
 def _lines() -> Iterator[Line]:
     """Results grouped by protocol and setting; seeds share a line."""
-    groups: dict[tuple, list[dict[str, Any]]] = {}
+    groups: dict[Protocol, list[dict[str, Any]]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text())
         settings = record["settings"]
@@ -92,21 +96,21 @@ def _lines() -> Iterator[Line]:
             key = _protocol(settings, result)
             if key is not None:
                 groups.setdefault(key, []).append(result)
-    for key, results in groups.items():
-        yield Line(*key, results)
+    for protocol, results in groups.items():
+        yield Line(protocol, results)
 
 
-def _protocol(settings: dict[str, Any], result: dict[str, Any]) -> tuple | None:
+def _protocol(settings: dict[str, Any], result: dict[str, Any]) -> Protocol | None:
     steps = f"{settings['steps']:,} steps"
     if "inner_rate" in settings:  # sinusoids: the paper's row is after one inner step
         if result["inner_steps"] != 1:
             return None
         setting = f"mean squared error after 1 inner step; {steps}, the paper's"
-        return ("maml", "sinusoid", "sinusoid", 0, settings["shot"], setting)
+        return Protocol("maml", "sinusoid", "sinusoid", 0, settings["shot"], setting)
     trained = f"{settings['way']}-way {settings['shot']}-shot"
     length = steps if steps == _paper_steps(settings) else f"{steps} (shorter)"
     setting = f"{result['protocol']}; {trained} training, {length}"
-    return (
+    return Protocol(
         settings["learner"],
         settings["source"],
         result["images"],
@@ -141,13 +145,14 @@ def _measured(results: list[dict[str, Any]]) -> str:
 def _order(line: Line) -> tuple:
     sources = ("sinusoid", "omniglot", "glyphs")
     images = ("sinusoid", "omniglot", "devanagari", "mnist")
+    of = line.protocol
     return (
-        sources.index(line.source),
-        images.index(line.images),
-        line.learner,
-        line.way,
-        line.shot,
-        line.setting,
+        sources.index(of.source),
+        images.index(of.images),
+        of.learner,
+        of.way,
+        of.shot,
+        of.setting,
     )
 
 

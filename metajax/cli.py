@@ -44,6 +44,7 @@ from metajax.configuration import (
     check_way,
     config_from_json,
     resolve,
+    train_run,
 )
 from metajax.evaluation import bank_task
 from metajax.evaluation import evaluate as evaluate_learner
@@ -136,20 +137,7 @@ def train(
             optimizer=optimizer,
         )
     )
-    settings = vars(training)
-    if settings["tasks_per_block"] is None and names[1] == "conv4":
-        # Tasks with weights of their own: one after the other is the fastest on CPU.
-        is_cpu = jax.default_backend() == "cpu"
-        settings = settings | {"tasks_per_block": 1 if is_cpu else None}
-    result = train_learner(
-        build_learner(config)[1],
-        build_tasks(config.tasks, "meta_train"),
-        optimizer.build(training.steps),
-        validation=build_tasks(config.validation, "meta_valid"),
-        config=config.to_json(),
-        run_dir=run_dir,
-        **settings,
-    )
+    _, result = train_run(config, run_dir, **vars(training))
     best = [
         record
         for record in result.history

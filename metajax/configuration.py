@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from metajax.catalogue import (
     OuterOptimizer,
 )
 from metajax.tasks.class_table import ClassTable, few_shot, split_classes
+from metajax.trainer import TrainResult, train
 from metajax.types import Learner, Model, TaskDistribution
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "check_way",
     "config_from_json",
     "resolve",
+    "train_run",
 ]
 
 SPLITS = ("meta_train", "meta_valid", "meta_test")
@@ -126,6 +129,41 @@ def build_learner(config: Config) -> tuple[Model, Learner]:
     model = _call(MODELS[type(config.model).__name__], config.model)
     learner = LEARNERS[type(config.learner).__name__]
     return model, _call(learner, config.learner, model=model)
+
+
+def train_run(
+    config: Config, run_dir: str | os.PathLike[str], **training: Any
+) -> tuple[Learner, TrainResult]:
+    """Trains on meta_train and validates on meta_valid.
+
+    Args:
+      config: a resolved configuration.
+      run_dir: folder of the run.
+      **training: further arguments of `metajax.trainer.train`.
+
+    Returns:
+      The learner, and what `train` returns.
+
+    Raises:
+      ValueError: as the constructors and `train`.
+    """
+    if (
+        training.get("tasks_per_block") is None
+        and type(config.model).__name__ == "conv4"
+    ):
+        # Tasks with weights of their own: one after the other is the fastest on CPU.
+        is_cpu = jax.default_backend() == "cpu"
+        training["tasks_per_block"] = 1 if is_cpu else None
+    _, learner = build_learner(config)
+    return learner, train(
+        learner,
+        build_tasks(config.tasks, "meta_train"),
+        config.optimizer.build(training["steps"]),
+        validation=build_tasks(config.validation, "meta_valid"),
+        config=config.to_json(),
+        run_dir=run_dir,
+        **training,
+    )
 
 
 def resolve(config: Config) -> Config:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -51,7 +52,7 @@ class Sizes:
       features: channels of the network.
       prototypical_steps: outer steps of Prototypical Networks, one 20-way task each.
       maml_steps: outer steps of MAML, four 5-way tasks each.
-      scratch_steps: gradient steps of the network without meta-training.
+      scratch_steps: gradient steps on the support set without meta-training.
       num_validation_tasks: for the learning curves.
       num_test_tasks: for the table.
     """
@@ -114,7 +115,13 @@ def main_job(
             say(f"\n{name}: using what {run_dir} holds; delete it to train anew.")
         else:
             say(f"\n{name}: training.")
-        learner, result = _train(config, run_dir, sizes, training, folder)
+        learner, result = train_run(
+            config,
+            run_dir,
+            validate_every=max(training["steps"] // 5, 1),
+            num_validation_tasks=sizes.num_validation_tasks,
+            **training,
+        )
         contestants[name] = _Contestant(learner, result.meta_params, result.history)
     contestants |= {
         "the same network from scratch": _scratch(sizes, test_tasks),
@@ -123,7 +130,9 @@ def main_job(
 
     say(f"\nTesting on {sizes.num_test_tasks} tasks, the same for all.")
     reports = {
-        name: evaluate(c.learner, c.meta_params, test_tasks, num_tasks=sizes.num_test_tasks)
+        name: evaluate(
+            c.learner, c.meta_params, test_tasks, num_tasks=sizes.num_test_tasks
+        )
         for name, c in contestants.items()
     }
     console.print(_table(reports))
@@ -189,3 +198,76 @@ def _pixels() -> _Contestant:
         return x.reshape(x.shape[0], -1)
 
     return _Contestant(prototypical(from_functions(lambda key, x: {}, flatten)), {})
+
+
+def _table(reports: dict[str, Report]) -> Table:
+    *_, baseline = reports
+    table = Table(
+        "method",
+        "accuracy in %",
+        f"more than {baseline}",
+        "log loss",
+        box=box.SIMPLE_HEAD,
+        caption="± 95 % interval over tasks; differences are paired, task by task",
+    )
+    for name, report in sorted(
+        reports.items(), key=lambda item: -item[1].mean["accuracy"]
+    ):
+        accuracy, nll = report.mean["accuracy"], report.mean["nll"]
+        table.add_row(
+            name,
+            f"{100 * accuracy:.1f} ± {100 * report.half_width['accuracy']:.1f}",
+            "" if name == baseline else _difference(report, reports[baseline]),
+            f"{nll:.2f} ± {report.half_width['nll']:.2f}",
+        )
+    return table
+
+
+def _difference(a: Report, b: Report) -> str:
+    result = compare(a, b, "accuracy")
+    return f"{100 * result.difference:+.1f} ± {100 * result.half_width:.1f}"
+
+
+def _draw(
+    folder: pathlib.Path,
+    contestants: dict[str, _Contestant],
+    reports: dict[str, Report],
+    tasks: Any,
+) -> list[pathlib.Path]:
+    """Draws what the trained ones answer in the first test tasks, and how they learned.
+
+    Raises:
+      ImportError: without matplotlib.
+    """
+    trained = {n: c for n, c in contestants.items() if c.history is not None}
+    pictured = [bank_task(tasks, index) for index in range(_PICTURED_TASKS)]
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pictured)
+    answers = {
+        name: _answers(c.learner, c.meta_params, batch) for name, c in trained.items()
+    }
+    paths = [folder / "tasks.png", folder / "learning_curves.png"]
+    plot_tasks(paths[0], pictured, answers)
+    plot_learning_curves(
+        paths[1],
+        {name: c.history for name, c in trained.items()},
+        {
+            name: reports[name].mean["accuracy"]
+            for name in contestants
+            if name not in trained
+        },
+    )
+    return paths
+
+
+def _answers(learner: Learner, meta_params: PyTree, tasks: Task) -> np.ndarray:
+    """Predicted labels `[B, n]` of the queries of tasks `[B]`."""
+
+    @jax.jit
+    def answer(meta_params: PyTree, tasks: Task) -> jax.Array:
+        def of_one(task: Task) -> jax.Array:
+            adapted = learner.adapt(meta_params, task.support)
+            return jnp.argmax(learner.predict(adapted, task.query.x), axis=-1)
+
+        return jax.lax.map(of_one, tasks)
+
+    return np.asarray(answer(meta_params, tasks))

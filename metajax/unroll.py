@@ -146,7 +146,9 @@ def unroll(
         )
     keys = None if key is None else jax.random.split(key, steps)
     start = (adapted, optimizer.init(adapted))
-    (final, _), (losses, later) = jax.lax.scan(step, start, keys, length=steps)
+    outputs: tuple[Array, PyTree]
+    (final, _), outputs = jax.lax.scan(step, start, keys, length=steps)
+    losses, later = outputs
     path = None
     if keep_path:
         path = jax.tree.map(

@@ -45,12 +45,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from metajax import conv4, maml, mlp, prototypical
-from metajax.evaluation import bank_task, evaluate
+from metajax import conv4, evaluate, glyphs, maml, mlp, prototypical, sinusoid, train
+from metajax.evaluation import bank_task
 from metajax.objectives import squared_error
-from metajax.tasks.glyphs import glyphs
-from metajax.tasks.sinusoid import sinusoid
-from metajax.trainer import train
 
 # With METAJAX_FAST=1 every training is tiny, to test that the notebook runs. What the
 # text says of the pictures is then not to be seen in them.
@@ -81,7 +78,9 @@ model = mlp(1)  # two hidden layers of 40 units, as in the paper
 learner = maml(model, optax.sgd(0.01), steps=1, eval_steps=10, objective=squared_error)
 num_steps = 20 if FAST else 12_000
 optimizer = optax.chain(
-    optax.clip_by_global_norm(10.0),  # the first gradients are a hundred times larger
+    optax.clip_by_global_norm(
+        10.0
+    ),  # the first gradients are far larger than later ones
     optax.adam(optax.cosine_decay_schedule(3e-3, num_steps)),
 )
 result = train(
@@ -303,7 +302,7 @@ for axes, (name, params) in zip(all_axes, stages.items(), strict=True):
     for label in range(8):
         color = plt.get_cmap("Dark2")(label)
         axes.scatter(*points[labels == label].T, color=color, s=18, alpha=0.7)
-        mark = OffsetImage(1 - examples.x[20 * label, ..., 0], zoom=1, cmap="gray")
+        mark = OffsetImage(1 - examples.x[20 * label, ..., 0], zoom=0.8, cmap="gray")
         axes.add_artist(
             AnnotationBbox(
                 mark,

@@ -29,9 +29,7 @@ def test_sinusoid(tmp_path):
 
 @pytest.mark.usefixtures("data_dir")
 def test_prototypical_on_glyphs_and_then_real_images(tmp_path):
-    settings = omniglot.Settings(
-        "prototypical", source="glyphs", way=3, steps=2, num_test_tasks=2
-    )
+    settings = omniglot.Prototypical(source="glyphs", way=3, steps=2, num_test_tasks=2)
     omniglot.main(settings)
     rows = read_result(tmp_path)["results"]
     assert {row["images"] for row in rows} == {"omniglot", "devanagari", "mnist"}

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.types import Array, Examples, Task
 
 __all__ = [
@@ -234,17 +235,8 @@ class ClassTableTasks:
         class_ids = distinct(key_class, self.table.num_classes, way)
         counts = self.table.counts[class_ids // self.table.rotations]
         example_ids = distinct(key_example, counts, shot + self.num_queries)
-        if self.way[0] == way and self.shot[0] == shot:
-            return TaskIndices(class_ids, example_ids)
-
-        key_way, key_shot = jax.random.split(key_size)
-        has_class = jnp.arange(way) < _uniform_int(key_way, self.way)
-        has_shot = jnp.arange(shot) < _uniform_int(key_shot, self.shot)
-        support_mask = (has_class[:, None] & has_shot[None, :]).reshape(-1)
-        query_mask = None
-        if self.way[0] < way:
-            query_mask = jnp.repeat(has_class, self.num_queries)
-        return TaskIndices(class_ids, example_ids, support_mask, query_mask)
+        masks = size_masks(key_size, self.way, self.shot, self.num_queries)
+        return TaskIndices(class_ids, example_ids, *masks)
 
     def places(self, indices: TaskIndices) -> tuple[Array, Array]:
         """Where the images of a task lie in the table.
@@ -341,9 +333,8 @@ def few_shot(
       ((5, 28, 28, 1), (75, 28, 28, 1))
     """
     _check_arrays(table.images, table.counts, table.rotations, table.class_names)
-    way_range, shot_range = _as_range("way", way), _as_range("shot", shot)
-    if not _is_int(num_queries) or num_queries < 1:
-        raise ValueError(f"`num_queries` must be an integer >= 1, got {num_queries!r}.")
+    way_range, shot_range = as_range("way", way), as_range("shot", shot)
+    check_num_queries(num_queries)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"`dtype` must be a floating type, got {dtype!r}.")
     if way_range[1] > table.num_classes:
@@ -403,25 +394,6 @@ def _quarter_turns(images: Array, turns: Array) -> Array:
     images = jnp.where(turns % 2 == 1, jnp.swapaxes(images, 1, 2), images)
     images = jnp.where((turns == 1) | (turns == 2), jnp.flip(images, 1), images)
     return jnp.where(turns >= 2, jnp.flip(images, 2), images)
-
-
-def _uniform_int(key: Array, bounds: tuple[int, int]) -> Array:
-    return jax.random.randint(key, (), bounds[0], bounds[1] + 1)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _as_range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    """An inclusive range of an integer or a pair, checked."""
-    low, high = value if isinstance(value, tuple) and len(value) == 2 else (value,) * 2
-    if not (_is_int(low) and _is_int(high) and 1 <= low <= high):
-        raise ValueError(
-            f"`{name}` must be an integer >= 1 or a range `(low, high)` of such with "
-            f"low <= high, got {value!r}."
-        )
-    return int(low), int(high)
 
 
 def _check_arrays(

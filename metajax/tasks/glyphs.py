@@ -12,8 +12,10 @@ levels of a character, in a much simpler form:
                whole move, turn and stretch, and pen and ends vary: `draw_example`
 
 Sizes, pen and spreads were set by statistics of Omniglot's meta_train and meta_valid
-characters at 28 x 28 (ink, extent, centre of mass, their spreads within and between
-classes, and the accuracy of nearest neighbours on blurred pixels).
+characters (Vinyals split) at 28 x 28: ink, extent, centre of mass, and their spreads
+within and between classes. Where the two stand (glyphs, Omniglot): share of ink 0.083,
+0.083; height 16.7, 16.6 and width 15.8, 15.0 pixels; 5-way 1-shot accuracy of nearest
+neighbours on pixels blurred by two pixels 0.69, 0.67.
 
 Classes are numbered within their split by 32 bits, and the key of a class is the pair
 (split, number), so splits share no class. Axis letters: `N` way, `K` shot, `Q` queries
@@ -28,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.tasks.class_table import _as_range, _is_int, _uniform_int
+from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.types import Array, Examples, Task
 
 __all__ = ["SPLITS", "Glyphs", "Strokes", "draw_class", "draw_example", "glyphs"]
@@ -122,14 +124,9 @@ class Glyphs:
         keys = jax.random.split(key_example, (way, shot + self.num_queries))
         images = draw(keys, strokes)
 
-        key_way, key_shot = jax.random.split(key_size)
-        has_class = jnp.arange(way) < _uniform_int(key_way, self.way)
-        has_shot = jnp.arange(shot) < _uniform_int(key_shot, self.shot)
-        support_mask = query_mask = None
-        if self.way[0] < way or self.shot[0] < shot:
-            support_mask = (has_class[:, None] & has_shot[None, :]).reshape(-1)
-        if self.way[0] < way:
-            query_mask = jnp.repeat(has_class, self.num_queries)
+        support_mask, query_mask = size_masks(
+            key_size, self.way, self.shot, self.num_queries
+        )
         return Task(
             _examples(images[:, :shot], support_mask),
             _examples(images[:, shot:], query_mask),
@@ -180,9 +177,8 @@ def glyphs(
       >>> task.support.x.shape, task.query.x.shape
       ((5, 28, 28, 1), (75, 28, 28, 1))
     """
-    way_range, shot_range = _as_range("way", way), _as_range("shot", shot)
-    if not _is_int(num_queries) or num_queries < 1:
-        raise ValueError(f"`num_queries` must be an integer >= 1, got {num_queries!r}.")
+    way_range, shot_range = as_range("way", way), as_range("shot", shot)
+    check_num_queries(num_queries)
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {SPLITS}, got {split!r}.")
     return Glyphs(

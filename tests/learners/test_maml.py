@@ -133,10 +133,10 @@ def test_filter_keeps_the_body(key):
 
 
 def test_learns_sinusoids():
-    """A tenth of a thousandth of the paper's work; the threshold is far from chance.
+    """Adapted, MAML must beat the best function that does not adapt.
 
-    The best single function has a mean squared error of 3.0 and zero has 4.2 (see
-    `metajax.tasks.sinusoid`); 300 steps from each of three seeds gave 1.6 to 2.1.
+    That one's mean squared error is 3.0 (see `metajax.tasks.sinusoid`). The mean over
+    the last 500 of 2000 steps was 1.44, 2.55 and 0.96 for the seeds 0, 1 and 2.
     """
     learner = metajax.maml(
         metajax.mlp(1), optax.sgd(0.01), steps=1, objective=squared_error
@@ -145,14 +145,15 @@ def test_learns_sinusoids():
         learner,
         sinusoid(),
         optax.adam(3e-3),
-        steps=600,
+        steps=2000,
         tasks_per_step=25,
-        steps_per_dispatch=100,
-        log_every=100,
+        steps_per_dispatch=500,
+        log_every=500,
         progress=False,
     )
-    assert result.history[-1]["loss"] < 2.5
-    assert result.history[-1]["support_loss_0"] > result.history[-1]["loss"]
+    last = result.history[-1]
+    assert last["loss"] < 2.5
+    assert last["loss"] < 0.75 * last["support_loss_0"]
 
 
 ERRORS = {

@@ -32,7 +32,7 @@ def test_probabilities_are_a_softmax_of_squared_distances(key):
     loss, metrics = learner.loss({}, task)
     truth = np.asarray(task.query.y)
     np.testing.assert_allclose(
-        loss, -expected[np.arange(len(truth)), truth].mean(), rtol=1e-4
+        loss, -expected[np.arange(len(truth)), truth].mean(), atol=1e-5
     )
     np.testing.assert_allclose(
         metrics["accuracy"], (expected.argmax(-1) == truth).mean()
@@ -81,7 +81,7 @@ def test_trains_at_one_way_and_answers_at_another(key):
     fewer = jax.tree.map(lambda leaf: leaf[:4], task.support)  # two of three classes
     outputs = learner.predict(learner.adapt(params, fewer), task.query.x)
     assert outputs.shape == (9, 4)
-    assert set(np.argmax(outputs, -1)) <= {0, 1}
+    assert np.asarray(outputs).argmax(-1).max() <= 1
 
 
 def test_gradient_with_absent_classes_is_finite(key):

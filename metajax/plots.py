@@ -1,0 +1,160 @@
+"""Pictures: few-shot tasks with predictions, and learning curves of several methods.
+
+They need matplotlib, which the extra `plots` installs.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from metajax.run_folder import Record
+from metajax.types import Task
+
+__all__ = ["plot_learning_curves", "plot_tasks"]
+
+_RIGHT, _WRONG = "#00825f", "#d55e00"  # also apart for the colour-blind
+
+
+def plot_tasks(
+    path: str | os.PathLike[str],
+    tasks: Sequence[Task],
+    answers: dict[str, Any],
+    *,
+    queries_per_class: int = 2,
+) -> None:
+    """Draws image classification tasks, and what some learners answer.
+
+    On the left the first support example of every class, named A, B, C. On the right
+    the first queries of every class: above them the true class, below them each
+    learner's answer, and whether it is right.
+
+    Args:
+      path: the PNG file to write.
+      tasks: tasks of images `[n, H, W, C]` without masks and with labels in [0, N), as
+        many classes in all of them.
+      answers: name of a learner -> integer `[tasks, n]`, the labels that it gives to
+        the queries.
+      queries_per_class: how many of them to show.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    figure_class = _figure_class()
+    tasks = [jax.tree.map(np.asarray, task) for task in tasks]
+    way = 1 + max(int(task.support.y.max()) for task in tasks)
+    letters = [chr(ord("A") + label) for label in range(way)]
+
+    # A layout in inches, from the upper left corner.
+    size, margin, header, line = 0.8, 0.2, 0.28, 0.3
+    name_width = 0.2 + 0.085 * max(map(len, answers))
+    first_query = margin + way * size + name_width
+    width = first_query + way * queries_per_class * size + margin
+    band = header + size + line * len(answers) + 0.3
+    height = band * len(tasks) + 0.35
+    figure = figure_class(figsize=(width, height), facecolor="white")
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        style = {"ha": "center", "va": "center", "fontsize": 10} | style
+        figure.text(x / width, 1 - y / height, text, **style)
+
+    def show(x: float, y: float, image: np.ndarray) -> None:
+        box = (x / width, 1 - (y + size) / height, size / width, size / height)
+        axes = figure.add_axes(box, xticks=[], yticks=[])
+        axes.spines[:].set_color("0.8")
+        if image.shape[-1] == 1:  # dark ink on white
+            axes.imshow(image[..., 0], cmap="gray_r", vmin=0, vmax=1)
+        else:
+            axes.imshow(image)
+
+    write(margin + way * size / 2, 0.2, "support set", fontsize=11)
+    write((first_query + width - margin) / 2, 0.2, "queries, and answers", fontsize=11)
+    for number, task in enumerate(tasks):
+        top = 0.35 + band * number
+        below = top + header + size
+        for label in range(way):
+            x = margin + label * size
+            write(x + size / 2, top + header / 2, letters[label], weight="bold")
+            show(x, top + header, task.support.x[task.support.y == label][0])
+        for row, name in enumerate(answers):
+            style = {"ha": "right", "fontsize": 9, "color": "0.3"}
+            write(first_query - 0.12, below + line * (row + 0.6), name, **style)
+        chosen = np.concatenate(
+            [np.flatnonzero(task.query.y == c)[:queries_per_class] for c in range(way)]
+        )
+        for column, index in enumerate(chosen):
+            x, truth = first_query + column * size, int(task.query.y[index])
+            write(x + size / 2, top + header / 2, letters[truth], color="0.5")
+            show(x, top + header, task.query.x[index])
+            for row, labels in enumerate(answers.values()):
+                answer = int(labels[number][index])
+                is_right = answer == truth
+                write(
+                    x + size / 2,
+                    below + line * (row + 0.6),
+                    f"{letters[answer]} {'✓' if is_right else '✗'}",
+                    color=_RIGHT if is_right else _WRONG,
+                    weight="normal" if is_right else "bold",
+                )
+    figure.savefig(path, format="png", dpi=130)
+
+
+def plot_learning_curves(
+    path: str | os.PathLike[str],
+    histories: dict[str, list[Record]],
+    levels: dict[str, float],
+    *,
+    metric: str = "accuracy",
+) -> None:
+    """Draws a validation metric over the outer steps of several runs.
+
+    Args:
+      path: the PNG file to write.
+      histories: name -> records as `metajax.run_folder.read_metrics` gives them.
+      levels: name -> value of what does not train, drawn as a dashed line.
+      metric: the metric.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    figure = _figure_class()(figsize=(7, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for name, history in histories.items():
+        points = [r for r in history if r["kind"] == "validation"]
+        steps = np.array([r["step"] for r in points])
+        values = np.array([r[metric] for r in points], float)
+        widths = np.array([r["half_width"][metric] for r in points], float)
+        (line,) = axes.plot(steps, values, marker="o", markersize=3.5, label=name)
+        axes.fill_between(
+            steps,
+            values - widths,
+            values + widths,
+            color=line.get_color(),
+            alpha=0.2,
+            linewidth=0,
+        )
+    for number, (name, level) in enumerate(levels.items()):
+        axes.axhline(level, color="0.35", linestyle=("--", ":")[number % 2], label=name)
+    axes.set_xlabel("outer step")
+    axes.set_ylabel(f"validation {metric}")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        title="band: 95 % interval over tasks",
+    )
+    figure.savefig(path, format="png", dpi=130)
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "matplotlib is not installed: pip install 'metajax[plots]'."
+        ) from error
+    return Figure
