@@ -169,7 +169,7 @@ def _config(sizes: Sizes, learner: Any, tasks: Any) -> Config:
         Config(
             learner=learner,
             model=ARGUMENTS["model"]["conv4"](
-                features=sizes.features, pooling="stride", normalization="layer"
+                features=sizes.features, pooling="stride", normalization="support"
             ),
             tasks=tasks,
             validation=_glyphs(way=5, num_queries=15),

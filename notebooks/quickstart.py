@@ -38,16 +38,20 @@ if any(importlib.util.find_spec(name) is None for name in ("metajax", "matplotli
 
 # %%
 import os
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from IPython.display import Image, display
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from metajax import conv4, evaluate, glyphs, maml, mlp, prototypical, sinusoid, train
 from metajax.evaluation import bank_task
 from metajax.objectives import squared_error
+from metajax.plots import plot_tasks
 
 # With METAJAX_FAST=1 every training is tiny, to test that the notebook runs. What the
 # text says of the pictures is then not to be seen in them.
@@ -78,9 +82,7 @@ model = mlp(1)  # two hidden layers of 40 units, as in the paper
 learner = maml(model, optax.sgd(0.01), steps=1, eval_steps=10, objective=squared_error)
 num_steps = 20 if FAST else 12_000
 optimizer = optax.chain(
-    optax.clip_by_global_norm(
-        10.0
-    ),  # the first gradients are far larger than later ones
+    optax.clip_by_global_norm(10.0),  # the first gradients are much larger
     optax.adam(optax.cosine_decay_schedule(3e-3, num_steps)),
 )
 result = train(
@@ -172,25 +174,17 @@ plt.show()
 #
 # `glyphs` draws an endless family of characters. A task has `way` new classes with
 # `shot` support examples of each. Here are five tasks, each a row of five classes with
-# one example. Half of the classes of a task come from the same alphabet and share
+# one example. About half of the classes of a task come from the same alphabet and share
 # strokes, so some are easily confused.
 
 # %%
 test_tasks = glyphs(way=5, shot=1, num_queries=15, split="meta_test")
 
-
-def show(axes, image, color="0.8"):
-    """Draws a glyph in a frame."""
-    axes.imshow(np.squeeze(image), cmap="gray_r", vmin=0, vmax=1)
-    axes.set(xticks=[], yticks=[])
-    for side in axes.spines.values():
-        side.set(color=color, linewidth=2)
-
-
 fig, all_axes = plt.subplots(5, 5, figsize=(4.5, 4.5), layout="constrained")
 for index, row in enumerate(all_axes):
     for axes, image in zip(row, bank_task(test_tasks, index).support.x, strict=True):
-        show(axes, image)
+        axes.imshow(image[..., 0], cmap="gray_r", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[])
 plt.show()
 
 # %% [markdown]
@@ -220,10 +214,8 @@ result = train(
 # %%
 num_tasks = 20 if FAST else 600
 untrained = jax.jit(proto.init)(jax.random.key(1), bank_task(test_tasks, 0))
-for name, meta_params in {
-    "untrained": untrained,
-    "trained": result.meta_params,
-}.items():
+stages = {"untrained": untrained, "trained": result.meta_params}
+for name, meta_params in stages.items():
     report = evaluate(
         proto, meta_params, test_tasks, num_tasks=num_tasks, tasks_per_block=1
     )
@@ -233,37 +225,29 @@ for name, meta_params in {
 # Chance is 20 %. An untrained network does better than that, as images of one class
 # look alike; training does the rest.
 #
-# ### A task with its predictions
+# ### Tasks with their predictions
 #
-# Each row is a class: on the left its only support example, then its queries. A green
-# frame is a right answer. A red frame is a wrong one, and the small picture in its
-# corner is the class that the learner took the query for.
+# Three of the test tasks: on the left the only support example of each class, on the
+# right two queries of each. Above a query stands its true class, below it what the
+# network takes it for, before and after training.
+
 
 # %%
-task = bank_task(test_tasks, 1)
-adapted = proto.adapt(result.meta_params, task.support)
-probabilities = jax.nn.softmax(proto.predict(adapted, task.query.x))
-answers = np.argmax(probabilities, axis=-1).reshape(5, 15)
-queries = task.query.x.reshape(5, 15, 28, 28)
+@jax.jit
+def answer(meta_params, task):
+    adapted = proto.adapt(meta_params, task.support)
+    return jnp.argmax(proto.predict(adapted, task.query.x), axis=-1)
 
-num_shown = 10
-fig, all_axes = plt.subplots(
-    5, 1 + num_shown, figsize=(11, 5.2), width_ratios=[1.3] + [1] * num_shown
-)
-for label, row in enumerate(all_axes):
-    show(row[0], task.support.x[label], "black")
-    row[0].set_ylabel(f"class {label}")
-    for axes, query, answer in zip(
-        row[1:], queries[label], answers[label], strict=False
-    ):
-        show(axes, query, "tab:green" if answer == label else "tab:red")
-        if answer != label:
-            show(axes.inset_axes((0.62, -0.06, 0.45, 0.45)), task.support.x[answer])
-all_axes[0, 0].set_title("support")
-all_axes[0, 1].set_title("queries", loc="left")
-plt.show()
-accuracy = np.mean(answers == np.arange(5)[:, None])
-print(f"{accuracy:.0%} of this task's {answers.size} queries are right")
+
+tasks = [bank_task(test_tasks, index) for index in range(3)]
+answers = {
+    name: [np.asarray(answer(meta_params, task)) for task in tasks]
+    for name, meta_params in stages.items()
+}
+with tempfile.TemporaryDirectory() as folder:
+    path = os.path.join(folder, "tasks.png")
+    plot_tasks(path, tasks, answers)
+    display(Image(path, width=800))
 
 # %% [markdown]
 # ### The embedding
@@ -273,22 +257,19 @@ print(f"{accuracy:.0%} of this task's {answers.size} queries are right")
 # (principal component analysis, by a singular value decomposition). The characters mark
 # the prototypes of their classes.
 #
-# On the left, before training, the classes overlap. On the right they have come apart,
+# On the left, before training, the classes overlap. On the right most have come apart,
 # though the network has never seen one of them. Two dimensions show only the share of
 # the variance that the axes name, so classes that overlap here may still be apart in
 # the full space. How far they are apart there is the number in the title: the fraction
 # of examples that lie nearest to the prototype of their own class.
 
 # %%
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-
 examples = bank_task(
     glyphs(way=8, shot=20, num_queries=1, split="meta_test"), 0
 ).support
 labels = np.asarray(examples.y)
 
 fig, all_axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
-stages = {"before training": untrained, "after training": result.meta_params}
 for axes, (name, params) in zip(all_axes, stages.items(), strict=True):
     features = np.asarray(embedding.apply(params, examples.x))
     features = features - features.mean(axis=0)
