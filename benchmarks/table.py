@@ -130,8 +130,9 @@ def _measured(results: list[dict[str, Any]]) -> str:
         widths = [result["half_width"] for result in results]
         digits, unit = 3, 1.0
     else:
-        means = [result["mean"]["accuracy"] for result in results]
-        widths = [result["half_width"]["accuracy"] for result in results]
+        scores = [result["metrics"]["accuracy"] for result in results]
+        means = [score["mean"] for score in scores]
+        widths = [score["half_width_95"] for score in scores]
         digits, unit = 2, 100.0
     count = len(means)
     mean, width = (unit * sum(values) / count for values in (means, widths))
