@@ -26,6 +26,7 @@ from metajax.learners.gradient.maml import maml
 from metajax.models import normalization
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
+from metajax.run_folder import read_metrics
 from metajax.tasks.sinusoid import sinusoid
 
 TINY = [
@@ -103,8 +104,7 @@ def test_train_goes_on_with_more_steps_and_refuses_other_settings(capsys):
     command = "train maml mlp sinusoid --run-dir run --model.hidden 4".split()
     assert main([*command, *TINY]) == 0
     assert main([*command, *TINY, "--steps", "3"]) == 0
-    steps = [json.loads(x)["step"] for x in open("run/metrics.jsonl").read().split()]
-    assert steps[-1] == 3
+    assert read_metrics("run")[-1]["step"] == 3
     assert main([*command, *TINY, "--steps", "3", "--learner.steps", "2"]) == 2
     assert (
         "config.learner.maml.steps: 1 in the folder, 2 now" in capsys.readouterr().err

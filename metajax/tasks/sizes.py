@@ -27,7 +27,7 @@ def as_range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
             f"`{name}` must be an integer >= 1 or a range `(low, high)` of such with "
             f"low <= high, got {value!r}."
         )
-    return int(low), int(high)  # type: ignore[call-overload]
+    return int(low), int(high)
 
 
 def check_num_queries(num_queries: int) -> None:
