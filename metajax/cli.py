@@ -146,7 +146,7 @@ def train(
     ]
     for name, half_width in best[0]["half_width"].items():
         print(f"best validation {name}: {best[0][name]:.4f} ± {half_width:.4f}")
-    print(f"The run is in {run_dir}. To test it: metajax evaluate {run_dir}")
+    print(f"The run is in {run_dir}. To test it: python -m metajax evaluate {run_dir}")
 
 
 def evaluate(
@@ -239,7 +239,9 @@ def list_all() -> None:
     for kind in normalization.NORMALIZATIONS:
         table.add_row(kind, described[kind])
     console.print(table)
-    console.print("Arguments: metajax train LEARNER MODEL TASKS --help", style="dim")
+    console.print(
+        "Arguments: python -m metajax train LEARNER MODEL TASKS --help", style="dim"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

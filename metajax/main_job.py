@@ -126,7 +126,7 @@ def main_job(
             )
         except ValueError as error:
             raise ValueError(f"{error}\nOr delete {run_dir}.") from error
-        contestants[name] = _Contestant(learner, result.meta_params, result.history)
+        contestants[name] = _Contestant(learner, result.best_params, result.history)
     contestants |= {
         "same network from scratch": _scratch(sizes, test_tasks),
         "nearest centroid on pixels": _pixels(),
@@ -148,7 +148,7 @@ def main_job(
         say(f"No pictures: {error}")
     say(
         f"That took {time.monotonic() - began:.0f} s. The runs are in {folder}; next: "
-        f"metajax evaluate {folder}/prototypical --shot 5"
+        f"python -m metajax evaluate {folder}/prototypical --way 5 --shot 5"
     )
     return reports
 
@@ -256,15 +256,15 @@ def _draw(
         for name, report in reports.items()
         if name not in histories
     }
+    paths = [folder / "learning_curves.png", folder / "tasks.png"]
+    plot_learning_curves(paths[0], histories, levels)
     pictured = [bank_task(tasks, index) for index in range(_PICTURED_TASKS)]
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pictured)
     answers = {
         name: _answers(contestants[name].learner, contestants[name].meta_params, batch)
         for name in histories
     }
-    paths = [folder / "tasks.png", folder / "learning_curves.png"]
-    plot_tasks(paths[0], pictured, answers)
-    plot_learning_curves(paths[1], histories, levels)
+    plot_tasks(paths[1], pictured, answers)
     return paths
 
 

@@ -179,7 +179,7 @@ def test_folder_splits_share_no_class(images):
         ("train maml conv4 glyphs --model.normalization no", "'layer', 'group'"),
         ("train maml conv4 glyphs --learner.gradient no", "'reverse', 'remat'"),
         ("train prototypical conv4 glyphs --learner.distance no", "'cosine'"),
-        ("train maml conv4 omniglot --tasks.rotations 3", "1, 2, 4"),
+        ("train maml conv4 omniglot --tasks.rotations 3", "'1', '2', '4'"),
         ("train maml conv4 glyphs --optimizer.name no", "'adamw'"),
         ("train maml conv4 glyphs --stepps 3", "--steps INT"),
         ("evaluate run --split no", "'meta_test'"),
