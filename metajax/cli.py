@@ -47,12 +47,12 @@ from metajax.configuration import (
     resolve,
     train_run,
 )
-from metajax.evaluation import bank_task
 from metajax.evaluation import evaluate as evaluate_learner
 from metajax.models import normalization
 from metajax.models.normalization import calibrate
 from metajax.reports import Report
 from metajax.trainer import train as train_learner
+from metajax.types import Learner, PyTree, TaskDistribution
 
 __all__ = ["evaluate", "list_all", "main", "train"]
 
@@ -193,15 +193,15 @@ def evaluate(
         config = dataclasses.replace(config, learner=learner_values)
     model, learner = build_learner(config)
     training_tasks = build_tasks(config.tasks, "meta_train")
-    example = bank_task(training_tasks, 0)
-    like = jax.eval_shape(learner.init, jax.random.key(0), example)
+    test_tasks = build_tasks(tasks, split)
+    like = _meta_params_like(learner, training_tasks, test_tasks)
     params = load_meta_params(run_dir, like, which=which)
     if model.normalization == "calibrated":
         params = calibrate(model, params, training_tasks, jax.random.key(training_seed))
     report = evaluate_learner(
         learner,
         params,
-        build_tasks(tasks, split),
+        test_tasks,
         num_tasks=num_tasks,
         seed=seed,
         tasks_per_block=tasks_per_block,
@@ -307,6 +307,28 @@ def _read_config(run_dir: str) -> tuple[Config, int]:
         raise ValueError(
             f"{path} lacks {error}; give the folder that `metajax train` wrote."
         ) from error
+
+
+def _meta_params_like(
+    learner: Learner, training: TaskDistribution, test: TaskDistribution
+) -> PyTree:
+    """Shapes of the trained meta-parameters, once the test tasks are seen to fit."""
+    key = jax.random.key(0)
+    trained_on, tested_on = (jax.eval_shape(tasks, key) for tasks in (training, test))
+    like = jax.eval_shape(learner.init, key, trained_on)
+    try:
+        fits = jax.eval_shape(learner.init, key, tested_on) == like
+    except (AssertionError, TypeError, ValueError):  # of a model that cannot read them
+        fits = False
+    if not fits:
+        trained, tested = (
+            list(task.query.x.shape[1:]) for task in (trained_on, tested_on)
+        )
+        raise ValueError(
+            f"The trained model reads inputs of shape {trained}, and those of the test "
+            f"tasks have shape {tested}; give tasks of equal shape, or train on these."
+        )
+    return like
 
 
 def _wide_table(*columns: str) -> Table:

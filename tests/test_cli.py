@@ -131,6 +131,25 @@ def test_evaluate_with_other_sizes(images, capsys):
     assert "way=2, shot=1, num_queries=3" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("model", "other", "shape"),
+    [
+        ("mlp --model.hidden 4", "glyphs --tasks.way 3", "[28, 28, 1]"),
+        ("conv4 --model.features 2 --model.pooling stride", "sinusoid", "[1]"),
+    ],
+)
+def test_evaluate_on_inputs_that_do_not_fit(model, other, shape, images, capsys):
+    command = ["train", "maml", *model.split(), *folder_tasks(images)]
+    assert main([*command, *TINY, "--run-dir", "run"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "run", *other.split()]) == 2
+    message = (
+        "The trained model reads inputs of shape [4, 4, 1], and those of the test "
+        f"tasks have shape {shape}; give tasks of equal shape, or train on these."
+    )
+    assert message in capsys.readouterr().err
+
+
 def test_evaluate_calibrates_and_takes_more_steps(images, capsys):
     command = ["train", "maml", "mlp", *folder_tasks(images), *TINY, "--run-dir", "run"]
     assert main([*command, "--model.normalization", "calibrated"]) == 0
