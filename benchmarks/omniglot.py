@@ -97,7 +97,6 @@ def main(settings: Settings) -> None:
         optax.adam(optax.cosine_decay_schedule(settings.outer_rate, settings.steps)),
         steps=settings.steps,
         tasks_per_step=settings.tasks_per_step,
-        tasks_per_block=1,
         seed=settings.seed,
         validation=validation,
         validate_every=500,

@@ -138,6 +138,7 @@ _TYPES: dict[str, Any] = {
     "objective": Literal["cross_entropy", "squared_error"] | None,
     "path": str,
     "pooling": Literal["max", "stride"],
+    "tasks_per_block": int | Literal["auto"] | None,
     "protocol": Literal["vinyals", "lake"],
     "rotations": Literal[1, 2, 4],
 }

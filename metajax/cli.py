@@ -71,7 +71,7 @@ _Training = arguments(
     train_learner,
     without=(
         *("learner", "tasks", "optimizer", "estimator", "validation", "config"),
-        "run_dir",
+        *("run_dir", "mesh"),
     ),
     steps=1000,
     tasks_per_step=8,
@@ -259,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     app.command(train)
     app.command(evaluate)
     app.command(name="list")(list_all)
+    _use_cores()
     try:
         if argv:
             app.cli(
@@ -279,6 +280,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("metajax: stopped; the same command goes on with it.", file=sys.stderr)
         return 130
     return 0
+
+
+def _use_cores() -> None:
+    """Makes the host's cores devices, unless the user has decided on their number."""
+    if "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    has_affinity = hasattr(os, "sched_getaffinity")  # what this process may use
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    # Each device keeps a copy of the data.
+    jax.config.update("jax_num_cpu_devices", min(cores, 8))
 
 
 def _run_main_job() -> None:

@@ -147,13 +147,6 @@ def train_run(
     Raises:
       ValueError: as the constructors and `train`.
     """
-    if (
-        training.get("tasks_per_block") is None
-        and type(config.model).__name__ == "conv4"
-    ):
-        # Tasks with weights of their own: one after the other is the fastest on CPU.
-        is_cpu = jax.default_backend() == "cpu"
-        training["tasks_per_block"] = 1 if is_cpu else None
     _, learner = build_learner(config)
     return learner, train(
         learner,

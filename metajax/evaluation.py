@@ -17,12 +17,14 @@ labels cannot leak: neither `adapt` nor `predict` is given them.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from metajax.devices import COPIED, TASK_AXIS, spread, task_mesh
 from metajax.objectives import accuracy, cross_entropy, masked_mean, squared_error
 from metajax.reports import Report, reliability
 from metajax.tasks.checks import check_task
@@ -71,6 +73,7 @@ def evaluate(
     metrics_fn: MetricsFn | None = None,
     steps_curve: bool = False,
     check_leakage: bool = True,
+    mesh: Mesh | Literal["auto"] | None = "auto",
 ) -> Report:
     """Adapts to every task of a fixed bank and judges the predictions on its queries.
 
@@ -91,6 +94,7 @@ def evaluate(
         `[n, C]`, with calibration; floats by `mse`.
       steps_curve: whether to judge every state of `learner.adapt_steps` as well.
       check_leakage: whether to measure if the learner is inductive; see `leakage`.
+      mesh: the devices to share the tasks of a block, see `metajax.devices`.
 
     Returns:
       A `Report`; `print` shows it in a few lines.
@@ -113,8 +117,11 @@ def evaluate(
 
     # The last block is filled up with tasks beyond the bank. Sharing the tasks evenly
     # among the blocks keeps these few, and one block shape means one compilation.
-    num_blocks = math.ceil(num_tasks / tasks_per_block)
-    block_size = math.ceil(num_tasks / num_blocks)
+    mesh = task_mesh(mesh)
+    share = 1 if mesh is None else mesh.shape[TASK_AXIS]
+    num_blocks = math.ceil(num_tasks / _round_up(tasks_per_block, share))
+    block_size = _round_up(math.ceil(num_tasks / num_blocks), share)
+    meta_params, tasks = spread((meta_params, tasks), mesh)
     indices = np.arange(num_blocks * block_size).reshape(num_blocks, block_size)
     keys_task, keys_adapt = _bank_keys(seed, indices)
 
@@ -138,6 +145,7 @@ def evaluate(
         keys_task,
         keys_adapt,
         steps_curve=steps_curve,
+        mesh=mesh,
     )
     scores = jax.tree.map(
         lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[:num_tasks], scores
@@ -265,7 +273,9 @@ class _Scores(NamedTuple):
     fingerprint: Any
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("steps_curve",))
+@functools.partial(
+    jax.jit, static_argnums=(0, 1), static_argnames=("steps_curve", "mesh")
+)
 def _score_bank(
     learner: Learner,
     metrics_fn: MetricsFn | None,
@@ -275,10 +285,13 @@ def _score_bank(
     keys_adapt: Array,
     *,
     steps_curve: bool,
+    mesh: Mesh | None,
 ) -> _Scores:
     """Scores for keys `[blocks, tasks]`, every leaf with these leading axes."""
 
-    def score(keys: tuple[Array, Array]) -> _Scores:
+    def score(
+        meta_params: PyTree, tasks: TaskDistribution, keys: tuple[Array, Array]
+    ) -> _Scores:
         key_task, key_adapt = keys
         # Constants in a task may still be NumPy arrays or Python numbers here.
         task = jax.tree.map(jnp.asarray, tasks(key_task))
@@ -300,7 +313,27 @@ def _score_bank(
         bins = _bin_sums(outputs, query) if has_bins else None
         return _Scores(metrics, step_metrics, bins, _fingerprint(task))
 
-    return jax.lax.map(jax.vmap(score), (keys_task, keys_adapt))
+    def score_blocks(
+        meta_params: PyTree, tasks: TaskDistribution, keys: tuple[Array, Array]
+    ) -> _Scores:
+        block = jax.vmap(functools.partial(score, meta_params, tasks))
+        return jax.lax.map(block, keys)
+
+    if mesh is None:
+        return score_blocks(meta_params, tasks, (keys_task, keys_adapt))
+    cut = PartitionSpec(None, TASK_AXIS)
+    scores = jax.shard_map(
+        score_blocks,
+        mesh=mesh,
+        in_specs=(COPIED, COPIED, cut),
+        out_specs=cut,
+        axis_names={TASK_AXIS},
+        check_vma=False,
+    )(meta_params, tasks, (keys_task, keys_adapt))
+    copied = NamedSharding(mesh, COPIED)  # for every process to read
+    return jax.tree.map(
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, copied), scores
+    )
 
 
 def _metrics(
@@ -420,6 +453,10 @@ def _deviation(
 
 
 # Small helpers.
+
+
+def _round_up(number: int, divisor: int) -> int:
+    return -(-number // divisor) * divisor
 
 
 def _expand(mask: Array, leaf: Array) -> Array:

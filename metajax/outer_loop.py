@@ -14,11 +14,15 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
+from metajax.devices import COPIED, TASK_AXIS, constrain, mean_over_devices
+from metajax.programs import has_convolutions
 from metajax.types import Array, Estimator, Learner, PyTree, Task
 
 __all__ = [
     "TrainState",
+    "best_block",
     "init_state",
     "outer_step",
     "reverse_mode",
@@ -157,6 +161,19 @@ def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
     return Estimator(init=lambda key, meta_params: (), gradient=gradient)
 
 
+def best_block(learner: Learner, task: Task) -> int | None:
+    """The fastest `tasks_per_block` of `reverse_mode` for a learner, by what it does.
+
+    On CPU the activations of one task of a convolutional network fit the cache, and
+    those of many do not. Dense nets want one large product, as accelerators always do.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    meta_params = jax.eval_shape(learner.init, jax.random.key(0), task)
+    traced = jax.make_jaxpr(learner.loss)(meta_params, task, key=jax.random.key(0))
+    return 1 if has_convolutions(traced.jaxpr) else None
+
+
 def outer_step(
     learner: Learner,
     optimizer: optax.GradientTransformation,
@@ -181,9 +198,21 @@ def outer_step(
       If that is False (loss, gradient or updated meta-parameters hold an infinity or
       NaN), the state returned is the old one, step and all.
     """
-    gradient, loss, metrics, estimator_state = estimator.gradient(
+    result = estimator.gradient(
         learner.loss, state.meta_params, tasks, keys, state.estimator_state
     )
+    return _apply_gradient(optimizer, state, *result)
+
+
+def _apply_gradient(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradient: PyTree,
+    loss: Array,
+    metrics: dict[str, Array],
+    estimator_state: PyTree,
+) -> tuple[TrainState, dict[str, Array]]:
+    """The rest of a step, from what an estimator returns."""
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         gradient, state.opt_state, state.meta_params, value=loss
     )
@@ -218,8 +247,22 @@ def run_steps_fn(
     *,
     tasks_per_step: int,
     steps_per_dispatch: int,
+    mesh: Mesh | None = None,
+    source_spec: PartitionSpec = COPIED,
 ) -> jax.stages.Wrapped:
     """Builds the compiled program that takes up to `steps_per_dispatch` outer steps.
+
+    Args:
+      learner: gives the loss of one task.
+      optimizer: of the outer loop.
+      estimator: gives the gradient. On a mesh, each device sees its share of the tasks,
+        and floating-point state is averaged as the gradient is; other state must not
+        depend on the tasks.
+      draw: gets the tasks of a step.
+      tasks_per_step: B.
+      steps_per_dispatch: the most steps of one call.
+      mesh: from `metajax.devices.task_mesh`; the state must be `place`d on it.
+      source_spec: how the leaves of the source lie on the mesh.
 
     Returns:
       A jitted function `(state, source, key, start, num_steps) -> (state, metrics)`,
@@ -231,12 +274,36 @@ def run_steps_fn(
       `step` is not `start` (left by an earlier such stop) comes back as it went in.
     """
 
+    def draw_and_differentiate(
+        meta_params: PyTree,
+        estimator_state: PyTree,
+        source: PyTree,
+        index: Array,
+        sample_keys: Array,
+        loss_keys: Array,
+    ) -> tuple[PyTree, Array, dict[str, Array], PyTree]:
+        tasks = draw(source, index, sample_keys)
+        return estimator.gradient(
+            learner.loss, meta_params, tasks, loss_keys, estimator_state
+        )
+
+    if mesh is not None:
+        cut = PartitionSpec(TASK_AXIS)
+        specs = (COPIED, COPIED, source_spec, COPIED, cut, cut)
+        draw_and_differentiate = mean_over_devices(draw_and_differentiate, mesh, specs)
+
     def step(
         state: TrainState, source: PyTree, key: Array, index: Array
     ) -> tuple[TrainState, dict[str, Array]]:
-        sample_keys, loss_keys = task_keys(key, state.step, tasks_per_step)
-        tasks = draw(source, index, sample_keys)
-        return outer_step(learner, optimizer, estimator, state, tasks, loss_keys)
+        result = draw_and_differentiate(
+            state.meta_params,
+            state.estimator_state,
+            source,
+            index,
+            *task_keys(key, state.step, tasks_per_step),
+        )
+        state, metrics = _apply_gradient(optimizer, state, *result)
+        return constrain(state, mesh), metrics
 
     def run_one(
         state: TrainState, source: PyTree, key: Array, start: Array, num_steps: Array

@@ -66,7 +66,10 @@ class RunFolder:
                 f"The run in {path} has taken {taken} steps; `steps` must be at least "
                 f"that, got {settings['train']['steps']}."
             )
-        _write_atomically(self.path / "config.json", f"{text}\n".encode())
+        # Of several processes, the first one writes; checkpoints are written together.
+        self._writes = jax.process_index() == 0
+        if self._writes:
+            _write_atomically(self.path / "config.json", f"{text}\n".encode())
         self._metrics_path = self.path / "metrics.jsonl"
         self._last_picture = time.monotonic()
         self._tensorboard: Any = None
@@ -87,6 +90,8 @@ class RunFolder:
         checkpoint = self._checkpoints.restore_latest(like)
         step = -1 if checkpoint is None else checkpoint[0]
         history = [r for r in read_metrics(self.path) if r["step"] <= step]
+        if not self._writes:
+            return checkpoint, history
         lines = "".join(json.dumps(record) + "\n" for record in history)
         _write_atomically(self._metrics_path, lines.encode())
         if importlib.util.find_spec("tensorboardX"):
@@ -103,6 +108,8 @@ class RunFolder:
 
     def log(self, record: Record) -> None:
         """Appends one line to the metrics: numbers, with `kind` and `step`."""
+        if not self._writes:
+            return
         with open(self._metrics_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         if self._tensorboard is not None:
@@ -125,7 +132,7 @@ class RunFolder:
             self._tensorboard.close()
 
     def _draw(self, history: list[Record], monitor: str | None) -> None:
-        if importlib.util.find_spec("matplotlib"):
+        if self._writes and importlib.util.find_spec("matplotlib"):
             plot_learning_curve(history, self.path / "learning_curve.png", monitor)
         self._last_picture = time.monotonic()
 

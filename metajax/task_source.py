@@ -5,7 +5,9 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
+from metajax.devices import COPIED, TASK_AXIS, spread
 from metajax.outer_loop import Draw, sample_tasks, select_tasks, task_keys
 from metajax.types import Array, PyTree, Task, TaskDistribution
 
@@ -45,12 +47,15 @@ class TaskSource:
       key: of the steps.
       tasks_per_step: B.
       steps_per_dispatch: as in `run_steps_fn`.
+      mesh: where the tasks are wanted.
 
     Attributes:
       draw: how the program gets tasks out of what `take` returns.
+      spec: how the leaves of that lie on the mesh.
     """
 
     draw: Draw
+    spec: PartitionSpec
     key: Array
     steps_per_dispatch: int
 
@@ -61,15 +66,24 @@ class TaskSource:
         *,
         tasks_per_step: int,
         steps_per_dispatch: int,
+        mesh: Mesh | None = None,
     ) -> None:
         self._is_host = is_host(tasks)
-        if not self._is_host and jax.tree_util.all_leaves([tasks]):
-            tasks = jax.tree_util.Partial(tasks)  # a plain function is no pytree
-        self._tasks: Any = tasks
-        self.key = key
+        self._mesh = mesh
+        self._key = key
         self._tasks_per_step = tasks_per_step
+        self.key = spread(key, mesh)
         self.steps_per_dispatch = steps_per_dispatch
-        self.draw = select_tasks if self._is_host else sample_tasks
+        self._tasks: Any = tasks
+        if self._is_host:
+            self.draw = select_tasks
+            self.spec = PartitionSpec(None, TASK_AXIS)
+            return
+        if jax.tree_util.all_leaves([tasks]):
+            tasks = jax.tree_util.Partial(tasks)  # a plain function is no pytree
+        self._tasks = spread(tasks, mesh)
+        self.draw = sample_tasks
+        self.spec = COPIED
 
     def example(self) -> Task:
         """One task of step 0, with real values."""
@@ -91,7 +105,8 @@ class TaskSource:
             return self._tasks
         batches = [next(self._batches) for _ in range(count)]
         batches += batches[-1:] * (self.steps_per_dispatch - count)
-        return jax.tree.map(lambda *x: jnp.stack(x), *batches)
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+        return spread(stacked, self._mesh, self.spec)
 
     def _step_keys(self, step: int) -> Array:
-        return task_keys(self.key, step, self._tasks_per_step)[0]
+        return task_keys(self._key, step, self._tasks_per_step)[0]

@@ -10,21 +10,26 @@ import math
 import os
 import pathlib
 import time
+import warnings
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from metajax.devices import TASK_AXIS, place, task_mesh
 from metajax.evaluation import evaluate
 from metajax.outer_loop import (
     TrainState,
+    best_block,
     init_state,
     reverse_mode,
     run_steps_fn,
 )
+from metajax.programs import slow_convolutions
 from metajax.progress import Progress
 from metajax.reports import Report
 from metajax.run_folder import Record, RunFolder, run_settings
@@ -82,7 +87,8 @@ def train(
     tasks_per_step: int,
     seed: int = 0,
     steps_per_dispatch: int = 1,
-    tasks_per_block: int | None = None,
+    tasks_per_block: int | Literal["auto"] | None = "auto",
+    mesh: Mesh | Literal["auto"] | None = "auto",
     estimator: Estimator | None = None,
     validation: TaskDistribution | None = None,
     validate_every: int = 500,
@@ -111,7 +117,11 @@ def train(
       steps_per_dispatch: steps taken by one call of the compiled program. It saves
         overhead where a step takes less than about a millisecond. It puts the step into
         a loop, in which XLA's CPU backend runs plain convolutions tens of times slower.
-      tasks_per_block: see `metajax.outer_loop.reverse_mode`.
+      tasks_per_block: tasks that are adapted to at once on a device, see
+        `metajax.outer_loop.reverse_mode`; `"auto"` takes one after the other on CPU if
+        the learner convolves, and else all at once.
+      mesh: the devices, see `metajax.devices`. `"auto"` takes as many as divide the
+        tasks evenly; None takes one.
       estimator: where the outer gradient comes from; reverse mode by default.
       validation: the distribution of validation tasks; none are held by default.
       validate_every: steps between validations; one more comes before the first step,
@@ -156,14 +166,14 @@ def train(
             f"`monitor` needs `validation`, a task distribution; got {monitor!r} and "
             f"None."
         )
-    if estimator is None:
-        _check_block(tasks_per_block, tasks_per_step)
-        estimator = reverse_mode(tasks_per_block=tasks_per_block)
-    elif tasks_per_block is not None:
+    mesh = task_mesh(mesh, tasks_per_step)
+    num_devices = 1 if mesh is None else mesh.shape[TASK_AXIS]
+    if estimator is not None and tasks_per_block not in ("auto", None):
         raise ValueError(
             "`tasks_per_block` belongs to the default estimator; give either it or "
             "`estimator`."
         )
+    _check_block(tasks_per_block, tasks_per_step // num_devices)
 
     key_init, key = jax.random.split(jax.random.key(seed))
     source = TaskSource(
@@ -171,20 +181,29 @@ def train(
         key,
         tasks_per_step=tasks_per_step,
         steps_per_dispatch=steps_per_dispatch,
+        mesh=mesh,
     )
     example = source.example()
     check_task(example, "tasks")
-    state = init_state(key_init, learner, example, optimizer, estimator)
+    if estimator is None:
+        if tasks_per_block == "auto":
+            tasks_per_block = best_block(learner, example)
+        estimator = reverse_mode(tasks_per_block=tasks_per_block)
+    state = place(init_state(key_init, learner, example, optimizer, estimator), mesh)
 
     source.start(0, 1)
-    lowered = run_steps_fn(
+    traced = run_steps_fn(
         learner,
         optimizer,
         estimator,
         source.draw,
         tasks_per_step=tasks_per_step,
         steps_per_dispatch=steps_per_dispatch,
-    ).lower(state, source.take(1), key, np.int32(0), np.int32(0))
+        mesh=mesh,
+        source_spec=source.spec,
+    ).trace(state, source.take(1), source.key, np.int32(0), np.int32(0))
+    _warn_of_slow_convolutions(traced)
+    lowered = traced.lower()
 
     step, best = 0, _Best(None, 0, None)
     history: list[Record] = []
@@ -193,6 +212,7 @@ def train(
         arguments = counts | {
             "seed": seed,
             "tasks_per_block": tasks_per_block,
+            "devices": num_devices,
             "validate_every": None if validation is None else validate_every,
             "monitor": monitor,
         }
@@ -213,8 +233,8 @@ def train(
                 validation,
                 num_tasks=num_validation_tasks,
                 seed=_VALIDATION_SEED,
-                tasks_per_block=tasks_per_block or 20,
                 check_leakage=False,
+                mesh=mesh,
             )
         log(_validation_record(report, step, time.monotonic() - began))
         name = _monitored(report, monitor)
@@ -445,6 +465,18 @@ def _check_types(
         )
 
 
+def _warn_of_slow_convolutions(traced: jax.stages.Traced) -> None:
+    count = slow_convolutions(traced.jaxpr.jaxpr, jax.default_backend())
+    if count:
+        warnings.warn(
+            f"{count} convolutions of this program will be slow: XLA's own, in groups "
+            "because each task has its own kernel, or in a loop on CPU. Let the model "
+            "use metajax.models.convolution.Conv, which has the parameters and outputs "
+            "of flax.linen.Conv, or `convolve` from there.",
+            stacklevel=3,
+        )
+
+
 def _check_positive(counts: dict[str, int]) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -453,12 +485,13 @@ def _check_positive(counts: dict[str, int]) -> None:
             )
 
 
-def _check_block(tasks_per_block: int | None, tasks_per_step: int) -> None:
-    if tasks_per_block is None:
+def _check_block(tasks_per_block: int | str | None, num_tasks: int) -> None:
+    if tasks_per_block in ("auto", None):
         return
-    if tasks_per_block < 1 or tasks_per_step % tasks_per_block:
-        divisors = [d for d in range(1, tasks_per_step + 1) if tasks_per_step % d == 0]
+    divisors = [d for d in range(1, num_tasks + 1) if num_tasks % d == 0]
+    if tasks_per_block not in divisors:
         raise ValueError(
-            f"`tasks_per_block` must divide `tasks_per_step` = {tasks_per_step}, got "
-            f"{tasks_per_block}; it can be None or one of {divisors}."
+            f"`tasks_per_block` must divide the {num_tasks} tasks of a step on each "
+            f"device, got {tasks_per_block!r}; it can be 'auto', None (all at once) or "
+            f"one of {divisors}."
         )

@@ -207,7 +207,6 @@ result = train(
     optax.adam(optax.cosine_decay_schedule(3e-3, num_steps)),
     steps=num_steps,
     tasks_per_step=2,
-    tasks_per_block=1,  # one task at a time is the fastest for small images on CPU
     log_every=max(num_steps // 10, 10),
 )
 

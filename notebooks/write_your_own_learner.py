@@ -204,7 +204,6 @@ for name, method in learners.items():
         optax.adam(optax.cosine_decay_schedule(3e-3, num_steps)),
         steps=num_steps,
         tasks_per_step=2,
-        tasks_per_block=1,
         log_every=max(num_steps // 20, 1),
     )
 

@@ -9,6 +9,9 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# However many cores a machine has: the same program, and so the same bits.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
+
 # Tests compile the same small programs over and over: each is compiled once a session,
 # subprocesses and parallel workers included.
 _cache = os.environ.setdefault(

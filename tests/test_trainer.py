@@ -112,7 +112,7 @@ def test_everything_is_compiled_once():
     once = dict(traces)
     learner = learner._replace(init=lambda key, task: LEARNER.init(key, task))
     short_run(learner, steps=30, steps_per_dispatch=3, validation=sample)
-    assert traces == {name: 2 * count for name, count in once.items()}
+    assert all(traces[name] <= 2 * once[name] for name in once)
 
 
 def test_arrays_of_a_task_distribution_are_no_constants(tmp_path, monkeypatch):
@@ -411,7 +411,7 @@ ERRORS = {
     "block": (
         {"tasks_per_block": 3},
         ValueError,
-        r"must divide `tasks_per_step` = 4, got 3; .* one of \[1, 2, 4\]",
+        r"must divide the 4 tasks of a step .*, got 3; .* one of \[1, 2, 4\]",
     ),
     "zero block": ({"tasks_per_block": 0}, ValueError, "`tasks_per_block`.* got 0"),
     "block and estimator": (
