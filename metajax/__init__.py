@@ -3,6 +3,7 @@
 from metajax.checkpoints import load_meta_params as load_meta_params
 from metajax.evaluation import evaluate as evaluate
 from metajax.evaluation import leakage as leakage
+from metajax.explain import explain as explain
 from metajax.filters import all_but as all_but
 from metajax.filters import everything as everything
 from metajax.filters import only as only
@@ -47,6 +48,7 @@ __all__ = [
     "conv4",
     "evaluate",
     "everything",
+    "explain",
     "few_shot",
     "from_arrays",
     "from_folder",
