@@ -33,6 +33,7 @@ from metajax.types import Learner as Learner
 from metajax.types import Model as Model
 from metajax.types import Task as Task
 from metajax.version import __version__ as __version__
+from metajax.whole_run import whole_run as whole_run
 
 __all__ = [
     "Examples",
@@ -68,4 +69,5 @@ __all__ = [
     "sinusoid",
     "split_classes",
     "train",
+    "whole_run",
 ]

@@ -30,7 +30,19 @@ from metajax.reports import Report, reliability
 from metajax.tasks.checks import check_task
 from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
 
-__all__ = ["NUM_BINS", "Leakage", "bank_task", "evaluate", "leakage"]
+__all__ = [
+    "NUM_BINS",
+    "VALIDATION_SEED",
+    "Leakage",
+    "bank_means",
+    "bank_task",
+    "evaluate",
+    "leakage",
+]
+
+# The bank that chooses the best step; others, such as a test bank from the same task
+# distribution under the default seed of `evaluate`, must not hold the same tasks.
+VALIDATION_SEED = 1_000_003
 
 NUM_BINS = 15  # of equal width, for calibration, as in Guo et al. (see `reports`)
 
@@ -115,14 +127,10 @@ def evaluate(
     _check_no_nan(meta_params)
     tasks = _as_pytree(tasks)
 
-    # The last block is filled up with tasks beyond the bank. Sharing the tasks evenly
-    # among the blocks keeps these few, and one block shape means one compilation.
     mesh = task_mesh(mesh)
     share = 1 if mesh is None else mesh.shape[TASK_AXIS]
-    num_blocks = math.ceil(num_tasks / _round_up(tasks_per_block, share))
-    block_size = _round_up(math.ceil(num_tasks / num_blocks), share)
     meta_params, tasks = spread((meta_params, tasks), mesh)
-    indices = np.arange(num_blocks * block_size).reshape(num_blocks, block_size)
+    indices = _blocks(num_tasks, tasks_per_block, share)
     keys_task, keys_adapt = _bank_keys(seed, indices)
 
     first_task = _draw(tasks, keys_task[0, 0])
@@ -160,6 +168,22 @@ def evaluate(
         fingerprint=scores.fingerprint,
         calibration=calibration,
         step_values=scores.step_metrics,
+    )
+
+
+def bank_means(
+    learner: Learner,
+    meta_params: PyTree,
+    tasks: TaskDistribution,
+    *,
+    num_tasks: int,
+    seed: int,
+) -> dict[str, Array]:
+    """Means over a bank of the metrics of `evaluate`, to be part of other programs."""
+    keys = _bank_keys(seed, _blocks(num_tasks, 20))
+    scores = _score_blocks(learner, None, meta_params, tasks, keys)
+    return jax.tree.map(
+        lambda leaf: jnp.mean(leaf.reshape(-1)[:num_tasks]), scores.metrics
     )
 
 
@@ -211,6 +235,17 @@ def leakage(
 
 
 # The bank.
+
+
+def _blocks(num_tasks: int, tasks_per_block: int, share: int = 1) -> np.ndarray:
+    """Indices `[blocks, tasks]` with a number of tasks that `share` divides.
+
+    The last block is filled up with tasks beyond the bank. Sharing the tasks evenly
+    among the blocks keeps these few, and one block shape means one compilation.
+    """
+    num_blocks = math.ceil(num_tasks / _round_up(tasks_per_block, share))
+    size = _round_up(math.ceil(num_tasks / num_blocks), share)
+    return np.arange(num_blocks * size).reshape(num_blocks, size)
 
 
 def _bank_keys(seed: int, indices: np.ndarray) -> tuple[Array, Array]:
@@ -288,10 +323,38 @@ def _score_bank(
     mesh: Mesh | None,
 ) -> _Scores:
     """Scores for keys `[blocks, tasks]`, every leaf with these leading axes."""
+    score_blocks = functools.partial(
+        _score_blocks, learner, metrics_fn, steps_curve=steps_curve
+    )
+    if mesh is not None:
+        cut = PartitionSpec(None, TASK_AXIS)
+        score_blocks = jax.shard_map(
+            score_blocks,
+            mesh=mesh,
+            in_specs=(COPIED, COPIED, cut),
+            out_specs=cut,
+            axis_names={TASK_AXIS},
+            check_vma=False,
+        )
+    scores = score_blocks(meta_params, tasks, (keys_task, keys_adapt))
+    if mesh is None:
+        return scores
+    copied = NamedSharding(mesh, COPIED)  # for every process to read
+    return jax.lax.with_sharding_constraint(
+        scores, jax.tree.map(lambda _: copied, scores)
+    )
 
-    def score(
-        meta_params: PyTree, tasks: TaskDistribution, keys: tuple[Array, Array]
-    ) -> _Scores:
+
+def _score_blocks(
+    learner: Learner,
+    metrics_fn: MetricsFn | None,
+    meta_params: PyTree,
+    tasks: TaskDistribution,
+    keys: tuple[Array, Array],
+    *,
+    steps_curve: bool = False,
+) -> _Scores:
+    def score(keys: tuple[Array, Array]) -> _Scores:
         key_task, key_adapt = keys
         # Constants in a task may still be NumPy arrays or Python numbers here.
         task = jax.tree.map(jnp.asarray, tasks(key_task))
@@ -313,27 +376,7 @@ def _score_bank(
         bins = _bin_sums(outputs, query) if has_bins else None
         return _Scores(metrics, step_metrics, bins, _fingerprint(task))
 
-    def score_blocks(
-        meta_params: PyTree, tasks: TaskDistribution, keys: tuple[Array, Array]
-    ) -> _Scores:
-        block = jax.vmap(functools.partial(score, meta_params, tasks))
-        return jax.lax.map(block, keys)
-
-    if mesh is None:
-        return score_blocks(meta_params, tasks, (keys_task, keys_adapt))
-    cut = PartitionSpec(None, TASK_AXIS)
-    scores = jax.shard_map(
-        score_blocks,
-        mesh=mesh,
-        in_specs=(COPIED, COPIED, cut),
-        out_specs=cut,
-        axis_names={TASK_AXIS},
-        check_vma=False,
-    )(meta_params, tasks, (keys_task, keys_adapt))
-    copied = NamedSharding(mesh, COPIED)  # for every process to read
-    return jax.tree.map(
-        lambda leaf: jax.lax.with_sharding_constraint(leaf, copied), scores
-    )
+    return jax.lax.map(jax.vmap(score), keys)
 
 
 def _metrics(

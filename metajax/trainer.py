@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax.devices import TASK_AXIS, place, task_mesh
-from metajax.evaluation import evaluate
+from metajax.evaluation import VALIDATION_SEED, evaluate
 from metajax.outer_loop import (
     TrainState,
     best_block,
@@ -38,10 +38,6 @@ from metajax.tasks.checks import check_task
 from metajax.types import Array, Estimator, Learner, PyTree, TaskDistribution
 
 __all__ = ["NonFiniteError", "TrainResult", "train"]
-
-# The bank that chooses the best step; others, such as a test bank from the same task
-# distribution under the default seed of `evaluate`, must not hold the same tasks.
-_VALIDATION_SEED = 1_000_003
 
 
 class NonFiniteError(FloatingPointError):
@@ -232,7 +228,7 @@ def train(
                 state.meta_params,
                 validation,
                 num_tasks=num_validation_tasks,
-                seed=_VALIDATION_SEED,
+                seed=VALIDATION_SEED,
                 check_leakage=False,
                 mesh=mesh,
             )
