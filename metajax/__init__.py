@@ -15,6 +15,7 @@ from metajax.models.adapters import from_nnx as from_nnx
 from metajax.models.networks import conv4 as conv4
 from metajax.models.networks import mlp as mlp
 from metajax.models.normalization import calibrate as calibrate
+from metajax.models.precision import with_precision as with_precision
 from metajax.reports import across_seeds as across_seeds
 from metajax.reports import compare as compare
 from metajax.tasks.class_table import few_shot as few_shot
@@ -70,4 +71,5 @@ __all__ = [
     "split_classes",
     "train",
     "whole_run",
+    "with_precision",
 ]

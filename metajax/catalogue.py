@@ -24,6 +24,7 @@ from metajax.learners.metric import prototypical as metric
 from metajax.learners.metric.prototypical import prototypical
 from metajax.models.networks import conv4, mlp
 from metajax.models.normalization import NORMALIZATIONS
+from metajax.models.precision import PRECISIONS
 from metajax.tasks.class_table import few_shot
 from metajax.tasks.glyphs import glyphs
 from metajax.tasks.loaders import from_folder, from_tfds
@@ -138,6 +139,7 @@ _TYPES: dict[str, Any] = {
     "objective": Literal["cross_entropy", "squared_error"] | None,
     "path": str,
     "pooling": Literal["max", "stride"],
+    "precision": Literal[PRECISIONS],
     "tasks_per_block": int | Literal["auto"] | None,
     "protocol": Literal["vinyals", "lake"],
     "rotations": Literal[1, 2, 4],

@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         else:
             _run_main_job()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f"metajax: {error}", file=sys.stderr)
         return 2
     except FloatingPointError as error:

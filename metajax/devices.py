@@ -87,6 +87,11 @@ def task_mesh(
     return Mesh(mesh.devices, mesh.axis_names)
 
 
+def memory_limit() -> int | None:
+    """Bytes that a device may use; None if it does not tell, as on CPU."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def mean_over_devices(
     fn: Callable[..., PyTree], mesh: Mesh, in_specs: tuple[PartitionSpec, ...]
 ) -> Callable[..., PyTree]:

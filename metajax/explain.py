@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from metajax import devices
 from metajax.outer_loop import best_block, reverse_mode
-from metajax.programs import work
+from metajax.programs import mebibytes, planned_memory, work
 from metajax.types import Learner, TaskDistribution
 from metajax.unroll import GRADIENT_MODES
 
@@ -93,7 +94,7 @@ class Explanation(NamedTuple):
         for cost in self.costs:
             line = (
                 f"{cost.gradient:<12} {cost.flops / 1e9:>9.4g} {cost.intensity:>9.3g} "
-                f"{_mebibytes(cost.memory):>10} {_mebibytes(cost.temporary):>10} "
+                f"{mebibytes(cost.memory):>10} {mebibytes(cost.temporary):>10} "
                 f"{cost.compile_seconds:>6.1f} s"
             )
             if cost.seconds is not None:
@@ -112,8 +113,8 @@ class Explanation(NamedTuple):
             return f"choose gradient={self.choice!r}" * (len(self.costs) > 1)
         least = min(cost.memory for cost in self.costs if cost.is_exact)
         return (
-            f"Nothing fits: {_mebibytes(least)} are needed, and there are "
-            f"{_mebibytes(self.memory_limit or 0)}; take smaller `tasks_per_block`, "
+            f"Nothing fits: {mebibytes(least)} are needed, and there are "
+            f"{mebibytes(self.memory_limit or 0)}; take smaller `tasks_per_block`, "
             "fewer inner steps, or `first_order`."
         )
 
@@ -177,16 +178,12 @@ def explain(
         programs[name] = traced.lower().compile()
         seconds = clock.monotonic() - began
         count = work(traced.jaxpr.jaxpr)
-        plan = programs[name].memory_analysis()
-        temporary = plan.temp_size_in_bytes
-        memory = temporary + plan.argument_size_in_bytes + plan.output_size_in_bytes
         costs.append(
             Cost(
                 name,
                 count.flops,
                 count.intensity,
-                memory,
-                temporary,
+                *planned_memory(programs[name]),
                 seconds,
                 None,
                 name != "first_order",
@@ -201,7 +198,7 @@ def explain(
         measured = _time(programs, {n: (*a, keys) for n, a in arguments.items()})
         costs = [cost._replace(seconds=measured[cost.gradient]) for cost in costs]
     if memory_limit is None:
-        memory_limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+        memory_limit = devices.memory_limit()
     return Explanation(tuple(costs), tasks_per_step, tasks_per_block, memory_limit)
 
 
@@ -216,7 +213,3 @@ def _time(
             jax.block_until_ready(program(*arguments[name]))
             seconds[name].append(clock.monotonic() - began)
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:.4g} MiB"

@@ -9,9 +9,17 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-__all__ = ["Work", "has_convolutions", "slow_convolutions", "work"]
+__all__ = [
+    "Work",
+    "has_convolutions",
+    "mebibytes",
+    "planned_memory",
+    "slow_convolutions",
+    "work",
+]
 
 _OURS = {"conv", "conv_input_gradient", "conv_kernel_gradient"}
 _ARITHMETIC = {
@@ -61,6 +69,25 @@ def work(jaxpr: Jaxpr) -> Work:
                 for v in (*equation.invars, *equation.outvars)
             )
     return Work(flops, bytes_moved)
+
+
+def planned_memory(program: jax.stages.Compiled) -> tuple[int, int]:
+    """Bytes that XLA plans for a program: in all, and of them for temporary arrays.
+
+    In all means arguments, results and temporary arrays, less what results take over
+    from donated arguments.
+    """
+    plan = program.memory_analysis()
+    if plan is None:  # a backend that does not plan ahead
+        return 0, 0
+    kept = plan.argument_size_in_bytes + plan.output_size_in_bytes
+    temporary = plan.temp_size_in_bytes
+    return kept - plan.alias_size_in_bytes + temporary, temporary
+
+
+def mebibytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 2**20:,.4g} MiB"
 
 
 def has_convolutions(jaxpr: Jaxpr) -> bool:

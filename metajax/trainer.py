@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from metajax import devices
 from metajax.devices import TASK_AXIS, place, task_mesh
 from metajax.evaluation import VALIDATION_SEED, evaluate
 from metajax.outer_loop import (
@@ -29,7 +30,7 @@ from metajax.outer_loop import (
     reverse_mode,
     run_steps_fn,
 )
-from metajax.programs import slow_convolutions
+from metajax.programs import mebibytes, planned_memory, slow_convolutions
 from metajax.progress import Progress
 from metajax.reports import Report
 from metajax.run_folder import Record, RunFolder, run_settings
@@ -144,6 +145,7 @@ def train(
         steps.
       TypeError: `learner`, `tasks` or `optimizer` is something else.
       NonFiniteError: training diverged. The last good state is saved first.
+      MemoryError: a step needs more memory than the device has.
       metajax.checkpoints.CheckpointError: no checkpoint of the run can be read.
     """
     counts = {
@@ -257,6 +259,7 @@ def train(
             if step < steps:
                 with show.pause("compiling"):
                     program = lowered.compile()
+                _check_memory(program, tasks_per_block, tasks_per_step // num_devices)
                 source.start(step, steps)
             while step < steps:
                 began = time.monotonic()
@@ -471,6 +474,30 @@ def _warn_of_slow_convolutions(traced: jax.stages.Traced) -> None:
             "of flax.linen.Conv, or `convolve` from there.",
             stacklevel=3,
         )
+
+
+def _check_memory(
+    program: jax.stages.Compiled, tasks_per_block: int | str | None, num_tasks: int
+) -> None:
+    limit = devices.memory_limit()
+    planned, temporary = planned_memory(program)
+    if limit is None or planned <= limit:
+        return
+    block = tasks_per_block if isinstance(tasks_per_block, int) else num_tasks
+    fitting = [
+        size
+        for size in range(1, block)
+        if num_tasks % size == 0
+        and planned - temporary + temporary * size / block <= limit
+    ]
+    remedy = "Not even one task at a time would fit; try"
+    if fitting:
+        remedy = f"`tasks_per_block={fitting[-1]}` should fit, or try"
+    raise MemoryError(
+        f"A step needs {mebibytes(planned)}, and the device has {mebibytes(limit)}. "
+        f"{remedy} gradient='remat', fewer inner steps or a smaller model; "
+        "`metajax.explain` compares them."
+    )
 
 
 def _check_positive(counts: dict[str, int]) -> None:

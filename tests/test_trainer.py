@@ -15,6 +15,7 @@ import optax
 import pytest
 from quadratic import DIM, quadratic, same_bits, sample
 
+from metajax import trainer
 from metajax.checkpoints import load_meta_params
 from metajax.run_folder import read_metrics
 from metajax.trainer import NonFiniteError, train
@@ -440,6 +441,21 @@ def test_errors(name, tmp_path):
         changes = changes | {"run_dir": tmp_path}
     with pytest.raises(error, match=match):
         short_run(**changes)
+
+
+@pytest.mark.parametrize(
+    ("spare", "remedy"),
+    [(0.5, "`tasks_per_block=2` should fit, or try"), (0, "Not even one task at a")],
+)
+def test_what_cannot_fit_the_memory_is_not_run(spare, remedy, monkeypatch):
+    planned, temporary = 3 * 2**20, 2 * 2**20
+    monkeypatch.setattr(trainer, "planned_memory", lambda program: (planned, temporary))
+    limit = planned - temporary + int(spare * temporary)
+    monkeypatch.setattr(trainer.devices, "memory_limit", lambda: limit)
+    with pytest.raises(MemoryError, match=f"needs 3 MiB, and .* has .* MiB. {remedy}"):
+        short_run(LEARNER, steps=1)
+    monkeypatch.setattr(trainer.devices, "memory_limit", lambda: planned)
+    short_run(LEARNER, steps=1)
 
 
 def test_monitor_without_validation_is_an_error():

@@ -17,6 +17,7 @@ from flax import linen as nn
 from metajax.models.adapters import from_linen
 from metajax.models.convolution import Conv, max_pool
 from metajax.models.normalization import Normalize
+from metajax.models.precision import with_precision
 from metajax.types import Array, Model
 
 __all__ = ["conv4", "mlp"]
@@ -76,7 +77,11 @@ class Conv4(nn.Module):
 
 
 def mlp(
-    num_outputs: int, *, hidden: Sequence[int] = (40, 40), normalization: str = "none"
+    num_outputs: int,
+    *,
+    hidden: Sequence[int] = (40, 40),
+    normalization: str = "none",
+    precision: str = "float32",
 ) -> Model:
     """A multi-layer perceptron with ReLU, He initialisation and zero biases.
 
@@ -84,6 +89,7 @@ def mlp(
       num_outputs: size of the output.
       hidden: sizes of the hidden layers; the default is MAML's for sinusoids.
       normalization: see `metajax.models.normalization`.
+      precision: see `metajax.models.precision`.
 
     Returns:
       A model from `[n, ...]` (flattened) to `[n, num_outputs]`; its last layer is
@@ -98,7 +104,7 @@ def mlp(
         _check_sizes(**{f"hidden[{index}]": size})
         _check_groups(f"hidden[{index}]", size, normalization)
     module = MLP(tuple(hidden), num_outputs, normalization)
-    return from_linen(module, normalization=normalization)
+    return with_precision(from_linen(module, normalization=normalization), precision)
 
 
 def conv4(
@@ -107,6 +113,7 @@ def conv4(
     features: int = 64,
     pooling: str = "max",
     normalization: str = "batch",
+    precision: str = "float32",
 ) -> Model:
     """The four-block convolutional network of few-shot learning.
 
@@ -117,6 +124,7 @@ def conv4(
         embedding values for 28 x 28 images; or `"stride"`, strides of 2 instead and the
         mean over space at the end.
       normalization: see `metajax.models.normalization`.
+      precision: see `metajax.models.precision`.
 
     Returns:
       A model from images `[n, H, W, C]` to `[n, num_outputs]` or `[n, D]`.
@@ -133,7 +141,7 @@ def conv4(
     if num_outputs is not None:
         _check_sizes(num_outputs=num_outputs)
     module = Conv4(num_outputs, features, pooling, normalization)
-    return from_linen(module, normalization=normalization)
+    return with_precision(from_linen(module, normalization=normalization), precision)
 
 
 def _check_sizes(**sizes: int) -> None:
