@@ -108,8 +108,10 @@ def _protocol(settings: dict[str, Any], result: dict[str, Any]) -> Protocol | No
         setting = f"mean squared error after 1 inner step; {steps}, the paper's"
         return Protocol("maml", "sinusoid", "sinusoid", 0, settings["shot"], setting)
     trained = f"{settings['way']}-way {settings['shot']}-shot"
+    trained += f", {_plural(settings['num_queries'], 'query', 'queries')}"
+    trained += f", {_plural(settings['tasks_per_step'], 'task', 'tasks')} a step"
     length = steps if steps == _paper_steps(settings) else f"{steps} (shorter)"
-    setting = f"{result['protocol']}; {trained} training, {length}"
+    setting = f"{result['protocol']}; trained {trained}, {length}"
     return Protocol(
         settings["learner"],
         settings["source"],
@@ -118,6 +120,10 @@ def _protocol(settings: dict[str, Any], result: dict[str, Any]) -> Protocol | No
         result["shot"],
         setting,
     )
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def _paper_steps(settings: dict[str, Any]) -> str:
