@@ -161,7 +161,7 @@ def evaluate(
     split: Literal["meta_test", "meta_valid", "meta_train"] = "meta_test",
     num_tasks: int = 600,
     seed: int = 0,
-    tasks_per_block: int = 20,
+    tasks_per_block: int | Literal["auto"] = "auto",
     which: Literal["best", "last"] = "best",
     curve: bool = False,
     output: str | None = None,
@@ -180,7 +180,8 @@ def evaluate(
       split: whose classes the tasks are made of.
       num_tasks: tasks in the bank.
       seed: of the bank: equal seeds give equal tasks.
-      tasks_per_block: tasks at once; fewer need less memory.
+      tasks_per_block: tasks at once; fewer need less memory. `auto` takes what is
+        fastest.
       which: meta-parameters of the best validation or of the last step.
       curve: whether to show the metrics after every inner step, too.
       output: a file to write the report to, as JSON.

@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax.devices import COPIED, TASK_AXIS, spread, task_mesh
 from metajax.objectives import accuracy, cross_entropy, masked_mean, squared_error
+from metajax.programs import best_block
 from metajax.reports import Report, reliability
 from metajax.tasks.checks import check_task
 from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
@@ -81,7 +82,7 @@ def evaluate(
     *,
     num_tasks: int = 600,
     seed: int = 0,
-    tasks_per_block: int = 20,
+    tasks_per_block: int | Literal["auto"] = "auto",
     metrics_fn: MetricsFn | None = None,
     steps_curve: bool = False,
     check_leakage: bool = True,
@@ -100,7 +101,8 @@ def evaluate(
       num_tasks: tasks in the bank, at least 1.
       seed: of the bank.
       tasks_per_block: tasks that are adapted to at once, at least 1; the others wait,
-        to save memory. It changes no task, and results by rounding only.
+        to save memory. It changes no task, and results by rounding only. `"auto"` takes
+        one on each device if that is the fastest, else 20.
       metrics_fn: `(outputs, query) -> {name: scalar}` for one task. By default integer
         labels are judged by `accuracy`, a fraction, and `nll`, nats, from logits
         `[n, C]`, with calibration; floats by `mse`.
@@ -117,7 +119,7 @@ def evaluate(
         of a learner without `adapt_steps`.
     """
     for name, value in (("num_tasks", num_tasks), ("tasks_per_block", tasks_per_block)):
-        if value < 1:
+        if value != "auto" and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if steps_curve and learner.adapt_steps is None:
         raise ValueError(
@@ -130,10 +132,8 @@ def evaluate(
     mesh = task_mesh(mesh)
     share = 1 if mesh is None else mesh.shape[TASK_AXIS]
     meta_params, tasks = spread((meta_params, tasks), mesh)
-    indices = _blocks(num_tasks, tasks_per_block, share)
-    keys_task, keys_adapt = _bank_keys(seed, indices)
-
-    first_task = _draw(tasks, keys_task[0, 0])
+    keys_task, keys_adapt = _bank_keys(seed, np.arange(1))
+    first_task = _draw(tasks, keys_task[0])
     check_task(first_task, "tasks")
     if not isinstance(first_task.query, Examples):
         raise ValueError(
@@ -143,7 +143,12 @@ def evaluate(
         )
     protocol = "unchecked"
     if check_leakage:
-        protocol = leakage(learner, meta_params, first_task, keys_adapt[0, 0]).protocol
+        protocol = leakage(learner, meta_params, first_task, keys_adapt[0]).protocol
+    if tasks_per_block == "auto":
+        traced = _answer.trace(learner, meta_params, first_task, keys_adapt[0])
+        tasks_per_block = best_block(traced.jaxpr.jaxpr) or 20
+    indices = _blocks(num_tasks, tasks_per_block, share)
+    keys_task, keys_adapt = _bank_keys(seed, indices)
 
     scores = _score_bank(
         learner,
@@ -345,6 +350,14 @@ def _score_bank(
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _answer(
+    learner: Learner, meta_params: PyTree, task: Task, key: Array | None
+) -> PyTree:
+    adapted = learner.adapt(meta_params, task.support, key=key)
+    return learner.predict(adapted, task.query.x, mask=task.query.mask, key=None)
+
+
 def _score_blocks(
     learner: Learner,
     metrics_fn: MetricsFn | None,
@@ -359,19 +372,18 @@ def _score_blocks(
         # Constants in a task may still be NumPy arrays or Python numbers here.
         task = jax.tree.map(jnp.asarray, tasks(key_task))
         query = task.query
-
-        def answer(adapted: PyTree) -> PyTree:
-            return learner.predict(adapted, query.x, mask=query.mask, key=None)
-
-        outputs = answer(learner.adapt(meta_params, task.support, key=key_adapt))
+        outputs = _answer(learner, meta_params, task, key_adapt)
         metrics = _metrics(metrics_fn, outputs, query)
         step_metrics = None
         if steps_curve:
             assert learner.adapt_steps is not None  # `evaluate` has made sure
             states = learner.adapt_steps(meta_params, task.support, key=key_adapt)
-            step_metrics = jax.vmap(
-                lambda state: _metrics(metrics_fn, answer(state), query)
-            )(states)
+
+            def judge(state: PyTree) -> dict[str, Array]:
+                outputs = learner.predict(state, query.x, mask=query.mask, key=None)
+                return _metrics(metrics_fn, outputs, query)
+
+            step_metrics = jax.vmap(judge)(states)
         has_bins = metrics_fn is None and "nll" in metrics
         bins = _bin_sums(outputs, query) if has_bins else None
         return _Scores(metrics, step_metrics, bins, _fingerprint(task))

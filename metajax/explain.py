@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from metajax import devices
-from metajax.outer_loop import best_block, reverse_mode
-from metajax.programs import mebibytes, planned_memory, work
+from metajax.outer_loop import reverse_mode
+from metajax.programs import best_block, mebibytes, planned_memory, work
 from metajax.types import Learner, TaskDistribution
 from metajax.unroll import GRADIENT_MODES
 
@@ -161,7 +161,10 @@ def explain(
     key = jax.random.key(0)
     task = jax.eval_shape(tasks, key)
     if tasks_per_block == "auto":
-        tasks_per_block = best_block(next(iter(learners.values())), task)
+        first = next(iter(learners.values()))
+        params = jax.eval_shape(first.init, key, task)
+        loss = jax.make_jaxpr(first.loss)(params, task, key=key)
+        tasks_per_block = best_block(loss.jaxpr)
     estimator = reverse_mode(tasks_per_block=tasks_per_block)
     keys = jax.random.split(key, tasks_per_step)
     batch = jax.eval_shape(lambda keys: jax.vmap(tasks)(keys), keys)

@@ -17,12 +17,10 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax.devices import COPIED, TASK_AXIS, constrain, mean_over_devices
-from metajax.programs import has_convolutions
 from metajax.types import Array, Estimator, Learner, PyTree, Task
 
 __all__ = [
     "TrainState",
-    "best_block",
     "init_state",
     "outer_step",
     "reverse_mode",
@@ -159,19 +157,6 @@ def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
         return gradient_mean, loss_mean, metrics, state
 
     return Estimator(init=lambda key, meta_params: (), gradient=gradient)
-
-
-def best_block(learner: Learner, task: Task) -> int | None:
-    """The fastest `tasks_per_block` of `reverse_mode` for a learner, by what it does.
-
-    On CPU the activations of one task of a convolutional network fit the cache, and
-    those of many do not. Dense nets want one large product, as accelerators always do.
-    """
-    if jax.default_backend() != "cpu":
-        return None
-    meta_params = jax.eval_shape(learner.init, jax.random.key(0), task)
-    traced = jax.make_jaxpr(learner.loss)(meta_params, task, key=jax.random.key(0))
-    return 1 if has_convolutions(traced.jaxpr) else None
 
 
 def outer_step(

@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 __all__ = [
     "Work",
+    "best_block",
     "has_convolutions",
     "mebibytes",
     "planned_memory",
@@ -88,6 +89,18 @@ def planned_memory(program: jax.stages.Compiled) -> tuple[int, int]:
 def mebibytes(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / 2**20:,.4g} MiB"
+
+
+def best_block(jaxpr: Jaxpr) -> int | None:
+    """How many tasks at once are the fastest, by what is done for each.
+
+    On CPU the activations of one task of a convolutional network fit the cache, and
+    those of many do not. Dense nets want one large product, as accelerators always do.
+
+    Returns:
+      1, or None for all of them.
+    """
+    return 1 if jax.default_backend() == "cpu" and has_convolutions(jaxpr) else None
 
 
 def has_convolutions(jaxpr: Jaxpr) -> bool:

@@ -25,12 +25,16 @@ from metajax.devices import TASK_AXIS, place, task_mesh
 from metajax.evaluation import VALIDATION_SEED, evaluate
 from metajax.outer_loop import (
     TrainState,
-    best_block,
     init_state,
     reverse_mode,
     run_steps_fn,
 )
-from metajax.programs import mebibytes, planned_memory, slow_convolutions
+from metajax.programs import (
+    best_block,
+    mebibytes,
+    planned_memory,
+    slow_convolutions,
+)
 from metajax.progress import Progress
 from metajax.reports import Report
 from metajax.run_folder import Record, RunFolder, run_settings
@@ -185,7 +189,9 @@ def train(
     check_task(example, "tasks")
     if estimator is None:
         if tasks_per_block == "auto":
-            tasks_per_block = best_block(learner, example)
+            params = jax.eval_shape(learner.init, key_init, example)
+            loss = jax.make_jaxpr(learner.loss)(params, example, key=key)
+            tasks_per_block = best_block(loss.jaxpr)
         estimator = reverse_mode(tasks_per_block=tasks_per_block)
     state = place(init_state(key_init, learner, example, optimizer, estimator), mesh)
 

@@ -215,9 +215,7 @@ num_tasks = 20 if FAST else 600
 untrained = jax.jit(proto.init)(jax.random.key(1), bank_task(test_tasks, 0))
 stages = {"untrained": untrained, "trained": result.meta_params}
 for name, meta_params in stages.items():
-    report = evaluate(
-        proto, meta_params, test_tasks, num_tasks=num_tasks, tasks_per_block=1
-    )
+    report = evaluate(proto, meta_params, test_tasks, num_tasks=num_tasks)
     print(f"--- {name} ---\n{report}\n")
 
 # %% [markdown]

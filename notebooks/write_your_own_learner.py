@@ -231,7 +231,6 @@ reports = {
         result.meta_params,
         test_tasks,
         num_tasks=20 if FAST else 600,
-        tasks_per_block=1,
     )
     for name, result in results.items()
 }

@@ -275,7 +275,7 @@ def test_one_compilation_serves_all_calls():
     table = jnp.arange(3.0 * DIM).reshape(3, DIM)
     first = report_of(learner, tasks=Table(table), num_tasks=3, check_leakage=True)
     count = len(traces)
-    assert count == 2  # the bank and the leakage check
+    assert count == 2  # the bank, and the leakage check, whose trace sizes the blocks
     second = report_of(
         learner,
         {"scale": jnp.asarray(2.0)},
