@@ -11,7 +11,8 @@ g. Its three partial gradients,
 
 are each bilinear, and the derivative of any one of them is another one of the three. As
 primitives they are closed under every order of forward and reverse differentiation, so
-that each needs only one fast program, chosen below, and never meets a slow transpose.
+that each needs only one fast program for a backend, chosen in `_define`, and never
+meets a slow transpose.
 When only images differ between tasks, the tasks are folded into the batch; when kernels
 do, the three become matrix products of image patches, one per task.
 """
@@ -52,7 +53,7 @@ class Geometry(NamedTuple):
         return height, width
 
 
-# The fast programs for one task.
+# XLA's own programs for one task, which the libraries of accelerators run fast.
 
 
 def _conv(x: Array, w: Array, *, geometry: Geometry) -> Array:
@@ -63,6 +64,20 @@ def _conv(x: Array, w: Array, *, geometry: Geometry) -> Array:
         geometry.pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _xla_input_gradient(g: Array, w: Array, *, geometry: Geometry) -> Array:
+    x = jax.ShapeDtypeStruct((len(g), *geometry.image, w.shape[2]), g.dtype)
+    return jax.linear_transpose(lambda x: _conv(x, w, geometry=geometry), x)(g)[0]
+
+
+def _xla_kernel_gradient(x: Array, g: Array, *, geometry: Geometry) -> Array:
+    shape = (*geometry.window, x.shape[-1], g.shape[-1])
+    w = jax.ShapeDtypeStruct(shape, x.dtype)
+    return jax.linear_transpose(lambda w: _conv(x, w, geometry=geometry), w)(g)[0]
+
+
+# Faster ones on CPU, also within loops.
 
 
 def _input_gradient(g: Array, w: Array, *, geometry: Geometry) -> Array:
@@ -164,11 +179,17 @@ def _kernel_gradient_product(x: Array, g: Array, *, geometry: Geometry) -> Array
 # The primitives.
 
 
-def _define(name: str, program: Callable, abstract: Callable) -> Primitive:
+def _define(
+    name: str, program: Callable, cpu_program: Callable, abstract: Callable
+) -> Primitive:
+    """A primitive that is one program on CPU and another one elsewhere."""
     primitive = Primitive(name)
-    primitive.def_impl(jax.jit(program, static_argnames="geometry"))
+    # Outside of `jit`: bound within it, it is lowered for the backend at hand.
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="geometry"))
     primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, mlir.lower_fun(program, multiple_results=False))
+    for platform, chosen in ((None, program), ("cpu", cpu_program)):
+        lowering = mlir.lower_fun(chosen, multiple_results=False)
+        mlir.register_lowering(primitive, lowering, platform=platform)
     return primitive
 
 
@@ -179,15 +200,18 @@ def _shaped(like: jax.core.ShapedArray, shape: tuple) -> jax.core.ShapedArray:
 conv_p = _define(
     "conv",
     _conv,
+    _conv,
     lambda x, w, *, geometry: _shaped(x, (x.shape[0], *geometry.output, w.shape[3])),
 )
 input_gradient_p = _define(
     "conv_input_gradient",
+    _xla_input_gradient,
     _input_gradient,
     lambda g, w, *, geometry: _shaped(g, (g.shape[0], *geometry.image, w.shape[2])),
 )
 kernel_gradient_p = _define(
     "conv_kernel_gradient",
+    _xla_kernel_gradient,
     _kernel_gradient,
     lambda x, g, *, geometry: _shaped(x, (*geometry.window, x.shape[3], g.shape[3])),
 )

@@ -10,7 +10,8 @@ from flax import linen as nn
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from metajax.models.convolution import Conv, convolve, max_pool
+from metajax.models import convolution
+from metajax.models.convolution import Conv, Geometry, convolve, max_pool
 
 # (images, height, width, channels), (window height, width), filters, stride, padding
 CASES = [
@@ -198,6 +199,35 @@ def test_kernel_gradient_in_blocks(images):
             quick_jit(partial(gradient, reference))(x, kernel),
             rtol=1e-9,
         )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_programs_of_other_backends_are_equal(case):
+    image, window, filters, stride, padding = case
+    pads = jax.lax.padtype_to_pads(image[1:3], window, (stride, stride), padding)
+    geometry = Geometry(stride, tuple(pads), image[1:3], window)
+    with jax.enable_x64(True):
+        cotangent = (image[0], *geometry.output, filters)
+        x, w, g = draw(image, (*window, image[3], filters), cotangent)
+        for name, args in (("input", (g, w)), ("kernel", (x, g))):
+            cpu = getattr(convolution, f"_{name}_gradient")
+            other = getattr(convolution, f"_xla_{name}_gradient")
+            np.testing.assert_allclose(
+                quick_jit(partial(other, geometry=geometry))(*args),
+                quick_jit(partial(cpu, geometry=geometry))(*args),
+                rtol=1e-10,
+                atol=1e-10,
+            )
+
+
+@pytest.mark.parametrize(("platform", "count"), [("cpu", 1), ("cuda", 0), ("tpu", 0)])
+def test_programs_are_chosen_by_the_backend(platform, count):
+    def gradient(x, w):
+        return jax.grad(lambda w: jnp.sum(convolve(x, w) ** 2))(w)
+
+    x, w = jnp.ones((16, 14, 14, 2)), jnp.ones((3, 3, 2, 4))
+    lowered = jax.jit(gradient).trace(x, w).lower(lowering_platforms=(platform,))
+    assert lowered.as_text().count("stablehlo.while") == count  # the blocks of CPU
 
 
 def test_no_images_have_a_zero_kernel_gradient():
