@@ -92,6 +92,8 @@ def _lines() -> Iterator[Line]:
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text())
         settings = record["settings"]
+        if "steps" not in settings:  # of speed, not of learning
+            continue
         for result in record["results"]:
             key = _protocol(settings, result)
             if key is not None:

@@ -1,0 +1,133 @@
+"""This library, by its public parts: a learner, the outer loop, the sampler."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+from benchmarks.peers.items import Item, data_of, images_of, weights_of
+from benchmarks.peers.worker import THREADS, Step
+from benchmarks.peers.worker_jax import compiled
+from metajax.devices import TASK_AXIS, place, spread, task_mesh
+from metajax.learners.gradient.maml import maml
+from metajax.learners.metric.prototypical import prototypical
+from metajax.models.networks import conv4, mlp
+from metajax.objectives import cross_entropy, squared_error
+from metajax.outer_loop import init_state, reverse_mode, run_steps_fn
+from metajax.tasks.class_table import class_table, few_shot
+from metajax.types import Array, Estimator, Examples, Learner, PyTree, Task
+
+STEPS_PER_DISPATCH = 100
+
+
+def prepare(item: Item, variant: str) -> tuple[Step, dict[str, Any]]:
+    """See `benchmarks.peers.worker.prepare`."""
+    jax.config.update("jax_num_cpu_devices", THREADS)
+    return sampling(item) if item.kind == "sampling" else training(item, variant)
+
+
+def estimator_for(item: Item) -> Estimator:
+    """How the tasks of a step are batched."""
+    return reverse_mode(tasks_per_block=None if item.kind == "sinusoid" else 1)
+
+
+def training(item: Item, variant: str) -> tuple[Step, dict[str, Any]]:
+    """Outer steps, `STEPS_PER_DISPATCH` at a time for the variant `"dispatch"`."""
+    per_dispatch = STEPS_PER_DISPATCH if variant == "dispatch" else 1
+    learner = make_learner(item, "" if variant == "dispatch" else variant)
+    optimizer, estimator = optax.adam(1e-3), estimator_for(item)
+    arrays = {name: jnp.asarray(array) for name, array in data_of(item).items()}
+    tasks = Task(
+        Examples(arrays["support_x"], arrays["support_y"]),
+        Examples(arrays["query_x"], arrays["query_y"]),
+    )
+    mesh = task_mesh("auto", item.tasks)
+    one = jax.tree.map(lambda x: x[0], tasks)
+    state = init_state(jax.random.key(0), learner, one, optimizer, estimator)
+    state = state._replace(meta_params=make_params(item, state.meta_params))
+    state = place(state, mesh)
+    key = spread(jax.random.key(0), mesh)
+    cut = PartitionSpec(TASK_AXIS)
+    tasks = spread(tasks, mesh, cut)
+
+    def draw(source: PyTree, index: Array, keys: Array) -> Task:
+        del index, keys
+        return source
+
+    jitted = run_steps_fn(
+        learner,
+        optimizer,
+        estimator,
+        draw,
+        tasks_per_step=item.tasks,
+        steps_per_dispatch=per_dispatch,
+        mesh=mesh,
+        source_spec=cut,
+    )
+    zero = np.int32(0)
+    program, facts = compiled(jitted, state, tasks, key, zero, zero)
+    taken = 0
+
+    def step(count: int) -> float:
+        nonlocal state, taken
+        while count:
+            now = min(count, per_dispatch)
+            state, metrics = program(state, tasks, key, np.int32(taken), np.int32(now))
+            taken, count = taken + now, count - now
+        return float(metrics["loss"][now - 1])
+
+    return step, facts
+
+
+def make_learner(item: Item, gradient: str) -> Learner:
+    """The learner of an item; its gradient mode is the default unless given."""
+    chosen: dict[str, Any] = {"gradient": gradient} if gradient else {}
+    if item.kind == "prototypical":
+        return prototypical(conv4(), way=item.way)
+    is_sinusoid = item.kind == "sinusoid"
+    return maml(
+        mlp(1) if is_sinusoid else conv4(item.way, pooling=item.pooling),
+        optax.sgd(item.inner_rate),
+        steps=item.inner_steps,
+        objective=squared_error if is_sinusoid else cross_entropy,
+        **chosen,
+    )
+
+
+def make_params(item: Item, params: PyTree) -> PyTree:
+    """`params` with the kernels that all contenders start from."""
+    layers = dict(params["params"])
+    for name, kernel in weights_of(item).items():
+        layer = name.replace("conv", "Conv_").replace("dense", "Dense_")
+        if layers[layer]["kernel"].shape != kernel.shape:
+            raise ValueError(f"{name} has another shape in this network.")
+        layers[layer] = layers[layer] | {"kernel": jnp.asarray(kernel)}
+    return {"params": layers}
+
+
+def sampling(item: Item) -> tuple[Step, dict[str, Any]]:
+    """Tasks with images, from bytes on the device."""
+    tasks = few_shot(
+        class_table(images_of()),
+        way=item.way,
+        shot=item.shot,
+        num_queries=item.num_queries,
+    )
+    key = jax.random.key(0)
+
+    def sample(tasks: PyTree, key: Array) -> tuple[Array, Task]:
+        key, *keys = jax.random.split(key, item.tasks + 1)
+        return key, jax.vmap(tasks)(jnp.stack(keys))
+
+    program, facts = compiled(jax.jit(sample), tasks, key)
+
+    def step(count: int) -> None:
+        nonlocal key
+        for _ in range(count):
+            key, batch = program(tasks, key)
+        jax.block_until_ready(batch)
+
+    return step, facts
