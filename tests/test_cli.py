@@ -315,7 +315,7 @@ def test_every_constructor_argument_is_reachable():
                 assert sizes <= set(ARGUMENTS[part][name].__dataclass_fields__)
     training = set(inspect.signature(metajax.trainer.train).parameters)
     built = {"learner", "tasks", "optimizer", "validation", "config", "run_dir"}
-    code = {"estimator"}
+    code = {"estimator", "mesh"}
     assert training - built - code == set(cli._Training.__dataclass_fields__)
 
 
