@@ -140,9 +140,9 @@ _TYPES: dict[str, Any] = {
     "path": str,
     "pooling": Literal["max", "stride"],
     "precision": Literal[PRECISIONS],
-    "tasks_per_block": int | Literal["auto"] | None,
     "protocol": Literal["vinyals", "lake"],
     "rotations": Literal[1, 2, 4],
+    "tasks_per_block": int | Literal["auto"] | None,
 }
 # Defaults for arguments that have none, or whose default is a function.
 _DEFAULTS: dict[str, Any] = {

@@ -8,6 +8,7 @@ What `train` was given stands in the run folder's `config.json`, from which `eva
 builds learner and tasks again. Only `evaluate` builds tasks of the test split.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -289,8 +290,10 @@ def _use_cores() -> None:
         return
     has_affinity = hasattr(os, "sched_getaffinity")  # what this process may use
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    # Each device keeps a copy of the data.
-    jax.config.update("jax_num_cpu_devices", min(cores, 8))
+    # Called from Python after JAX was used, the devices are what they are.
+    with contextlib.suppress(RuntimeError):
+        # Each device keeps a copy of the data.
+        jax.config.update("jax_num_cpu_devices", min(cores, 8))
 
 
 def _run_main_job() -> None:

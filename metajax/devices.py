@@ -28,9 +28,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from metajax.types import PyTree
 
 __all__ = [
+    "COPIED",
     "TASK_AXIS",
     "constrain",
     "mean_over_devices",
+    "memory_limit",
     "place",
     "spread",
     "task_mesh",

@@ -102,21 +102,21 @@ class Explanation(NamedTuple):
             if not self._fits(cost):
                 line += "  does not fit"
             lines.append(line)
-        return "\n".join([*lines, self._advice()])
+        return "\n".join([*lines, *self._advice()])
 
     @property
     def _is_timed(self) -> bool:
         return any(cost.seconds is not None for cost in self.costs)
 
-    def _advice(self) -> str:
+    def _advice(self) -> list[str]:
         if self.choice is not None:
-            return f"choose gradient={self.choice!r}" * (len(self.costs) > 1)
+            return [f"choose gradient={self.choice!r}"] * (len(self.costs) > 1)
         least = min(cost.memory for cost in self.costs if cost.is_exact)
-        return (
+        return [
             f"Nothing fits: {mebibytes(least)} are needed, and there are "
             f"{mebibytes(self.memory_limit or 0)}; take smaller `tasks_per_block`, "
             "fewer inner steps, or `first_order`."
-        )
+        ]
 
 
 def explain(

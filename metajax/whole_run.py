@@ -2,8 +2,8 @@
 
 `metajax.trainer.train` is for one long run with files and a display. Here a run is a
 function of a key and hyper-parameters that `jit` compiles from the first task to the
-last validation, and `vmap` runs many times side by side: where a small network leaves a
-device idle, 32 runs take little longer than one.
+last validation, and `vmap` runs many times side by side, which pays where one run of a
+small network leaves the device idle.
 
     def make(hyper):
         inner = optax.sgd(hyper["inner_rate"])

@@ -262,6 +262,16 @@ def test_exit_codes_of_what_stops_a_run(error, code, monkeypatch):
     assert main("train maml mlp sinusoid".split()) == code
 
 
+def test_commands_run_where_jax_is_in_use_already(monkeypatch, capsys):
+    assert jax.device_count() == 1
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    monkeypatch.setattr(cli.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(cli.os, "sched_getaffinity", lambda pid: set(range(4)))
+    assert main(["list"]) == 0
+    assert jax.device_count() == 1
+    assert "maml" in capsys.readouterr().out
+
+
 def test_list_names_everything(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["list"]) == 0

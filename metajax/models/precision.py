@@ -38,8 +38,8 @@ def check_precision(precision: str) -> None:
 def with_precision(model: Model, precision: str) -> Model:
     """A model that computes in another precision.
 
-    Choose `"bfloat16"` on GPU and TPU, where it is several times as fast and takes half
-    the memory; on CPU it is slower than float32.
+    Choose `"bfloat16"` on GPU and TPU, whose matrix units are made for it; on CPU it is
+    slower than float32.
 
     Args:
       model: any model that takes the type of its computation from parameters and
