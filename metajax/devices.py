@@ -115,7 +115,7 @@ def mean_over_devices(
         is_mean = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
         means = [leaf for leaf, yes in zip(leaves, is_mean, strict=True) if yes]
         if len(mesh.shape) == 1:
-            # One vector, so that it is one message: XLA does not join them everywhere.
+            # One vector is one message of any size; XLA would join small ones only.
             vector, unravel = ravel_pytree(means)
             means = unravel(jax.lax.pmean(vector, TASK_AXIS))
         else:  # a vector would gather what is cut along the other axes
