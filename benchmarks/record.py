@@ -18,7 +18,7 @@ from metajax.version import __version__
 __all__ = ["RESULTS", "write_result"]
 
 # Programs are compiled once for all runs in this folder, unless told otherwise.
-if jax.config.jax_compilation_cache_dir is None:
+if jax.config.values["jax_compilation_cache_dir"] is None:
     jax.config.update("jax_compilation_cache_dir", "runs/compiled")
 
 RESULTS = pathlib.Path(__file__).parent / "results"
