@@ -164,7 +164,7 @@ def _w5(queries: int) -> Item:
         group="W5",
         name=f"{5 + queries} images a class",
         kind="sampling",
-        contenders=(*OURS, "numpy", "learn2learn"),
+        contenders=(*OURS, "metajax, 100 steps a dispatch", "numpy", "learn2learn"),
         shot=5,
         num_queries=queries,
     )

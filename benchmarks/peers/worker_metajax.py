@@ -17,7 +17,7 @@ from metajax.learners.metric.prototypical import prototypical
 from metajax.models.networks import conv4, mlp
 from metajax.objectives import cross_entropy, squared_error
 from metajax.outer_loop import init_state, reverse_mode, run_steps_fn
-from metajax.tasks.class_table import class_table, few_shot
+from metajax.tasks.class_table import ClassTableTasks, class_table, few_shot
 from metajax.types import Array, Estimator, Examples, Learner, PyTree, Task
 
 STEPS_PER_DISPATCH = 100
@@ -26,7 +26,9 @@ STEPS_PER_DISPATCH = 100
 def prepare(item: Item, variant: str) -> tuple[Step, dict[str, Any]]:
     """See `benchmarks.peers.worker.prepare`."""
     jax.config.update("jax_num_cpu_devices", THREADS)
-    return sampling(item) if item.kind == "sampling" else training(item, variant)
+    if item.kind == "sampling":
+        return sampling_in_a_program(item) if variant else sampling(item)
+    return training(item, variant)
 
 
 def estimator_for(item: Item) -> Estimator:
@@ -110,24 +112,63 @@ def make_params(item: Item, params: PyTree) -> PyTree:
 
 def sampling(item: Item) -> tuple[Step, dict[str, Any]]:
     """Tasks with images, from bytes on the device."""
-    tasks = few_shot(
+    tasks, key = tasks_to_sample(item), jax.random.key(0)
+
+    def sample(tasks: PyTree, key: Array, index: Array) -> Task:
+        return draw_batch(tasks, key, index, item)
+
+    program, facts = compiled(jax.jit(sample), tasks, key, np.int32(0))
+    taken = 0
+
+    def step(count: int) -> None:
+        nonlocal taken
+        for _ in range(count):
+            batch = program(tasks, key, np.int32(taken))
+            taken += 1
+        jax.block_until_ready(batch)
+
+    return step, facts
+
+
+def sampling_in_a_program(item: Item) -> tuple[Step, dict[str, Any]]:
+    """As in training: a batch is drawn, made whole, and used up within the program."""
+    tasks, key = tasks_to_sample(item), jax.random.key(0)
+
+    def sample(tasks: PyTree, key: Array, first: Array, last: Array) -> Array:
+        def use(index: Array, total: Array) -> Array:
+            batch = jax.lax.optimization_barrier(draw_batch(tasks, key, index, item))
+            sums = jax.tree.map(lambda a: jnp.sum(a, dtype=jnp.float32), batch)
+            return sum(jax.tree.leaves(sums), total)
+
+        return jax.lax.fori_loop(first, last, use, jnp.float32(0))
+
+    zero = np.int32(0)
+    program, facts = compiled(jax.jit(sample), tasks, key, zero, zero)
+    taken = 0
+
+    def step(count: int) -> None:
+        nonlocal taken
+        end = taken + count
+        while taken < end:
+            last = min(taken + STEPS_PER_DISPATCH, end)
+            total = program(tasks, key, np.int32(taken), np.int32(last))
+            taken = last
+        jax.block_until_ready(total)
+
+    return step, facts
+
+
+def tasks_to_sample(item: Item) -> ClassTableTasks:
+    """The distribution of a sampling item."""
+    return few_shot(
         class_table(images_of()),
         way=item.way,
         shot=item.shot,
         num_queries=item.num_queries,
     )
-    key = jax.random.key(0)
 
-    def sample(tasks: PyTree, key: Array) -> tuple[Array, Task]:
-        key, *keys = jax.random.split(key, item.tasks + 1)
-        return key, jax.vmap(tasks)(jnp.stack(keys))
 
-    program, facts = compiled(jax.jit(sample), tasks, key)
-
-    def step(count: int) -> None:
-        nonlocal key
-        for _ in range(count):
-            key, batch = program(tasks, key)
-        jax.block_until_ready(batch)
-
-    return step, facts
+def draw_batch(tasks: PyTree, key: Array, index: Array, item: Item) -> Task:
+    """All tasks of a step."""
+    keys = jax.random.split(jax.random.fold_in(key, index), item.tasks)
+    return jax.vmap(tasks)(keys)
