@@ -146,9 +146,13 @@ def unroll(
         )
     keys = None if key is None else jax.random.split(key, steps)
     start = (adapted, optimizer.init(adapted))
-    outputs: tuple[Array, PyTree]
-    (final, _), outputs = jax.lax.scan(step, start, keys, length=steps)
-    losses, later = outputs
+    if steps == 1:
+        # Without a loop, `vmap` over tasks sees that all start from the same values.
+        first = None if keys is None else keys[0]
+        (final, _), output = step(start, first)
+        losses, later = jax.tree.map(lambda leaf: leaf[None], output)
+    else:
+        (final, _), (losses, later) = jax.lax.scan(step, start, keys, length=steps)
     path = None
     if keep_path:
         path = jax.tree.map(

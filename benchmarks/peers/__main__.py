@@ -6,7 +6,7 @@
 Makes one environment for each peer under `runs/peers`, starts one process for each
 contender of an item, checks that their losses before the first update agree, and then
 asks all of them for steps in turn, round after round. Writes
-`benchmarks/results/<name>.json` and a plot of the same name after every item.
+`benchmarks/results/<name>-<group>.json` after every item and a plot of each group.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Settings:
     """All by default; metajax itself always takes part."""
     rounds: int = 5
     name: str = "peers"
-    """Of the result files."""
+    """What the names of result files begin with."""
 
 
 def main(settings: Settings) -> None:
@@ -51,13 +51,15 @@ def main(settings: Settings) -> None:
         "not_installed": missing,
         "environments": {peer: RECIPES[peer].pins for peer in peers},
     }
-    rows: list[dict[str, Any]] = []
-    for item in items:
-        new = summarise(measure(item, absent, settings.rounds))
-        print(table(new), flush=True)
-        rows += new
-        record.write_result(settings.name, description, rows)
-    draw(rows, record.RESULTS / f"{settings.name}.png")
+    for group in dict.fromkeys(item.group for item in items):
+        name = f"{settings.name}-{group}"
+        rows: list[dict[str, Any]] = []
+        for item in (item for item in items if item.group == group):
+            new = summarise(measure(item, absent, settings.rounds))
+            print(table(new), flush=True)
+            rows += new
+            record.write_result(name, description, rows)
+        draw(rows, record.RESULTS / f"{name}.png")
 
 
 def install(

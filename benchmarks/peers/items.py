@@ -95,10 +95,10 @@ TOO_MUCH = "all tasks at once need more than 6 GiB"
 
 def _w1(group: str, pooling: str, shot: int, steps: int) -> Item:
     contenders, absent = OURS + TORCH + SLOW, {}
+    if (shot, steps) != (1, 1):
+        absent = dict.fromkeys(SLOW, "too slow; see the 1-shot, 1-step item")
     if pooling == "max":
         absent["naive vmap"] = f"{TOO_MUCH}, beside jax-meta's 6"
-        if (shot, steps) != (1, 1):
-            absent = dict.fromkeys(SLOW, "minutes a step; see the 1-shot, 1-step item")
         if shot * steps > 5:
             absent["torch.func"] = TOO_MUCH
     return Item(
@@ -118,13 +118,16 @@ def _w1(group: str, pooling: str, shot: int, steps: int) -> Item:
 
 def _w2(way: int, shot: int, queries: int, tasks: int) -> Item:
     contenders = (*OURS, "learn2learn", "torch.func", *NAIVE)
-    absent = ("torch.func", "naive vmap") if way * tasks > 100 else ()
+    absent = {}
+    if way * tasks > 100:
+        absent = dict.fromkeys(("torch.func", "naive vmap"), TOO_MUCH)
+        absent["naive scan"] = "too slow; see the item of one task"
     return Item(
         group="W2",
         name=f"{way}-way {shot}-shot, {tasks} tasks",
         kind="prototypical",
         contenders=tuple(name for name in contenders if name not in absent),
-        absent=tuple((name, TOO_MUCH) for name in absent),
+        absent=tuple(absent.items()),
         tasks=tasks,
         way=way,
         shot=shot,

@@ -83,33 +83,44 @@ def _xla_kernel_gradient(x: Array, g: Array, *, geometry: Geometry) -> Array:
 def _input_gradient(g: Array, w: Array, *, geometry: Geometry) -> Array:
     """Dense convolutions with flipped sub-kernels, one per phase of the stride.
 
-    With p = stride * q + r a padded position, the taps that reach it are k = r + stride
-    * j, so that phase r of the result is sum over j of g[q - j] w[r + stride * j].
+    Position p of the image, with p + low = stride * q + r, is reached by the taps k = r
+    + stride * j, so that phase r of the result is sum over j of g[q - j] w[r + stride *
+    j].
     """
     stride, pads, image, _ = geometry
     w = jnp.swapaxes(w, 2, 3)
-    padded = [size + low + high for size, (low, high) in zip(image, pads, strict=True)]
-    quotients = [-(-size // stride) for size in padded]
-    phases = [
-        _phase(g, w[row::stride, column::stride], quotients)
-        for row in range(stride)
-        for column in range(stride)
-    ]
-    x = jnp.stack(phases).reshape(stride, stride, len(g), *quotients, w.shape[-1])
-    x = x.transpose(2, 3, 0, 4, 1, 5)
-    x = x.reshape(len(g), *(stride * size for size in quotients), w.shape[-1])
+    sizes = [-(-size // stride) for size in image]
     (top, _), (left, _) = pads
-    return x[:, top : top + image[0], left : left + image[1]]
+    rows = [
+        jnp.concatenate(
+            [
+                _phase(
+                    g,
+                    w[row % stride :: stride, column % stride :: stride],
+                    (row // stride, column // stride),
+                    sizes,
+                )
+                for column in range(left, left + stride)
+            ],
+            axis=-1,
+        )
+        for row in range(top, top + stride)
+    ]
+    x = jnp.stack(rows, axis=2)
+    x = x.reshape(len(g), *(stride * size for size in sizes), w.shape[-1])
+    return x[:, : image[0], : image[1]]
 
 
-def _phase(g: Array, w: Array, sizes: Sequence[int]) -> Array:
-    """Sum over j of g[q - j] w[j] for q in range(size), in both directions."""
+def _phase(g: Array, w: Array, first: Sequence[int], sizes: Sequence[int]) -> Array:
+    """Sum over j of g[q - j] w[j] for q from first to first + size - 1, in 2-D."""
     rows, columns = w.shape[:2]
     if rows == 0 or columns == 0:  # a stride larger than the window skips positions
         return jnp.zeros((len(g), *sizes, w.shape[-1]), g.dtype)
     pads = [
-        (taps - 1, size - have)
-        for taps, size, have in zip((rows, columns), sizes, g.shape[1:3], strict=True)
+        (taps - 1 - start, start + size - have)
+        for taps, start, size, have in zip(
+            (rows, columns), first, sizes, g.shape[1:3], strict=True
+        )
     ]
     return jax.lax.conv_general_dilated(
         g, w[::-1, ::-1], (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -127,16 +138,29 @@ def _kernel_gradient(x: Array, g: Array, *, geometry: Geometry) -> Array:
         ),
         default=0,
     )
-    if block == len(x):
-        return _kernel_gradient_product(x, g, geometry=geometry)
+    # The wider factor on the right: the left one is packed anew for every product. The
+    # barrier keeps XLA from turning them around.
+    wide = geometry.window[0] * geometry.window[1] * x.shape[-1] > g.shape[-1]
+
+    def product(x: Array, g: Array) -> Array:
+        left, right = _patches(x, geometry), g.reshape(-1, g.shape[-1])
+        if wide:
+            left, right = right, left
+        return jax.lax.optimization_barrier(left.T @ right)
 
     def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + _kernel_gradient_product(*pair, geometry=geometry), None
+        return total + product(*pair), None
 
-    shape = (*geometry.window, x.shape[-1], g.shape[-1])
-    zeros = jnp.zeros(shape, jnp.promote_types(x.dtype, jnp.float32))
-    blocks = jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), (x, g))
-    return jax.lax.scan(add, zeros, blocks)[0].astype(x.dtype)
+    if block == len(x):
+        products = product(x, g)
+    else:
+        blocks = jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), (x, g))
+        like = jax.eval_shape(product, *jax.tree.map(lambda a: a[0], blocks))
+        zeros = jnp.zeros(like.shape, jnp.promote_types(like.dtype, jnp.float32))
+        products = jax.lax.scan(add, zeros, blocks)[0].astype(x.dtype)
+    if wide:
+        products = products.T
+    return products.reshape(*geometry.window, x.shape[-1], g.shape[-1])
 
 
 # The same three as products of image patches, for kernels that differ between tasks.
