@@ -81,11 +81,12 @@ def init_state(
     (pretrained parameters, say) stays valid, and no two leaves share memory.
     """
     key_learner, key_estimator = jax.random.split(key)
-    meta_params = learner.init(key_learner, task)
+    # As one program each: operation by operation takes seconds to compile.
+    meta_params = jax.jit(learner.init)(key_learner, task)
     state = TrainState(
         step=jnp.int32(0),
         meta_params=meta_params,
-        opt_state=optimizer.init(meta_params),
+        opt_state=jax.jit(optimizer.init)(meta_params),
         estimator_state=estimator.init(key_estimator, meta_params),
     )
     # The explicit dtype also drops weak types, which would cost a second compilation.

@@ -16,6 +16,7 @@ __all__ = [
     "Work",
     "best_block",
     "has_convolutions",
+    "has_custom_vjp",
     "mebibytes",
     "planned_memory",
     "slow_convolutions",
@@ -107,6 +108,14 @@ def has_convolutions(jaxpr: Jaxpr) -> bool:
     """Whether there is a convolution, XLA's or one of `metajax.models.convolution`."""
     names = _OURS | {"conv_general_dilated"}
     return any(equation.primitive.name in names for equation in _equations(jaxpr))
+
+
+def has_custom_vjp(jaxpr: Jaxpr) -> bool:
+    """Whether a part has a reverse-mode rule of its own, by `jax.custom_vjp`."""
+    return any(
+        equation.primitive.name.startswith("custom_vjp_call")
+        for equation in _equations(jaxpr)
+    )
 
 
 def slow_convolutions(jaxpr: Jaxpr, backend: str) -> int:

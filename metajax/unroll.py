@@ -17,21 +17,26 @@ Every gradient mode returns the same phi; they differ in what the outer gradient
 * `"first_order"` treats inner gradients as constants (Finn et al. 2017, section 5.2).
 
 Traps. `"mixed"` is wrong when L contains a `custom_vjp` whose backward pass is not the
-true transpose (gradient reversal, clipping inside the loss), and it cannot be
+true transpose (gradient reversal, clipping inside the loss): where there is a rule, one
+product is compared with that of reverse mode when the program is traced. It cannot be
 differentiated in forward mode. Adam and other optimizers that take a square root of a
 gradient's square need `eps_root > 0`, or the outer gradient is NaN wherever an inner
 gradient is exactly 0.
 """
 
+import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import jaxpr_as_fun
 
 from metajax.filters import combine, everything, partition
+from metajax.programs import has_custom_vjp
 from metajax.types import Array, PyTree
 
 __all__ = ["GRADIENT_MODES", "Unrolled", "check_inner_loop", "unroll"]
@@ -87,6 +92,7 @@ def unroll(
     adapts: Callable[[str], bool] = everything,
     key: Array | None = None,
     keep_path: bool = False,
+    check_mixed: bool = True,
 ) -> Unrolled:
     """Runs `steps` optimizer steps on `loss_fn`, differentiably.
 
@@ -101,12 +107,16 @@ def unroll(
       adapts: predicate on leaf paths (`metajax.filters`): which leaves are optimised.
       key: split into one key a step for `loss_fn`, or None.
       keep_path: whether to return every phi_t.
+      check_mixed: whether to compare `"mixed"` with `"reverse"` if the loss holds a
+        `jax.custom_vjp`: one product with the Hessian, at random values, once for each
+        compilation.
 
     Returns:
       `Unrolled(params, losses, path)`.
 
     Raises:
-      ValueError: as `check_inner_loop`, or if `adapts` accepts no leaf.
+      ValueError: as `check_inner_loop`, if `adapts` accepts no leaf, or if `"mixed"`
+        differs from `"reverse"`.
     """
     check_inner_loop(optimizer, steps, gradient)
     adapted, frozen = partition(params, adapts)
@@ -120,9 +130,9 @@ def unroll(
         return loss_fn(combine(adapted, frozen), args, key)
 
     if gradient == "mixed":
-        inner_loss, closed_over = jax.closure_convert(
-            inner_loss, adapted, everything_else, key
-        )
+        inner_loss, closed_over = _hoist(inner_loss, adapted, everything_else, key)
+        if check_mixed:
+            _compare_modes(inner_loss, adapted, everything_else, key, *closed_over)
         value_and_grad = _mixed_value_and_grad(inner_loss)
     else:
         closed_over = []
@@ -195,3 +205,83 @@ def _mixed_value_and_grad(loss_fn: Callable[..., Array]) -> Callable[..., tuple]
 
     value_and_grad.defvjp(forward, backward)
     return value_and_grad
+
+
+def _hoist(
+    loss_fn: Callable[..., Array], *args: PyTree
+) -> tuple[Callable[..., Array], list[Array]]:
+    """`loss_fn` with all traced values in its closure as further arguments, and these.
+
+    `jax.closure_convert` leaves integers and keys behind, which then escape the trace.
+    """
+    traced = jax.make_jaxpr(loss_fn)(*args)
+    is_traced = [isinstance(const, jax.core.Tracer) for const in traced.consts]
+
+    def hoisted(*args_and_values: PyTree) -> Array:
+        own, values = args_and_values[: len(args)], iter(args_and_values[len(args) :])
+        consts = [
+            next(values) if moves else const
+            for const, moves in zip(traced.consts, is_traced, strict=True)
+        ]
+        return jaxpr_as_fun(traced.replace(consts=consts))(*jax.tree.leaves(own))[0]
+
+    moved = [c for c, moves in zip(traced.consts, is_traced, strict=True) if moves]
+    return hoisted, moved
+
+
+def _compare_modes(loss_fn: Callable[..., Array], *args: PyTree) -> None:
+    """Raises ValueError if custom rules in the loss make `mixed` differ from `reverse`.
+
+    There is nothing to compare without such rules: what JAX derives is symmetric.
+    `loss_fn` has no traced values in its closure.
+    """
+    if not has_custom_vjp(jax.make_jaxpr(loss_fn)(*args).jaxpr):
+        return
+    with jax.ensure_compile_time_eval():
+        key_value, key_direction = jax.random.split(jax.random.key(0))
+        floats, others = partition(_like(args, key_value))
+        gradient = jax.grad(lambda floats: loss_fn(*combine(floats, others)))
+        direction = _like(floats, key_direction)
+
+        def products(floats: PyTree, direction: PyTree) -> tuple[PyTree, PyTree]:
+            mixed = jax.jvp(gradient, (floats,), (direction,))[1]
+            return mixed, jax.vjp(gradient, floats)[1](direction)[0]
+
+        mixed, reverse = (
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(product)])
+            for product in jax.jit(products)(floats, direction)
+        )
+    difference = float(np.linalg.norm(mixed - reverse))
+    size = max(float(np.linalg.norm(product)) for product in (mixed, reverse))
+    if not (np.isfinite(difference) and size > 0):
+        warnings.warn(
+            "The loss holds a custom VJP rule, and it could not be found out whether "
+            "gradient='mixed' is right for it: at random values its second derivatives "
+            f"are {'0' if size == 0 else 'not finite'}; compare gradient='reverse'.",
+            stacklevel=3,
+        )
+    elif difference > 1e-3 * size:
+        raise ValueError(
+            "gradient='mixed' is wrong for this loss: at random values its product "
+            f"with the Hessian is {100 * difference / size:.2g} % off that of "
+            "gradient='reverse'. The loss holds a custom VJP rule that is not the "
+            "transpose of the derivative, such as a reversal or clipping of gradients. "
+            "Use gradient='remat', or check_mixed=False if you want it so."
+        )
+
+
+def _like(tree: PyTree, key: Array) -> PyTree:
+    """Random floats of the size of initial weights, ones, and keys, of these shapes."""
+
+    def like(leaf: Any, key: Array) -> Array:
+        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(key, shape)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return jnp.ones(shape, dtype)
+        rows = np.prod(shape[:-1], dtype=float)
+        return jax.random.normal(key, shape, dtype) / max(rows, 1.0) ** 0.5
+
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    return jax.tree.unflatten(structure, map(like, leaves, keys))

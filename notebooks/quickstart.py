@@ -53,6 +53,11 @@ from metajax.evaluation import bank_task
 from metajax.objectives import squared_error
 from metajax.plots import plot_tasks
 
+# Compiled programs are kept, so that the notebook starts quickly when it runs again.
+if jax.config.jax_compilation_cache_dir is None:
+    folder = os.path.join(tempfile.gettempdir(), "metajax-compiled")
+    jax.config.update("jax_compilation_cache_dir", folder)
+
 # With METAJAX_FAST=1 every training is tiny, to test that the notebook runs. What the
 # text says of the pictures is then not to be seen in them.
 FAST = os.environ.get("METAJAX_FAST", "0") == "1"

@@ -39,6 +39,7 @@ if any(importlib.util.find_spec(name) is None for name in ("metajax", "matplotli
 
 # %%
 import os
+import tempfile
 from typing import NamedTuple
 
 import jax
@@ -68,6 +69,11 @@ from metajax import (
 from metajax.evaluation import bank_task
 from metajax.objectives import cross_entropy, query_loss
 from metajax.types import Array, PyTree
+
+# Compiled programs are kept, so that the notebook starts quickly when it runs again.
+if jax.config.jax_compilation_cache_dir is None:
+    folder = os.path.join(tempfile.gettempdir(), "metajax-compiled")
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 # With METAJAX_FAST=1 every training is tiny, to test that the notebook runs. Its
 # numbers then mean nothing.

@@ -150,6 +150,67 @@ def test_mixed_reaches_values_in_the_closure():
     chex.assert_trees_all_close(jax.grad(outer)(2.0, "mixed"), expected, rtol=1e-6)
 
 
+@jax.custom_vjp
+def reversed_gradient(x):
+    return x
+
+
+reversed_gradient.defvjp(lambda x: (x, None), lambda _, g: (-g,))
+
+
+@jax.custom_vjp
+def square(x):
+    return jnp.square(x)
+
+
+square.defvjp(lambda x: (jnp.square(x), x), lambda x, g: (2 * x * g,))
+
+
+def outer_loss_with(rule, mode, *, scale=1.0, check_mixed=True):
+    """Of two features of which one goes through `rule`, over two tasks."""
+    labels = jnp.array([[1], [0]])
+
+    def task_loss(params, label):
+        def loss(params, args, key):
+            del key
+            # The label is in the closure, and an integer: it stays in the trace.
+            mixed = rule(params[1:]) * params[:1]
+            return jnp.sum(jnp.square(mixed * scale + params[:1] - label * args))
+
+        phi = unroll(
+            loss,
+            optax.sgd(0.1),
+            params,
+            jnp.ones(1),
+            steps=2,
+            gradient=mode,
+            check_mixed=check_mixed,
+        ).params
+        return jnp.sum(jnp.square(phi))
+
+    return jax.jit(
+        jax.grad(lambda params: jnp.sum(jax.vmap(task_loss, (None, 0))(params, labels)))
+    )(jnp.array([0.7, -0.4]))
+
+
+def test_mixed_refuses_a_custom_rule_that_is_no_transpose():
+    with pytest.raises(ValueError, match="% off that of gradient='reverse'.*remat"):
+        outer_loss_with(reversed_gradient, "mixed")
+    mixed = outer_loss_with(reversed_gradient, "mixed", check_mixed=False)
+    reverse = outer_loss_with(reversed_gradient, "reverse")
+    assert not np.allclose(mixed, reverse, rtol=1e-2)
+
+
+def test_mixed_takes_a_custom_rule_that_is_the_transpose():
+    expected = outer_loss_with(square, "reverse")
+    chex.assert_trees_all_close(outer_loss_with(square, "mixed"), expected, rtol=1e-5)
+
+
+def test_mixed_says_when_a_custom_rule_could_not_be_checked():
+    with pytest.warns(UserWarning, match="not finite"):
+        outer_loss_with(reversed_gradient, "mixed", scale=jnp.inf)
+
+
 @pytest.mark.parametrize("mode", GRADIENT_MODES)
 def test_vmap_equals_a_loop_over_tasks(mode):
     thetas = jnp.arange(6.0).reshape(3, 2)

@@ -187,7 +187,9 @@ def jax_meta(item: Item, data: dict[str, jax.Array]) -> tuple:
             Examples(data[f"{part}_x"], data[f"{part}_y"])
             for part in ("support", "query")
         )
-        params, state, logs = learner.train_step(*state, support, query, ())
-        return (params, state), jnp.mean(logs["outer/loss"])
+        *new, logs = learner.train_step(*state, support, query, ())
+        # It averages its counters over tasks, which makes floats of them.
+        new = jax.tree.map(lambda a, b: a.astype(b.dtype), tuple(new), state)
+        return new, jnp.mean(logs["outer/loss"])
 
     return update, (params, state)

@@ -39,7 +39,31 @@ def estimator_for(item: Item) -> Estimator:
 def training(item: Item, variant: str) -> tuple[Step, dict[str, Any]]:
     """Outer steps, `STEPS_PER_DISPATCH` at a time for the variant `"dispatch"`."""
     per_dispatch = STEPS_PER_DISPATCH if variant == "dispatch" else 1
-    learner = make_learner(item, "" if variant == "dispatch" else variant)
+    gradient = "" if variant == "dispatch" else variant
+    jitted, state, tasks, key = training_program(item, gradient, per_dispatch)
+    zero = np.int32(0)
+    program, facts = compiled(jitted, state, tasks, key, zero, zero)
+    taken = 0
+
+    def step(count: int) -> float:
+        nonlocal state, taken
+        while count:
+            now = min(count, per_dispatch)
+            state, metrics = program(state, tasks, key, np.int32(taken), np.int32(now))
+            taken, count = taken + now, count - now
+        return float(metrics["loss"][now - 1])
+
+    return step, facts
+
+
+def training_program(
+    item: Item, gradient: str, steps_per_dispatch: int
+) -> tuple[jax.stages.Wrapped, PyTree, Task, Array]:
+    """What takes `steps_per_dispatch` outer steps, and the first of its arguments.
+
+    `program(state, tasks, key, step, steps)` gives the next state and the metrics.
+    """
+    learner = make_learner(item, gradient)
     optimizer, estimator = optax.adam(1e-3), estimator_for(item)
     arrays = {name: jnp.asarray(array) for name, array in data_of(item).items()}
     tasks = Task(
@@ -65,23 +89,11 @@ def training(item: Item, variant: str) -> tuple[Step, dict[str, Any]]:
         estimator,
         draw,
         tasks_per_step=item.tasks,
-        steps_per_dispatch=per_dispatch,
+        steps_per_dispatch=steps_per_dispatch,
         mesh=mesh,
         source_spec=cut,
     )
-    zero = np.int32(0)
-    program, facts = compiled(jitted, state, tasks, key, zero, zero)
-    taken = 0
-
-    def step(count: int) -> float:
-        nonlocal state, taken
-        while count:
-            now = min(count, per_dispatch)
-            state, metrics = program(state, tasks, key, np.int32(taken), np.int32(now))
-            taken, count = taken + now, count - now
-        return float(metrics["loss"][now - 1])
-
-    return step, facts
+    return jitted, state, tasks, key
 
 
 def make_learner(item: Item, gradient: str) -> Learner:

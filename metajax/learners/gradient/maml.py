@@ -38,6 +38,7 @@ def maml(
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
     gradient: str = "remat",
     adapts: Callable[[str], bool] = everything,
+    check_mixed: bool = True,
 ) -> Learner:
     """Builds MAML.
 
@@ -54,13 +55,16 @@ def maml(
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
       adapts: which parameters adapt; see `metajax.filters`.
+      check_mixed: whether a loss with custom derivatives is checked for `"mixed"`; see
+        `metajax.unroll.unroll`.
 
     Returns:
       A learner whose `meta_params` and `adapted` are parameters of `model`. The metrics
       of its loss hold `support_loss_t` for each inner step t.
 
     Raises:
-      ValueError: if `steps`, `eval_steps` or `gradient` is out of range.
+      ValueError: if `steps`, `eval_steps` or `gradient` is out of range; when traced,
+        if `"mixed"` is wrong for the loss.
       TypeError: if `inner_optimizer` is not an Optax transformation.
 
     Example:
@@ -95,6 +99,7 @@ def maml(
             adapts=adapts,
             key=key,
             keep_path=keep_path,
+            check_mixed=check_mixed,
         )
 
     def init(key: Array, task: Task) -> PyTree:

@@ -1,0 +1,294 @@
+"""What the engine promises beside speed against peers.
+
+    python -m benchmarks.engine
+    python -m benchmarks.engine --parts start
+
+The work is W1a of `benchmarks.peers`: MAML on 32 tasks of 5 classes, 1 shot and 15
+queries, Conv-4 with strides, second order; and whole runs on sinusoids. Every figure
+comes from a process of its own. Writes `benchmarks/results/engine-<part>.json`.
+
+* `start`: seconds from the start of the process to the end of the first step, without
+  and with a persistent compilation cache.
+* `peak`: the rate of a step as a share of the rate of large matrix products, measured
+  in turn.
+* `runs`: the time of 1 and of 32 whole runs under `vmap`.
+* `precision`: accuracy in float32 and in bfloat16 on the same Omniglot tasks, after a
+  short training in each; needs `METAJAX_DATA_DIR` or the data set's cache.
+* `scaling`: what the program does on 1, 2, 4 and 8 simulated devices: its all-reduces,
+  and operations and memory on each device. Not its time, which simulation cannot show.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jax.extend.core import Jaxpr
+
+from benchmarks import record
+from benchmarks.peers.items import Item, select_items
+from benchmarks.peers.worker import THREADS
+from benchmarks.peers.worker_metajax import training_program
+from metajax.evaluation import evaluate
+from metajax.learners.gradient.maml import maml
+from metajax.models.networks import conv4, mlp
+from metajax.objectives import squared_error
+from metajax.programs import planned_memory, work
+from metajax.reports import Report, compare
+from metajax.tasks.class_table import few_shot
+from metajax.tasks.omniglot import omniglot
+from metajax.tasks.sinusoid import sinusoid
+from metajax.trainer import train
+from metajax.types import Array, Learner, PyTree
+from metajax.whole_run import whole_run
+
+INNER_STEPS = (1, 5)
+SIMULATED = (1, 2, 4, 8)
+RUNS = (1, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    parts: tuple[str, ...] = ("start", "peak", "runs", "precision", "scaling")
+    rounds: int = 5
+    """How often; the median counts."""
+
+
+def main(settings: Settings) -> None:
+    """Measures, prints and writes one part after the other."""
+    measure = {
+        "start": start,
+        "peak": peak,
+        "runs": runs,
+        "precision": precision,
+        "scaling": scaling,
+    }
+    for part in settings.parts:
+        if part not in measure:
+            allowed = ", ".join(measure)
+            raise ValueError(f"`--parts` must be among {allowed}; got {part!r}.")
+    for part in settings.parts:
+        rows = measure[part](settings.rounds)
+        for row in rows:
+            print(*(f"{name} {value}" for name, value in row.items()), sep="  ")
+        description = {"parts": [part], "rounds": settings.rounds, "threads": THREADS}
+        record.write_result(f"engine-{part}", description, rows)
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def item_of(inner_steps: int) -> Item:
+    """The work of a step."""
+    return select_items((f"W1a 1-shot, {inner_steps} inner",))[0]
+
+
+def start(rounds: int) -> list[dict[str, Any]]:
+    """Seconds to the first step, cold and from the cache."""
+    rows = []
+    for inner_steps in INNER_STEPS:
+        with tempfile.TemporaryDirectory() as folder:
+            for cache in (None, folder):
+                if cache:
+                    apart(first_step, inner_steps, cache)  # fills it
+                times = [timed_start(inner_steps, cache) for _ in range(rounds)]
+                rows.append(
+                    {
+                        "inner_steps": inner_steps,
+                        "cache": bool(cache),
+                        "seconds": times,
+                        "median": statistics.median(times),
+                    }
+                )
+    return rows
+
+
+def timed_start(inner_steps: int, cache: str | None) -> float:
+    """How long a process takes that does nothing but the first step."""
+    begin = time.perf_counter()
+    apart(first_step, inner_steps, cache)
+    return time.perf_counter() - begin
+
+
+def first_step(inner_steps: int, cache: str | None) -> None:
+    """Builds the program and takes one step."""
+    jax.config.update("jax_compilation_cache_dir", cache)
+    one_step(inner_steps, THREADS)()
+
+
+def one_step(inner_steps: int, devices: int) -> Callable[[], float]:
+    """A function that takes an outer step."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    jitted, state, tasks, key = training_program(item_of(inner_steps), "", 1)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = jitted(state, tasks, key, np.int32(0), np.int32(1))
+        return float(metrics["loss"][0])
+
+    return step
+
+
+def peak(rounds: int) -> list[dict[str, Any]]:
+    """The rate of a step beside that of matrix products."""
+    return [apart(peak_of, inner_steps, rounds) for inner_steps in INNER_STEPS]
+
+
+def peak_of(inner_steps: int, rounds: int) -> dict[str, Any]:
+    """Alternates both on the same devices."""
+    step = one_step(inner_steps, THREADS)
+    jitted, *arguments = training_program(item_of(inner_steps), "", 1)
+    zero = np.int32(0)
+    flops = THREADS * work(on_device(jitted, *arguments, zero, zero)).flops
+    size = 2048
+    matrices = jnp.ones((THREADS, size, size))
+    matrices = jax.device_put(matrices, arguments[1].support.x.sharding)
+    product = jax.jit(jax.vmap(jnp.dot))
+
+    def multiply() -> None:
+        product(matrices, matrices).block_until_ready()
+
+    shares, rates = [], []
+    for take in (step, multiply):
+        take()
+    for _ in range(rounds):
+        seconds = [clock(step, 3), clock(multiply, 3)]
+        rates.append(2 * THREADS * size**3 / seconds[1])
+        shares.append(flops / seconds[0] / rates[-1])
+    return {
+        "inner_steps": inner_steps,
+        "flops": flops,
+        "matrix_products_per_second": statistics.median(rates),
+        "shares": shares,
+        "median": statistics.median(shares),
+    }
+
+
+def clock(function: Callable[[], object], count: int) -> float:
+    """Seconds for each of `count` calls."""
+    begin = time.perf_counter()
+    for _ in range(count):
+        function()
+    return (time.perf_counter() - begin) / count
+
+
+def runs(rounds: int) -> list[dict[str, Any]]:
+    """Whole runs side by side."""
+    return apart(time_runs, rounds)
+
+
+def time_runs(rounds: int) -> list[dict[str, Any]]:
+    """1,000 steps of 25 sinusoids, one inner step, each run with its own seed."""
+
+    def make(hyper: PyTree) -> tuple[Learner, optax.GradientTransformation]:
+        del hyper
+        learner = maml(mlp(1), optax.sgd(0.01), steps=1, objective=squared_error)
+        return learner, optax.adam(1e-3)
+
+    run = jax.jit(jax.vmap(whole_run(make, sinusoid(), steps=1000, tasks_per_step=25)))
+    keys = [jax.vmap(jax.random.key)(jnp.arange(count)) for count in RUNS]
+
+    def take(own: Array) -> None:
+        jax.block_until_ready(run(own))
+
+    calls = [functools.partial(take, own) for own in keys]
+    for call in calls:
+        call()
+    seconds = np.array([[clock(call, 1) for call in calls] for _ in range(rounds)])
+    return [
+        {
+            "runs": count,
+            "seconds": times.tolist(),
+            "median": statistics.median(times),
+            "to_one": statistics.median(times / seconds[:, 0]),
+        }
+        for count, times in zip(RUNS, seconds.T, strict=True)
+    ]
+
+
+def precision(rounds: int) -> list[dict[str, Any]]:
+    """Accuracy in both precisions, and the difference task by task."""
+    del rounds
+    full, half = (apart(train_in, kind) for kind in ("float32", "bfloat16"))
+    difference = compare(half, full)
+    return [
+        {"precision": "float32"} | full.to_json()["metrics"]["accuracy"],
+        {"precision": "bfloat16"} | half.to_json()["metrics"]["accuracy"],
+        {
+            "precision": "bfloat16 - float32",
+            "mean": difference.difference,
+            "half_width_95": difference.half_width,
+        },
+    ]
+
+
+def train_in(precision: str) -> Report:
+    """MAML on Omniglot, 5 classes, 1 shot: 1,000 steps of 16 tasks, 600 test tasks."""
+    jax.config.update("jax_num_cpu_devices", THREADS)
+    model = conv4(5, pooling="stride", precision=precision)
+    learner = maml(model, optax.sgd(0.4), steps=1, eval_steps=3)
+    tasks, test = (
+        few_shot(omniglot(split), way=5, shot=1, num_queries=queries)
+        for split, queries in (("meta_train", 1), ("meta_test", 15))
+    )
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 1000))
+    result = train(learner, tasks, optimizer, steps=1000, tasks_per_step=16, seed=0)
+    return evaluate(learner, result.best_params, test, num_tasks=600)
+
+
+def scaling(rounds: int) -> list[dict[str, Any]]:
+    """The program on several simulated devices."""
+    del rounds
+    rows = [apart(program_on, count) for count in SIMULATED]
+    for row in rows:
+        row["loss_difference"] = abs(row["loss"] - rows[0]["loss"])
+        row["efficiency"] = rows[0]["flops"] / row["devices"] / row["flops"]
+    return rows
+
+
+def program_on(devices: int) -> dict[str, Any]:
+    """What is in the program of one device, and the loss after three steps."""
+    step = one_step(1, devices)
+    losses = [step() for _ in range(4)]
+    jitted, *arguments = training_program(item_of(1), "", 1)
+    zero = np.int32(0)
+    program = jitted.lower(*arguments, zero, zero).compile()
+    reduced = re.findall(r"= f32\[(\d+)\]\S* all-reduce\(", program.as_text() or "")
+    return {
+        "devices": devices,
+        "all_reduces": len(reduced),
+        "bytes_reduced": 4 * sum(map(int, reduced)),
+        "flops": work(on_device(jitted, *arguments, zero, zero)).flops,
+        "temporary_bytes": planned_memory(program)[1],
+        "loss": losses[-1],
+    }
+
+
+def on_device(jitted: jax.stages.Wrapped, *arguments: Any) -> Jaxpr:
+    """The traced program of one device."""
+    jaxpr = jitted.trace(*arguments).jaxpr.jaxpr
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "shard_map":
+            return equation.params["jaxpr"]
+    return jaxpr
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
