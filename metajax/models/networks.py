@@ -48,7 +48,6 @@ class Conv4(nn.Module):
     features: int
     pooling: str
     normalization: str
-    remat: bool
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
@@ -67,16 +66,11 @@ class Conv4(nn.Module):
             if is_strided
             else nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         )
-
-        def block(_: nn.Module, x: Array) -> Array:
-            strides = 2 if is_strided else 1
-            x = Conv(self.features, strides=strides, kernel_init=init)(x)
+        for _ in range(4):
+            x = Conv(self.features, strides=2 if is_strided else 1, kernel_init=init)(x)
             x = Normalize(self.normalization)(x, mask)
             # The same as after ReLU, which then has a quarter of the work.
-            return nn.relu(x if is_strided else max_pool(x))
-
-        for _ in range(4):
-            x = (nn.remat(block) if self.remat else block)(self, x)
+            x = nn.relu(x if is_strided else max_pool(x))
         x = jnp.mean(x, (1, 2)) if is_strided else x.reshape(x.shape[0], -1)
         if self.num_outputs is None:
             return x
@@ -121,7 +115,6 @@ def conv4(
     pooling: str = "max",
     normalization: str = "batch",
     precision: str = "float32",
-    remat: bool = False,
 ) -> Model:
     """The four-block convolutional network of few-shot learning.
 
@@ -133,8 +126,6 @@ def conv4(
         mean over space at the end.
       normalization: see `metajax.models.normalization`.
       precision: see `metajax.models.precision`.
-      remat: whether to keep only the input of each block for the backward pass and to
-        compute the rest again: less memory for more time, with the same result.
 
     Returns:
       A model from images `[n, H, W, C]` to `[n, num_outputs]` or `[n, D]`.
@@ -150,7 +141,7 @@ def conv4(
     _check_groups("features", features, normalization)
     if num_outputs is not None:
         _check_sizes(num_outputs=num_outputs)
-    module = Conv4(num_outputs, features, pooling, normalization, remat)
+    module = Conv4(num_outputs, features, pooling, normalization)
     return with_precision(from_linen(module, normalization=normalization), precision)
 
 

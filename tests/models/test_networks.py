@@ -7,7 +7,6 @@ import pytest
 from metajax.filters import only, partition, path_names
 from metajax.models.networks import conv4, mlp
 from metajax.models.normalization import NORMALIZATIONS
-from metajax.programs import planned_memory
 
 
 def shapes(model, *input_shape):
@@ -65,29 +64,6 @@ def test_the_head_has_a_path(model):
 
 def test_embeddings_have_no_head():
     assert "head" not in shapes(conv4(), 2, 28, 28, 1)[0]
-
-
-def test_remat_changes_memory_only(key):
-    """The same parameters and second derivatives, in half the space."""
-
-    def run(remat):
-        model = conv4(3, features=8, remat=remat)
-        x = jax.random.normal(key, (16, 28, 28, 1))
-        params = model.init(key, x)
-
-        def loss(params):
-            return jnp.mean(jnp.square(model.apply(params, x)))
-
-        def after_a_step(params):
-            return loss(jax.tree.map(jnp.subtract, params, jax.grad(loss)(params)))
-
-        program = jax.jit(jax.grad(after_a_step)).lower(params).compile()
-        return params, program(params), planned_memory(program)[1]
-
-    (params, gradient, memory), (*same, less) = run(False), run(True)
-    chex.assert_trees_all_equal(params, same[0])
-    chex.assert_trees_all_close(gradient, same[1], rtol=1e-3, atol=1e-5)
-    assert less < 0.7 * memory, (less, memory)
 
 
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
