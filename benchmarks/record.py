@@ -56,7 +56,9 @@ def write_result(name: str, settings: dict[str, Any], results: list[dict]) -> No
 
 def _module() -> str:
     specification = sys.modules["__main__"].__spec__
-    return specification.name if specification else pathlib.Path(sys.argv[0]).name
+    if specification is None:
+        return pathlib.Path(sys.argv[0]).name
+    return specification.name.removesuffix(".__main__")
 
 
 def _revision() -> str:

@@ -51,13 +51,13 @@ def page(results: pathlib.Path) -> str:
         "before the first update agree to 0.1 %. Items have 32 tasks and 15 queries a "
         "class unless they say otherwise.\n",
     ]
-    for group, title in GROUPS.items():
-        records = [
-            json.loads(path.read_text())
-            for path in sorted(results.glob(f"peers*-{group}.json"))
-        ]
+    groups = {group: _records(results, group) for group in GROUPS}
+    rows = [row for records in groups.values() for r in records for row in r["results"]]
+    if rows:
+        parts += ["## In short\n", _summary(rows)]
+    for group, records in groups.items():
         if records:
-            parts.append(f"## {group}: {title}\n")
+            parts.append(f"## {group}: {GROUPS[group]}\n")
         for record in records:
             parts += [_origin(record), _peers(record["results"])]
         if (results / f"peers-{group}.png").exists():
@@ -68,6 +68,31 @@ def page(results: pathlib.Path) -> str:
             record = json.loads(path.read_text())
             parts += [f"## {title}\n", _origin(record), text(record["results"])]
     return "\n".join(parts)
+
+
+def _records(results: pathlib.Path, group: str) -> list[Row]:
+    paths = sorted(results.glob(f"peers*-{group}.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def _summary(rows: list[Row]) -> str:
+    """How many times as fast as the others metajax was, item by item."""
+    ours = [row for row in rows if row["contender"] == "metajax" and "median" in row]
+    lines = [
+        [
+            row["item"],
+            _number(1e3 * row["median"]),
+            *(_times(row[key]) for key in ("to_reference", "to_fastest")),
+            row["fastest"] or "",
+        ]
+        for row in ours
+    ]
+    heads = ["item", "metajax, ms a step", "times as fast as learn2learn"]
+    return _table([*heads, "as the fastest of the others", "which is"], lines)
+
+
+def _times(values: Sequence[float]) -> str:
+    return _number(1 / values[0]) if values else ""
 
 
 def _origin(record: Row) -> str:

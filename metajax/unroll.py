@@ -150,7 +150,8 @@ def unroll(
 
     if gradient in ("remat", "mixed"):
         policy = jax.checkpoint_policies.save_only_these_names("inner_gradient")
-        # Inside scan no common subexpressions can undo the recomputation.
+        # Inside scan no common subexpressions can undo the recomputation; a single step
+        # is not inside one, and then takes what `"reverse"` takes.
         step = jax.checkpoint(
             step, prevent_cse=False, policy=policy if gradient == "mixed" else None
         )
