@@ -52,8 +52,9 @@ def page(results: pathlib.Path) -> str:
         "class unless they say otherwise.\n",
     ]
     groups = {group: _records(results, group) for group in GROUPS}
-    rows = [row for records in groups.values() for r in records for row in r["results"]]
-    if rows:
+    # A group's first record is the one with all contenders that could be had.
+    firsts = [records[0]["results"] for records in groups.values() if records]
+    if rows := [row for first in firsts for row in first]:
         parts += ["## In short\n", _summary(rows)]
     for group, records in groups.items():
         if records:
@@ -71,7 +72,8 @@ def page(results: pathlib.Path) -> str:
 
 
 def _records(results: pathlib.Path, group: str) -> list[Row]:
-    paths = sorted(results.glob(f"peers*-{group}.json"))
+    found = results.glob(f"peers*-{group}.json")
+    paths = sorted(found, key=lambda path: (len(path.name), path.name))
     return [json.loads(path.read_text()) for path in paths]
 
 
@@ -277,9 +279,9 @@ def _many(rows: list[Row]) -> str:
         "the device, and every device updates its own copy of the parameters.\n\n"
         + _table((*heads, "efficiency"), lines)
         + "\nIt breaks first where a device has too few tasks to hide the latency of "
-        "the hops, not by bandwidth: parameters would have to grow a hundredfold for "
-        "that. What an optimizer gains from thousands of tasks a step is another "
-        "question, which no arithmetic answers.\n"
+        "the hops, not by bandwidth: for that the parameters would have to be "
+        f"{wait / wire:.0f} times as many. What an optimizer gains from thousands of "
+        "tasks a step is another question, which no arithmetic answers.\n"
     )
 
 
