@@ -253,6 +253,8 @@ def _many(rows: list[Row]) -> str:
     """The arithmetic for many accelerators; nothing here is measured but the counts."""
     flops = rows[0]["flops"] / 32
     size = rows[-1]["bytes_reduced"]
+    if size == 0:  # of one device only
+        return ""
     hops = 2 * math.log2(ACCELERATORS)
     wire = 2 * size * (1 - 1 / ACCELERATORS) / LINK
     wait = hops * HOP
