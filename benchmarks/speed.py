@@ -1,7 +1,9 @@
 """Writes `benchmarks/SPEED.md` from the committed results of speed.
 
-python -m benchmarks.speed           # rewrite it
-python -m benchmarks.speed --check   # fail if that would change it
+    python -m benchmarks.speed           # rewrite it
+    python -m benchmarks.speed --check   # fail if that would change it
+
+Sources are the JSON files of `benchmarks.peers` and `benchmarks.engine`.
 """
 
 import argparse

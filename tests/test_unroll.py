@@ -228,6 +228,25 @@ def test_vmap_equals_a_loop_over_tasks(mode):
     chex.assert_trees_all_close(batched, stacked, rtol=1e-5)
 
 
+@pytest.mark.parametrize("mode", GRADIENT_MODES)
+def test_one_step_is_taken_without_a_loop(mode):
+    """So that `vmap` over tasks sees parameters that all tasks share."""
+
+    def outer(params, target, steps):
+        result = unroll(
+            quadratic, optax.sgd(0.1), params, target, steps=steps, gradient=mode
+        )
+        return jnp.sum(jnp.square(result.params))
+
+    def has_loop(steps):
+        gradient = jax.vmap(jax.grad(outer), (None, 0, None))
+        program = jax.make_jaxpr(gradient, static_argnums=2)
+        return "scan[" in str(program(jnp.ones(2), jnp.ones((3, 2)), steps))
+
+    assert has_loop(2)
+    assert not has_loop(1)
+
+
 def test_path_holds_every_state():
     theta, s = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
     full = unroll(quadratic, optax.sgd(0.3), theta, s, steps=3, keep_path=True)
