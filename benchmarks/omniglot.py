@@ -2,6 +2,8 @@
 
     python -m benchmarks.omniglot maml
     python -m benchmarks.omniglot maml --shot 5 --num-queries 5
+    python -m benchmarks.omniglot fomaml
+    python -m benchmarks.omniglot maml-mlp
     python -m benchmarks.omniglot prototypical
     python -m benchmarks.omniglot prototypical --source glyphs
 
@@ -13,10 +15,12 @@ have: with batch statistics of the queries that is another, easier question.
 
 MAML: Finn et al., ICML 2017: Conv-4 with strides, transductive batch statistics, one
 inner step of 0.4 in training and 3 in testing, 32 tasks a step, as many queries as
-shots. Prototypical Networks: Snell et al., NeurIPS 2017: Conv-4 with max-pooling,
-60-way tasks with 5 queries per class, statistics frozen after training. Different from
-both: the outer rate decays along a cosine, because the default schedule is shorter than
-theirs (`--steps 60000` is MAML's, with a rate of 1e-3).
+shots; `fomaml` is the same to first order, and `maml-mlp` the same with the paper's
+network without convolutions (256, 128, 64 and 64 units). Prototypical Networks: Snell
+et al., NeurIPS 2017: Conv-4 with max-pooling, 60-way tasks with 5 queries per class,
+statistics frozen after training. Different from both: the outer rate decays along a
+cosine, because the default schedule is shorter than theirs (`--steps 60000` is MAML's,
+with a rate of 1e-3).
 """
 
 import dataclasses
@@ -34,7 +38,7 @@ from benchmarks.record import write_result
 from metajax.evaluation import evaluate
 from metajax.learners.gradient.maml import maml
 from metajax.learners.metric.prototypical import prototypical
-from metajax.models.networks import conv4
+from metajax.models.networks import conv4, mlp
 from metajax.models.normalization import calibrate
 from metajax.tasks.class_table import ClassTable, few_shot
 from metajax.tasks.glyphs import glyphs
@@ -61,13 +65,23 @@ class Settings:
 
     @property
     def learner(self) -> str:
-        """Name of the learner."""
-        return type(self).__name__.lower()
+        """Name of the learner, and of the network if it has several."""
+        return NAMES[type(self)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Maml(Settings):
     """MAML; the paper's number of queries is that of shots."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fomaml(Maml):
+    """First-order MAML."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MamlMLP(Maml):
+    """MAML with the paper's network without convolutions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +92,14 @@ class Prototypical(Settings):
     num_queries: int = 5
     tasks_per_step: int = 1
     outer_rate: float = 1e-3
+
+
+NAMES: dict[type[Settings], str] = {
+    Maml: "maml",
+    Fomaml: "fomaml",
+    MamlMLP: "maml-mlp",
+    Prototypical: "prototypical",
+}
 
 
 def main(settings: Settings) -> None:
@@ -142,13 +164,19 @@ def make_learner(settings: Settings) -> tuple[Model, Learner]:
     if settings.learner == "prototypical":
         model = conv4(normalization="calibrated")
         return model, prototypical(model)
-    model = conv4(settings.way, pooling="stride", normalization="batch")
-    return model, maml(model, optax.sgd(0.4), steps=1, eval_steps=3)
+    if settings.learner == "maml-mlp":
+        hidden = (256, 128, 64, 64)
+        model = mlp(settings.way, hidden=hidden, normalization="batch")
+    else:
+        model = conv4(settings.way, pooling="stride", normalization="batch")
+    gradient = "first_order" if settings.learner == "fomaml" else "remat"
+    inner = optax.sgd(0.4)
+    return model, maml(model, inner, steps=1, eval_steps=3, gradient=gradient)
 
 
 def test_protocols(settings: Settings, images: str) -> list[tuple[int, int, int]]:
     """Ways, shots and queries to test: MAML's head and shot are those of training."""
-    if settings.learner == "maml":
+    if isinstance(settings, Maml):
         way, shot = settings.way, settings.shot
         return [(way, shot, 15), (way, shot, shot)]
     protocols = [(5, 1, 15), (5, 5, 15)]
@@ -173,4 +201,5 @@ def test_tables() -> dict[str, ClassTable]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Maml | Prototypical, description=__doc__))
+    kinds = {name: kind for kind, name in NAMES.items()}
+    main(tyro.extras.subcommand_cli_from_dict(kinds, description=__doc__))

@@ -26,6 +26,9 @@ PUBLISHED = {
     ("maml", "sinusoid", 0, 10, 10): "0.33 (own runs before this project)",
     ("maml", "omniglot", 5, 1, 1): "98.7 paper, 98.4 and 99.1 reproductions",
     ("maml", "omniglot", 5, 5, 5): "99.9 paper, 99.4 reproduction",
+    ("fomaml", "omniglot", 5, 1, 1): "98.3 Reptile's paper",
+    ("maml-mlp", "omniglot", 5, 1, 1): "89.7 paper, 88.9 reproduction",
+    ("maml-mlp", "omniglot", 5, 5, 5): "97.5 paper",
     ("prototypical", "omniglot", 5, 1, 15): "98.8 paper, 98.2 reproduction",
     ("prototypical", "omniglot", 5, 5, 15): "99.7 paper, 99.4 reproduction",
     ("prototypical", "omniglot", 20, 1, 15): "96.0 paper, 95.8 reproduction",
@@ -142,7 +145,7 @@ def _plural(count: int, one: str, many: str) -> str:
 
 
 def _paper_steps(settings: dict[str, Any]) -> str:
-    return "60,000 steps" if settings["learner"] == "maml" else ""
+    return "" if settings["learner"] == "prototypical" else "60,000 steps"
 
 
 def _measured(results: list[dict[str, Any]]) -> str:
