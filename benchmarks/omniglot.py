@@ -27,6 +27,7 @@ import dataclasses
 import gzip
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -201,5 +202,5 @@ def test_tables() -> dict[str, ClassTable]:
 
 
 if __name__ == "__main__":
-    kinds = {name: kind for kind, name in NAMES.items()}
+    kinds: dict[str, Callable[..., Settings]] = {n: kind for kind, n in NAMES.items()}
     main(tyro.extras.subcommand_cli_from_dict(kinds, description=__doc__))
