@@ -1,26 +1,29 @@
-"""MAML and Prototypical Networks on Omniglot, and what they make of other images.
+"""Learners on Omniglot, and what they make of other images.
 
     python -m benchmarks.omniglot maml
     python -m benchmarks.omniglot maml --shot 5 --num-queries 5
-    python -m benchmarks.omniglot fomaml
-    python -m benchmarks.omniglot maml-mlp
-    python -m benchmarks.omniglot prototypical
+    python -m benchmarks.omniglot maml --way 20 --inner-rate 0.1 --inner-steps 5
+    python -m benchmarks.omniglot maml-plus-plus --no-per-step-rates
     python -m benchmarks.omniglot prototypical --source glyphs
+
+and likewise `fomaml`, `maml-mlp`, `meta-sgd`, `reptile`, `imaml`, `cavia`, `meta-lstm`.
 
 Trains on the meta-train characters of the Vinyals split (rotations by quarter turns are
 classes of their own) or on drawn glyphs, keeps the parameters of the best validation,
 and tests them on the meta-test characters, on Devanagari characters and on MNIST. The
-test tasks have 15 queries per class, and for MAML also as many as shots, as its paper's
-have: with batch statistics of the queries that is another, easier question.
+test tasks have 15 queries per class, and for learners with a head also as many as
+shots, as MAML's paper has: with batch statistics of the queries that is another, easier
+question.
 
 MAML: Finn et al., ICML 2017: Conv-4 with strides, transductive batch statistics, one
 inner step of 0.4 in training and 3 in testing, 32 tasks a step, as many queries as
 shots; `fomaml` is the same to first order, and `maml-mlp` the same with the paper's
-network without convolutions (256, 128, 64 and 64 units). Prototypical Networks: Snell
-et al., NeurIPS 2017: Conv-4 with max-pooling, 60-way tasks with 5 queries per class,
-statistics frozen after training. Different from both: the outer rate decays along a
-cosine, because the default schedule is shorter than theirs (`--steps 60000` is MAML's,
-with a rate of 1e-3).
+network without convolutions (256, 128, 64 and 64 units). The others with a head have
+the same network and tasks, and what their classes below say. Prototypical Networks:
+Snell et al., NeurIPS 2017: Conv-4 with max-pooling, 60-way tasks with 5 queries per
+class, statistics frozen after training. Different from the papers: the outer rate
+decays along a cosine, because the default schedules are shorter than theirs (MAML's are
+`--steps 60000` with a rate of 1e-3).
 """
 
 import dataclasses
@@ -37,8 +40,14 @@ import tyro
 
 from benchmarks.record import write_result
 from metajax.evaluation import evaluate
+from metajax.learners.gradient.cavia import cavia
+from metajax.learners.gradient.imaml import imaml
 from metajax.learners.gradient.maml import maml
+from metajax.learners.gradient.maml_plus_plus import maml_plus_plus
+from metajax.learners.gradient.meta_sgd import meta_sgd
+from metajax.learners.gradient.reptile import reptile
 from metajax.learners.metric.prototypical import prototypical
+from metajax.learners.optimizer.meta_lstm import meta_lstm
 from metajax.models.networks import conv4, mlp
 from metajax.models.normalization import calibrate
 from metajax.tasks.class_table import ClassTable, few_shot
@@ -61,7 +70,7 @@ class Settings:
     steps: int = 12_000
     tasks_per_step: int = 32
     outer_rate: float = 3e-3
-    """At the start of the cosine."""
+    """At the start of the schedule."""
     num_test_tasks: int = 600
 
     @property
@@ -69,20 +78,182 @@ class Settings:
         """Name of the learner, and of the network if it has several."""
         return NAMES[type(self)]
 
+    @property
+    def train_shot(self) -> int:
+        """Shots of the training tasks."""
+        return self.shot
+
+    def model(self) -> Model:
+        """The network."""
+        return conv4(self.way, pooling="stride", normalization="batch")
+
+    def build(self, model: Model) -> Learner:
+        """The learner."""
+        raise NotImplementedError
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Of the outer loop."""
+        return optax.adam(optax.cosine_decay_schedule(self.outer_rate, self.steps))
+
 
 @dataclasses.dataclass(frozen=True)
 class Maml(Settings):
     """MAML; the paper's number of queries is that of shots."""
+
+    inner_rate: float = 0.4
+    inner_steps: int = 1
+    eval_steps: int = 3
+
+    def build(self, model: Model) -> Learner:
+        """As the paper has it."""
+        return self._maml(model, "remat")
+
+    def _maml(self, model: Model, gradient: str) -> Learner:
+        return maml(
+            model,
+            optax.sgd(self.inner_rate),
+            steps=self.inner_steps,
+            eval_steps=self.eval_steps,
+            gradient=gradient,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Fomaml(Maml):
     """First-order MAML."""
 
+    def build(self, model: Model) -> Learner:
+        """As MAML."""
+        return self._maml(model, "first_order")
+
 
 @dataclasses.dataclass(frozen=True)
 class MamlMLP(Maml):
     """MAML with the paper's network without convolutions."""
+
+    def model(self) -> Model:
+        """Four hidden layers."""
+        return mlp(self.way, hidden=(256, 128, 64, 64), normalization="batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaSGD(Settings):
+    """Meta-SGD with one inner step, as in its paper."""
+
+    inner_rate: float = 0.4
+
+    def build(self, model: Model) -> Learner:
+        """Rates that start equal."""
+        return meta_sgd(model, rate=self.inner_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class MamlPlusPlus(Settings):
+    """MAML++; its switches are arguments, for the ablation."""
+
+    inner_rate: float = 0.1
+    inner_steps: int = 5
+    multi_step_share: float = 0.1
+    """Share of the outer steps with the multi-step loss; 0.1 is the paper's."""
+    first_order_share: float = 0.0
+    """Share of the outer steps to first order; the paper: a third."""
+    per_step_rates: bool = True
+    per_step_normalization: bool = True
+    cosine: bool = True
+
+    def build(self, model: Model) -> Learner:
+        """With the switches as they are set."""
+        return maml_plus_plus(
+            model,
+            rate=self.inner_rate,
+            steps=self.inner_steps,
+            multi_step_until=int(self.multi_step_share * self.steps),
+            first_order_until=int(self.first_order_share * self.steps),
+            per_step_rates=self.per_step_rates,
+            per_step_normalization=self.per_step_normalization,
+        )
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Without the cosine, a constant rate of a third: its mean is a half."""
+        return super().optimizer() if self.cosine else optax.adam(self.outer_rate / 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reptile(Settings):
+    """Reptile: 10 shots in training, 50 inner steps in testing."""
+
+    steps: int = 20_000
+    tasks_per_step: int = 5
+    outer_rate: float = 1.0
+    inner_rate: float = 1e-3
+    inner_steps: int = 5
+    eval_steps: int = 50
+
+    @property
+    def train_shot(self) -> int:
+        """The paper's."""
+        return 10
+
+    def build(self, model: Model) -> Learner:
+        """Batches of 10 in training and of 5 in testing, as the paper has it."""
+        return reptile(
+            model,
+            optax.adam(self.inner_rate, b1=0.0),
+            steps=self.inner_steps,
+            eval_steps=self.eval_steps,
+            batch_size=10,
+            eval_batch_size=5,
+        )
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The paper's: plain steps whose rate falls linearly to 0."""
+        return optax.sgd(optax.linear_schedule(self.outer_rate, 0.0, self.steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Imaml(Settings):
+    """Implicit MAML."""
+
+    outer_rate: float = 1e-3
+    inner_rate: float = 0.1
+    inner_steps: int = 16
+    strength: float = 2.0
+
+    def build(self, model: Model) -> Learner:
+        """16 inner steps and 5 of conjugate gradients, as the paper has it."""
+        return imaml(
+            model,
+            optax.sgd(self.inner_rate),
+            steps=self.inner_steps,
+            strength=self.strength,
+            max_residual=1.0,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cavia(Settings):
+    """CAVIA with 100 context parameters and two inner steps, as for miniImageNet."""
+
+    inner_rate: float = 1.0
+    inner_steps: int = 2
+
+    def build(self, model: Model) -> Learner:
+        """The head does not adapt: the context must move it."""
+        inner = optax.sgd(self.inner_rate)
+        return cavia(model, inner, context_size=100, steps=self.inner_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaLSTM(Settings):
+    """Meta-LSTM; its paper has no result on Omniglot."""
+
+    outer_rate: float = 1e-3
+    inner_rate: float = 0.4
+    inner_steps: int = 1
+
+    def build(self, model: Model) -> Learner:
+        """From gradient descent on."""
+        return meta_lstm(model, steps=self.inner_steps, rate=self.inner_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,31 +265,50 @@ class Prototypical(Settings):
     tasks_per_step: int = 1
     outer_rate: float = 1e-3
 
+    def model(self) -> Model:
+        """With max-pooling, and without a head."""
+        return conv4(normalization="calibrated")
+
+    def build(self, model: Model) -> Learner:
+        """As the paper has it."""
+        return prototypical(model)
+
 
 NAMES: dict[type[Settings], str] = {
     Maml: "maml",
     Fomaml: "fomaml",
     MamlMLP: "maml-mlp",
+    MetaSGD: "meta-sgd",
+    MamlPlusPlus: "maml-plus-plus",
+    Reptile: "reptile",
+    Imaml: "imaml",
+    Cavia: "cavia",
+    MetaLSTM: "meta-lstm",
     Prototypical: "prototypical",
 }
 
 
 def main(settings: Settings) -> None:
     """Trains, tests and writes the result."""
-    model, learner = make_learner(settings)
+    model = settings.model()
+    learner = settings.build(model)
     tasks = make_tasks(
-        settings, "meta_train", way=settings.way, num_queries=settings.num_queries
+        settings,
+        "meta_train",
+        way=settings.way,
+        shot=settings.train_shot,
+        num_queries=settings.num_queries,
     )
-    validation = make_tasks(settings, "meta_valid", way=5, num_queries=15)
+    validation_way = 5 if isinstance(settings, Prototypical) else settings.way
+    validation = make_tasks(
+        settings, "meta_valid", way=validation_way, shot=settings.shot, num_queries=15
+    )
     description = {"learner": settings.learner} | dataclasses.asdict(settings)
-    name = (
-        f"{settings.source}-{settings.learner}-{settings.way}w{settings.shot}s"
-        f"-seed{settings.seed}"
-    )
+    name = result_name(settings)
     result = train(
         learner,
         tasks,
-        optax.adam(optax.cosine_decay_schedule(settings.outer_rate, settings.steps)),
+        settings.optimizer(),
         steps=settings.steps,
         tasks_per_step=settings.tasks_per_step,
         seed=settings.seed,
@@ -150,36 +340,37 @@ def main(settings: Settings) -> None:
     write_result(name, description, rows)
 
 
+def result_name(settings: Settings) -> str:
+    """Name of the run and its result; it names every switch that is not as usual."""
+    usual = type(settings)()
+    own = {f.name for f in dataclasses.fields(settings)}
+    own -= {f.name for f in dataclasses.fields(Settings)}
+    changes = [
+        f"-{name.replace('_', '-')}-{getattr(settings, name)}"
+        for name in sorted(own)
+        if getattr(settings, name) != getattr(usual, name)
+    ]
+    return (
+        f"{settings.source}-{settings.learner}-{settings.way}w{settings.shot}s"
+        f"{''.join(changes)}-seed{settings.seed}"
+    )
+
+
 def make_tasks(
-    settings: Settings, split: str, *, way: int, num_queries: int
+    settings: Settings, split: str, *, way: int, shot: int, num_queries: int
 ) -> TaskDistribution:
     """Tasks of the source that the run learns from."""
     if settings.source == "glyphs":
-        return glyphs(way=way, shot=settings.shot, num_queries=num_queries, split=split)
-    table = omniglot(split)
-    return few_shot(table, way=way, shot=settings.shot, num_queries=num_queries)
-
-
-def make_learner(settings: Settings) -> tuple[Model, Learner]:
-    """The model and learner of a run."""
-    if settings.learner == "prototypical":
-        model = conv4(normalization="calibrated")
-        return model, prototypical(model)
-    if settings.learner == "maml-mlp":
-        hidden = (256, 128, 64, 64)
-        model = mlp(settings.way, hidden=hidden, normalization="batch")
-    else:
-        model = conv4(settings.way, pooling="stride", normalization="batch")
-    gradient = "first_order" if settings.learner == "fomaml" else "remat"
-    inner = optax.sgd(0.4)
-    return model, maml(model, inner, steps=1, eval_steps=3, gradient=gradient)
+        return glyphs(way=way, shot=shot, num_queries=num_queries, split=split)
+    return few_shot(omniglot(split), way=way, shot=shot, num_queries=num_queries)
 
 
 def test_protocols(settings: Settings, images: str) -> list[tuple[int, int, int]]:
-    """Ways, shots and queries to test: MAML's head and shot are those of training."""
-    if isinstance(settings, Maml):
+    """Ways, shots and queries to test; a head has the way and shot of its training."""
+    if not isinstance(settings, Prototypical):
         way, shot = settings.way, settings.shot
-        return [(way, shot, 15), (way, shot, shot)]
+        tests = [(way, shot, 15), (way, shot, shot)]
+        return tests if way <= 10 or images == "omniglot" else []
     protocols = [(5, 1, 15), (5, 5, 15)]
     return protocols + [(20, 1, 15), (20, 5, 15)] * (images == "omniglot")
 

@@ -7,15 +7,34 @@ from metajax.explain import explain as explain
 from metajax.filters import all_but as all_but
 from metajax.filters import everything as everything
 from metajax.filters import only as only
+from metajax.learned_optimizer import HyperParameter as HyperParameter
+from metajax.learned_optimizer import LearnedOptimizer as LearnedOptimizer
+from metajax.learned_optimizer import learned as learned
+from metajax.learners.gradient.cavia import cavia as cavia
+from metajax.learners.gradient.imaml import imaml as imaml
+from metajax.learners.gradient.leo import leo as leo
 from metajax.learners.gradient.maml import maml as maml
+from metajax.learners.gradient.maml_plus_plus import maml_plus_plus as maml_plus_plus
+from metajax.learners.gradient.meta_curvature import meta_curvature as meta_curvature
+from metajax.learners.gradient.meta_sgd import meta_sgd as meta_sgd
+from metajax.learners.gradient.proto_maml import proto_maml as proto_maml
+from metajax.learners.gradient.reptile import reptile as reptile
 from metajax.learners.metric.prototypical import prototypical as prototypical
+from metajax.learners.optimizer.learn_optimizer import (
+    learn_optimizer as learn_optimizer,
+)
+from metajax.learners.optimizer.lstm_generator import lstm_generator as lstm_generator
+from metajax.learners.optimizer.lstm_optimizer import lstm_optimizer as lstm_optimizer
+from metajax.learners.optimizer.meta_lstm import meta_lstm as meta_lstm
 from metajax.models.adapters import from_functions as from_functions
 from metajax.models.adapters import from_linen as from_linen
 from metajax.models.adapters import from_nnx as from_nnx
+from metajax.models.lora import with_lora as with_lora
 from metajax.models.networks import conv4 as conv4
 from metajax.models.networks import mlp as mlp
 from metajax.models.normalization import calibrate as calibrate
 from metajax.models.precision import with_precision as with_precision
+from metajax.models.recurrent import lstm as lstm
 from metajax.reports import across_seeds as across_seeds
 from metajax.reports import compare as compare
 from metajax.tasks.class_table import few_shot as few_shot
@@ -26,6 +45,7 @@ from metajax.tasks.loaders import from_arrays as from_arrays
 from metajax.tasks.loaders import from_folder as from_folder
 from metajax.tasks.loaders import from_tfds as from_tfds
 from metajax.tasks.omniglot import omniglot as omniglot
+from metajax.tasks.sequences import sequence_sinusoid as sequence_sinusoid
 from metajax.tasks.sinusoid import sinusoid as sinusoid
 from metajax.trainer import NonFiniteError as NonFiniteError
 from metajax.trainer import train as train
@@ -38,6 +58,8 @@ from metajax.whole_run import whole_run as whole_run
 
 __all__ = [
     "Examples",
+    "HyperParameter",
+    "LearnedOptimizer",
     "Learner",
     "Model",
     "NonFiniteError",
@@ -46,6 +68,7 @@ __all__ = [
     "across_seeds",
     "all_but",
     "calibrate",
+    "cavia",
     "compare",
     "conv4",
     "evaluate",
@@ -59,17 +82,32 @@ __all__ = [
     "from_nnx",
     "from_tfds",
     "glyphs",
+    "imaml",
     "leakage",
+    "learn_optimizer",
+    "learned",
+    "leo",
     "load_meta_params",
+    "lstm",
+    "lstm_generator",
+    "lstm_optimizer",
     "maml",
+    "maml_plus_plus",
+    "meta_curvature",
+    "meta_lstm",
+    "meta_sgd",
     "mlp",
     "omniglot",
     "on_host",
     "only",
+    "proto_maml",
     "prototypical",
+    "reptile",
+    "sequence_sinusoid",
     "sinusoid",
     "split_classes",
     "train",
     "whole_run",
+    "with_lora",
     "with_precision",
 ]

@@ -8,6 +8,7 @@ at `s` needs nothing but the state. This module owns the axis of tasks `[B]` and
 only one that does; `metajax.trainer` adds files, validation and a display.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -87,7 +88,7 @@ def init_state(
         step=jnp.int32(0),
         meta_params=meta_params,
         opt_state=jax.jit(optimizer.init)(meta_params),
-        estimator_state=estimator.init(key_estimator, meta_params),
+        estimator_state=estimator.init(key_estimator, meta_params, task),
     )
     # The explicit dtype also drops weak types, which would cost a second compilation.
     return jax.tree.map(lambda x: jnp.array(x, jnp.asarray(x).dtype, copy=True), state)
@@ -157,7 +158,7 @@ def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
         )
         return gradient_mean, loss_mean, metrics, state
 
-    return Estimator(init=lambda key, meta_params: (), gradient=gradient)
+    return Estimator(init=lambda key, meta_params, task: (), gradient=gradient)
 
 
 def outer_step(
@@ -184,10 +185,18 @@ def outer_step(
       If that is False (loss, gradient or updated meta-parameters hold an infinity or
       NaN), the state returned is the old one, step and all.
     """
+    loss = _loss_at(learner, state.step)
     result = estimator.gradient(
-        learner.loss, state.meta_params, tasks, keys, state.estimator_state
+        loss, state.meta_params, tasks, keys, state.estimator_state
     )
     return _apply_gradient(optimizer, state, *result)
+
+
+def _loss_at(learner: Learner, step: Array) -> Callable[..., tuple]:
+    """The learner's objective after `step` outer steps."""
+    if learner.scheduled_loss is None:
+        return learner.loss
+    return functools.partial(learner.scheduled_loss, step)
 
 
 def _apply_gradient(
@@ -263,19 +272,19 @@ def run_steps_fn(
     def draw_and_differentiate(
         meta_params: PyTree,
         estimator_state: PyTree,
+        step: Array,
         source: PyTree,
         index: Array,
         sample_keys: Array,
         loss_keys: Array,
     ) -> tuple[PyTree, Array, dict[str, Array], PyTree]:
         tasks = draw(source, index, sample_keys)
-        return estimator.gradient(
-            learner.loss, meta_params, tasks, loss_keys, estimator_state
-        )
+        loss = _loss_at(learner, step)
+        return estimator.gradient(loss, meta_params, tasks, loss_keys, estimator_state)
 
     if mesh is not None:
         cut = PartitionSpec(TASK_AXIS)
-        specs = (COPIED, COPIED, source_spec, COPIED, cut, cut)
+        specs = (COPIED, COPIED, COPIED, source_spec, COPIED, cut, cut)
         draw_and_differentiate = mean_over_devices(draw_and_differentiate, mesh, specs)
 
     def step(
@@ -284,6 +293,7 @@ def run_steps_fn(
         result = draw_and_differentiate(
             state.meta_params,
             state.estimator_state,
+            state.step,
             source,
             index,
             *task_keys(key, state.step, tasks_per_step),

@@ -18,6 +18,7 @@ __all__ = [
     "Learner",
     "Model",
     "PyTree",
+    "Segments",
     "Task",
     "TaskDistribution",
 ]
@@ -89,6 +90,22 @@ class Model(NamedTuple):
     normalization: str = "none"
 
 
+class Segments(NamedTuple):
+    """The inner loop of a learner in pieces, for estimators that see one at a time.
+
+    Attributes:
+      steps: inner steps of the whole loop.
+      start: `(meta_params, task, key) -> state`, before the first inner step.
+      advance: `(meta_params, task, state, key, steps) -> (state, loss)`, takes `steps`
+        further inner steps, a divisor of the whole. The mean of `loss` over all pieces
+        of one length is `Learner.loss`.
+    """
+
+    steps: int
+    start: Callable[..., PyTree]
+    advance: Callable[..., tuple[PyTree, Array]]
+
+
 class Learner(NamedTuple):
     """A meta-learning method: pure functions of one task.
 
@@ -106,6 +123,10 @@ class Learner(NamedTuple):
       adapt_steps: None, or as `adapt` but returning every intermediate state, with a
         leading axis `[steps + 1, ...]` whose entry 0 has learned nothing yet. It gives
         evaluation its curves over inner steps, or over examples read one by one.
+      scheduled_loss: None, or as `loss` but with the number of outer steps taken, an
+        int32 scalar, as its first argument: an objective that changes as training goes
+        on. `loss` is then what it becomes in the end.
+      segments: None, or the inner loop in pieces.
     """
 
     init: Callable[..., PyTree]
@@ -113,13 +134,16 @@ class Learner(NamedTuple):
     predict: Callable[..., PyTree]
     loss: Callable[..., tuple[Array, dict[str, Array]]]
     adapt_steps: Callable[..., PyTree] | None = None
+    scheduled_loss: Callable[..., tuple[Array, dict[str, Array]]] | None = None
+    segments: Segments | None = None
 
 
 class Estimator(NamedTuple):
     """Where the outer gradient comes from; reverse mode through `loss` by default.
 
     Attributes:
-      init: `(key, meta_params) -> estimator_state`, `()` for a stateless estimator.
+      init: `(key, meta_params, task) -> estimator_state`, `()` for a stateless one; the
+        task gives shapes only.
       gradient: `(loss, meta_params, tasks, keys, state) -> (gradient, loss, metrics,
         state)` for tasks and keys with a leading axis `[B]`: `gradient` has the
         structure of `meta_params`, and all three are means over the `B` tasks.

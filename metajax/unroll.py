@@ -52,11 +52,13 @@ class Unrolled(NamedTuple):
       losses: `[steps]`, L at phi_0 .. phi_{T-1}: the value each step's gradient is of,
         so that the curve costs no further forward pass.
       path: None, or every phi_0 .. phi_T with a leading axis `[steps + 1, ...]`.
+      opt_state: of the optimizer after the last step, to go on from.
     """
 
     params: PyTree
     losses: Array
     path: PyTree
+    opt_state: PyTree
 
 
 def check_inner_loop(
@@ -65,7 +67,8 @@ def check_inner_loop(
     """Checks what a learner's constructor was given for its inner loop.
 
     Raises:
-      ValueError: if `steps` is not an integer of at least 0, or `gradient` is unknown.
+      ValueError: if `steps` is not an integer of at least 0, `gradient` is unknown, or
+        the optimizer has no finite derivative where a gradient is 0.
       TypeError: if `optimizer` is not an Optax gradient transformation.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
@@ -79,6 +82,33 @@ def check_inner_loop(
             "The inner optimizer must be an optax.GradientTransformation, such as "
             f"optax.sgd(0.01), got {optimizer!r}."
         )
+    if gradient != "first_order" and steps and not _is_differentiable(optimizer):
+        raise ValueError(
+            "The inner optimizer has no finite derivative where a gradient is 0, as it "
+            "is wherever a ReLU is off, so the outer gradient would be NaN. Optimizers "
+            "that divide by the root of a squared gradient, such as optax.adam, need "
+            "eps_root=1e-8; or choose gradient='first_order'."
+        )
+
+
+def _is_differentiable(optimizer: optax.GradientTransformation) -> bool:
+    """Whether the first update has finite derivatives where one gradient of two is 0.
+
+    True for optimizers that cannot be tried on two numbers: those that hold traced
+    values, or that expect the parameters of a certain network.
+    """
+    update = optax.with_extra_args_support(optimizer).update
+
+    def first_update(grad: Array) -> Array:
+        state = optimizer.init(grad)
+        return jnp.sum(update(grad, state, grad, value=jnp.float32(0))[0])
+
+    try:
+        with jax.ensure_compile_time_eval():
+            slopes = jax.jit(jax.grad(first_update))(jnp.array([0.0, 1.0]))
+            return bool(jnp.all(jnp.isfinite(slopes)))
+    except Exception:
+        return True
 
 
 def unroll(
@@ -91,6 +121,8 @@ def unroll(
     gradient: str = "remat",
     adapts: Callable[[str], bool] = everything,
     key: Array | None = None,
+    step_args: PyTree = None,
+    opt_state: PyTree = None,
     keep_path: bool = False,
     check_mixed: bool = True,
 ) -> Unrolled:
@@ -98,7 +130,8 @@ def unroll(
 
     Args:
       loss_fn: `(params, args, key) -> loss`, a scalar.
-      optimizer: any Optax transformation; its hyper-parameters may be traced values.
+      optimizer: any Optax transformation; its hyper-parameters may be traced values. If
+        its `update` takes extra arguments, it is given the loss as `value`.
       params: pytree phi_0.
       args: pytree of everything else that the loss depends on: the support set, other
         meta-parameters. Outer gradients reach its floating-point leaves.
@@ -106,22 +139,31 @@ def unroll(
       gradient: one of `GRADIENT_MODES`.
       adapts: predicate on leaf paths (`metajax.filters`): which leaves are optimised.
       key: split into one key a step for `loss_fn`, or None.
+      step_args: None, or a pytree of arrays `[steps, ...]` with a row for each step;
+        the loss is then given the pair `(args, row)` in place of `args`.
+      opt_state: None to start the optimizer afresh, or the state to go on from.
       keep_path: whether to return every phi_t.
       check_mixed: whether to compare `"mixed"` with `"reverse"` if the loss holds a
         `jax.custom_vjp`: one product with the Hessian, at random values, once for each
         compilation.
 
     Returns:
-      `Unrolled(params, losses, path)`.
+      `Unrolled(params, losses, path, opt_state)`.
 
     Raises:
       ValueError: as `check_inner_loop`, if `adapts` accepts no leaf, or if `"mixed"`
         differs from `"reverse"`.
     """
     check_inner_loop(optimizer, steps, gradient)
+    optimizer = optax.with_extra_args_support(optimizer)
     adapted, frozen = partition(params, adapts)
+
     # What does not adapt travels as an argument: `mixed` differentiates arguments only.
-    everything_else = (frozen, args)
+    def others(row: PyTree) -> tuple[PyTree, PyTree]:
+        return frozen, args if step_args is None else (args, row)
+
+    row = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), step_args)
+    everything_else = others(row)
 
     def inner_loss(
         adapted: PyTree, everything_else: PyTree, key: Array | None
@@ -138,13 +180,14 @@ def unroll(
         closed_over = []
         value_and_grad = jax.value_and_grad(inner_loss)
 
-    def step(carry: tuple, key: Array | None) -> tuple:
+    def step(carry: tuple, key_and_row: tuple) -> tuple:
         adapted, opt_state = carry
-        loss, grad = value_and_grad(adapted, everything_else, key, *closed_over)
+        key, row = key_and_row
+        loss, grad = value_and_grad(adapted, others(row), key, *closed_over)
         grad = checkpoint_name(grad, "inner_gradient")
         if gradient == "first_order":
-            grad = jax.lax.stop_gradient(grad)
-        updates, opt_state = optimizer.update(grad, opt_state, adapted)
+            loss, grad = jax.lax.stop_gradient((loss, grad))
+        updates, opt_state = optimizer.update(grad, opt_state, adapted, value=loss)
         adapted = optax.apply_updates(adapted, updates)
         return (adapted, opt_state), (loss, adapted if keep_path else None)
 
@@ -156,14 +199,16 @@ def unroll(
             step, prevent_cse=False, policy=policy if gradient == "mixed" else None
         )
     keys = None if key is None else jax.random.split(key, steps)
-    start = (adapted, optimizer.init(adapted))
+    start = (adapted, optimizer.init(adapted) if opt_state is None else opt_state)
+    rows = (keys, step_args)
     if steps == 1:
         # Without a loop, `vmap` over tasks sees that all start from the same values.
-        first = None if keys is None else keys[0]
-        (final, _), output = step(start, first)
+        (final, opt_state), output = step(start, jax.tree.map(lambda x: x[0], rows))
         losses, later = jax.tree.map(lambda leaf: leaf[None], output)
     else:
-        (final, _), (losses, later) = jax.lax.scan(step, start, keys, length=steps)
+        (final, opt_state), (losses, later) = jax.lax.scan(
+            step, start, rows, length=steps
+        )
     path = None
     if keep_path:
         path = jax.tree.map(
@@ -173,7 +218,7 @@ def unroll(
             lambda leaf: jnp.broadcast_to(leaf, (steps + 1, *jnp.shape(leaf))), frozen
         )
         path = combine(path, repeated)
-    return Unrolled(combine(final, frozen), losses, path)
+    return Unrolled(combine(final, frozen), losses, path, opt_state)
 
 
 def _mixed_value_and_grad(loss_fn: Callable[..., Array]) -> Callable[..., tuple]:

@@ -251,7 +251,7 @@ def test_custom_estimator_keeps_its_state(tmp_path):
         slope = (plus - minus) / 0.2
         return {"theta": slope * direction}, (plus + minus) / 2, {}, (count + 1, key)
 
-    estimator = Estimator(lambda key, meta_params: (jnp.int32(0), key), gradient)
+    estimator = Estimator(lambda key, meta_params, task: (jnp.int32(0), key), gradient)
     whole = short_run(estimator=estimator, steps=10)
     assert whole.state.estimator_state[0] == 10
     short_run(estimator=estimator, steps=5, run_dir=tmp_path)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from metajax.filters import all_but, everything, only
-from metajax.unroll import GRADIENT_MODES, unroll
+from metajax.unroll import GRADIENT_MODES, check_inner_loop, unroll
 
 EXACT_MODES = ("reverse", "remat", "mixed")
 OPTIMIZERS = {
@@ -217,7 +217,9 @@ def test_vmap_equals_a_loop_over_tasks(mode):
     targets = jnp.ones((3, 2))
 
     def outer(theta, s):
-        result = unroll(quadratic, optax.adam(0.1), theta, s, steps=4, gradient=mode)
+        result = unroll(
+            quadratic, OPTIMIZERS["adam"](0.1), theta, s, steps=4, gradient=mode
+        )
         return jnp.sum(jnp.square(result.params))
 
     batched = jax.vmap(jax.value_and_grad(outer))(thetas, targets)
@@ -293,17 +295,105 @@ def test_steps_have_different_keys():
     assert not np.allclose(first, second)
 
 
-def test_adam_without_eps_root_has_no_meta_gradient():
-    """The trap that the module's docstring warns of, and its remedy."""
+NOT_DIFFERENTIABLE = {
+    "adam": optax.adam(0.1),
+    "adamw": optax.adamw(0.1),
+    "clipped adam": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+}
 
-    def outer(theta, **kwargs):
+
+@pytest.mark.parametrize("name", NOT_DIFFERENTIABLE)
+def test_optimizers_without_a_derivative_are_refused(name):
+    def run(**mode):
+        params, args = network_problem()
+        optimizer = NOT_DIFFERENTIABLE[name]
+        return unroll(network_loss, optimizer, params, args, steps=1, **mode)
+
+    with pytest.raises(ValueError, match="no finite derivative.*eps_root=1e-8"):
+        run()
+    run(gradient="first_order")  # differentiates no update
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_eps_root_is_the_remedy(traced):
+    def outer(theta, rate):
         target = jnp.array([1.0, 0.0])  # the second coordinate has gradient exactly 0
-        result = unroll(quadratic, optax.adam(0.1, **kwargs), theta, target, steps=1)
+        optimizer = optax.adam(rate if traced else 0.1, eps_root=1e-8)
+        return jnp.sum(unroll(quadratic, optimizer, theta, target, steps=1).params)
+
+    gradient = jax.jit(jax.grad(outer))(jnp.zeros(2), 0.1)
+    assert np.isfinite(gradient).all()
+
+
+def test_other_optimizers_are_not_refused():
+    for optimizer in (
+        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+        optax.rmsprop(0.1),
+        optax.sgd(0.1, momentum=0.9, nesterov=True),
+    ):
+        check_inner_loop(optimizer, 1, "reverse")
+
+
+def test_rows_of_step_args_reach_their_steps():
+    """The loss of step t is t + 1 times a slope, so the path tells the rows apart."""
+
+    def loss(phi, args_and_row, key):
+        slope, row = args_and_row
+        return jnp.sum(phi) * slope * row
+
+    rows = jnp.arange(1.0, 4.0)
+    for mode in GRADIENT_MODES:
+        for steps in (0, 1, 3):
+            result = unroll(
+                loss,
+                optax.sgd(1.0),
+                jnp.zeros(2),
+                jnp.float32(2.0),
+                steps=steps,
+                gradient=mode,
+                step_args=rows[:steps],
+                keep_path=True,
+            )
+            expected = -2 * np.cumsum([0, 1, 2, 3])[: steps + 1]
+            np.testing.assert_allclose(result.path[:, 0], expected)
+
+
+def test_going_on_from_a_state_is_as_if_never_stopped():
+    optimizer = OPTIMIZERS["adam"](0.1)
+    theta, target = jnp.array([1.0, 2.0]), jnp.array([3.0, -1.0])
+    whole = unroll(quadratic, optimizer, theta, target, steps=5)
+    part = unroll(quadratic, optimizer, theta, target, steps=2)
+    rest = unroll(
+        quadratic,
+        optimizer,
+        part.params,
+        target,
+        steps=3,
+        opt_state=part.opt_state,
+    )
+    chex.assert_trees_all_close(rest.params, whole.params, rtol=1e-6)
+    again = unroll(quadratic, optimizer, part.params, target, steps=3)
+    assert not np.allclose(again.params, whole.params)
+
+
+def test_the_optimizer_is_told_the_loss():
+    """And in first-order mode as a constant."""
+
+    def update(updates, state, params=None, *, value, **extra):
+        return jax.tree.map(lambda g: -value * jnp.ones_like(g), updates), state
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda p: (), update)
+
+    def outer(theta, mode):
+        result = unroll(
+            lambda p, a, k: jnp.sum(p**2), optimizer, theta, (), steps=1, gradient=mode
+        )
         return jnp.sum(result.params)
 
-    assert np.isnan(jax.grad(outer)(jnp.zeros(2))).any()
-    gradient = jax.grad(functools.partial(outer, eps_root=1e-8))(jnp.zeros(2))
-    assert np.isfinite(gradient).all()
+    theta = jnp.array([3.0])
+    assert outer(theta, "reverse") == 3 - 9
+    np.testing.assert_allclose(jax.grad(outer)(theta, "reverse"), 1 - 6)
+    np.testing.assert_allclose(jax.grad(outer)(theta, "first_order"), 1)
 
 
 ERRORS = {

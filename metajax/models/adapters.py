@@ -17,7 +17,7 @@ from metajax.models.normalization import (
 from metajax.objectives import split_key
 from metajax.types import Array, Model, PyTree
 
-__all__ = ["from_functions", "from_linen", "from_nnx"]
+__all__ = ["from_functions", "from_linen", "from_nnx", "within"]
 
 
 def from_functions(init: Callable[..., PyTree], apply: Callable[..., PyTree]) -> Model:
@@ -170,6 +170,37 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         return module(hide_padding(x, mask), **_only(values, accepted))
 
     return Model(init, apply)
+
+
+def within(
+    model: Model,
+    part: str,
+    *,
+    before: Callable[[PyTree, PyTree], PyTree] = lambda params, x: x,
+    after: Callable[[PyTree, PyTree], PyTree] = lambda params, outputs: outputs,
+) -> Model:
+    """A model whose parameters are one part of a dict that holds more than them.
+
+    Args:
+      model: the model.
+      part: the key of its own parameters.
+      before: `(params, x) -> x`, what it is given, from the whole dict.
+      after: `(params, outputs) -> outputs`, what becomes of what it gives.
+    """
+
+    def apply(params: PyTree, x: PyTree, **others: Any) -> PyTree:
+        outputs = model.apply(params[part], before(params, x), **others)
+        return after(params, outputs)
+
+    def statistics(params: PyTree, x: PyTree, **others: Any) -> PyTree:
+        assert model.statistics is not None
+        return params | {
+            part: model.statistics(params[part], before(params, x), **others)
+        }
+
+    return model._replace(
+        apply=apply, statistics=None if model.statistics is None else statistics
+    )
 
 
 def _fresh_streams(streams: PyTree, key: Array | None) -> PyTree:

@@ -22,6 +22,8 @@ from metajax.types import Array, Model
 
 __all__ = ["conv4", "mlp"]
 
+Inputs = Array | tuple[Array, Array]  # alone, or beside a context `[n, c]`
+
 
 class MLP(nn.Module):
     """Dense layers with ReLU between them; the last one is named `head`."""
@@ -31,13 +33,27 @@ class MLP(nn.Module):
     normalization: str
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+    def __call__(self, x: Inputs, mask: Array | None = None) -> Array:
         """Maps `[n, ...]`, flattened, to `[n, num_outputs]`."""
         init = nn.initializers.he_normal()
+        x, context = _split_context(x)
         x = x.reshape(x.shape[0], -1)
+        if context is not None and not self.hidden:
+            raise ValueError(
+                "A context is read by the first hidden layer, and `hidden` is empty; "
+                "give the model one."
+            )
         for size in self.hidden:
             x = nn.Dense(size, kernel_init=init)(x)
-            x = nn.relu(Normalize(self.normalization)(x, mask))
+            x = Normalize(self.normalization)(x, mask)
+            if context is not None:
+                # As if appended to the inputs, but statistics over the batch, which
+                # would take away what all rows share, are behind it.
+                x += nn.Dense(size, use_bias=False, kernel_init=init, name="context")(
+                    context
+                )
+                context = None
+            x = nn.relu(x)
         return nn.Dense(self.num_outputs, kernel_init=init, name="head")(x)
 
 
@@ -50,8 +66,9 @@ class Conv4(nn.Module):
     normalization: str
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+    def __call__(self, x: Inputs, mask: Array | None = None) -> Array:
         """Maps images `[n, H, W, C]` to `[n, num_outputs]` or embeddings `[n, D]`."""
+        x, context = _split_context(x)
         chex.assert_rank(x, 4)
         is_strided = self.pooling == "stride"
         if not is_strided and min(x.shape[1:3]) < 16:
@@ -66,9 +83,11 @@ class Conv4(nn.Module):
             if is_strided
             else nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         )
-        for _ in range(4):
+        for block in range(4):
             x = Conv(self.features, strides=2 if is_strided else 1, kernel_init=init)(x)
             x = Normalize(self.normalization)(x, mask)
+            if context is not None and block == 2:
+                x = _modulate(x, nn.Dense(2 * self.features, name="film")(context))
             # The same as after ReLU, which then has a quarter of the work.
             x = nn.relu(x if is_strided else max_pool(x))
         x = jnp.mean(x, (1, 2)) if is_strided else x.reshape(x.shape[0], -1)
@@ -94,7 +113,8 @@ def mlp(
 
     Returns:
       A model from `[n, ...]` (flattened) to `[n, num_outputs]`; its last layer is
-      `params/head`.
+      `params/head`. It also takes pairs of inputs and a context `[n, c]`, which the
+      first hidden layer takes in through weights of its own (`params/context`).
 
     Raises:
       ValueError: if a size is not at least 1, the normalisation is unknown, or a hidden
@@ -128,7 +148,10 @@ def conv4(
       precision: see `metajax.models.precision`.
 
     Returns:
-      A model from images `[n, H, W, C]` to `[n, num_outputs]` or `[n, D]`.
+      A model from images `[n, H, W, C]` to `[n, num_outputs]` or `[n, D]`. It also
+      takes pairs of images and a context `[n, c]`, from which a linear layer
+      (`params/film`) makes a factor and an offset for each channel of the third block,
+      after its normalisation (E. Perez et al., "FiLM", AAAI 2018).
 
     Raises:
       ValueError: if a size is not at least 1, a name is unknown, `features` is no
@@ -143,6 +166,16 @@ def conv4(
         _check_sizes(num_outputs=num_outputs)
     module = Conv4(num_outputs, features, pooling, normalization)
     return with_precision(from_linen(module, normalization=normalization), precision)
+
+
+def _split_context(x: Inputs) -> tuple[Array, Array | None]:
+    return x if isinstance(x, tuple) else (x, None)
+
+
+def _modulate(x: Array, film: Array) -> Array:
+    """Images `[n, H, W, C]` under factors (beside 1) and offsets `[n, 2 C]`."""
+    factor, offset = jnp.split(film[:, None, None, :], 2, axis=-1)
+    return x * (1 + factor) + offset
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import metajax
+from metajax import HyperParameter
 from metajax.types import Array, Examples, Learner, Model, Task
 
 WAY, SHOT, NUM_QUERIES, SIZE = 3, 2, 3, 4
@@ -48,6 +49,17 @@ REGISTRY = {
             adapts=metajax.only("head"),
         )
     ),
+    "maml, learned momentum": Entry(
+        lambda: metajax.maml(
+            _mlp(WAY),
+            metajax.learned(
+                optax.sgd,
+                learning_rate=HyperParameter(0.1, per="leaf", steps=2),
+                momentum=HyperParameter(0.5, domain="unit"),
+            ),
+            steps=2,
+        )
+    ),
     "maml, batch statistics": Entry(
         lambda: metajax.maml(_mlp(WAY, "batch"), optax.sgd(0.05), steps=2),
         is_inductive=False,
@@ -61,6 +73,82 @@ REGISTRY = {
     ),
     "prototypical, support statistics": Entry(
         lambda: metajax.prototypical(_mlp(5, "support"))
+    ),
+    "cavia": Entry(
+        lambda: metajax.cavia(_mlp(WAY), optax.sgd(1.0), steps=2, context_size=3)
+    ),
+    "cavia, support statistics": Entry(
+        lambda: metajax.cavia(_mlp(WAY, "support"), optax.sgd(0.5), context_size=3)
+    ),
+    "imaml": Entry(
+        lambda: metajax.imaml(
+            _mlp(WAY), optax.sgd(0.05), steps=20, cg_steps=20, max_residual=1.0
+        )
+    ),
+    "maml_plus_plus": Entry(
+        lambda: metajax.maml_plus_plus(
+            _mlp(WAY, "layer"), steps=2, multi_step_until=2, first_order_until=1
+        )
+    ),
+    "maml_plus_plus, all off": Entry(
+        lambda: metajax.maml_plus_plus(
+            _mlp(WAY), steps=2, per_step_rates=False, per_step_normalization=False
+        )
+    ),
+    "meta_curvature": Entry(lambda: metajax.meta_curvature(_mlp(WAY), steps=2)),
+    "meta_sgd": Entry(lambda: metajax.meta_sgd(_mlp(WAY), steps=2)),
+    "proto_maml": Entry(lambda: metajax.proto_maml(_mlp(5), optax.sgd(0.01), steps=2)),
+    "proto_maml, support statistics": Entry(
+        lambda: metajax.proto_maml(_mlp(5, "support"), optax.sgd(0.01), steps=2)
+    ),
+    "reptile": Entry(
+        lambda: metajax.reptile(
+            _mlp(WAY), optax.adam(0.02, b1=0.0), steps=3, eval_steps=5
+        )
+    ),
+    "learn_optimizer": Entry(
+        lambda: metajax.learn_optimizer(
+            _mlp(WAY),
+            metajax.learned(
+                optax.sgd, learning_rate=HyperParameter(0.1, domain="positive")
+            ),
+            steps=4,
+            judges="query",
+        )
+    ),
+    "learn_optimizer, lstm": Entry(
+        lambda: metajax.learn_optimizer(
+            _mlp(WAY),
+            metajax.lstm_optimizer(hidden=(4,), output_scale=0.01),
+            steps=3,
+            gradient="first_order",
+        )
+    ),
+    "meta_lstm": Entry(
+        lambda: metajax.meta_lstm(_mlp(WAY), steps=3, forget=0.99, hidden=(4,))
+    ),
+    "lstm_generator": Entry(
+        lambda: metajax.lstm_generator(
+            _mlp(WAY), optax.sgd(0.1), steps=2, way=WAY, hidden=(5,)
+        )
+    ),
+    "lstm_generator, low rank, support statistics": Entry(
+        lambda: metajax.lstm_generator(
+            _mlp(WAY, "support"),
+            metajax.learned(optax.sgd, learning_rate=HyperParameter(0.05)),
+            steps=1,
+            way=4,
+            hidden=(5,),
+            rank=2,
+        )
+    ),
+    "leo": Entry(
+        lambda: metajax.leo(_mlp(5), num_latents=3, steps=2, fine_tuning_rate=0.1)
+    ),
+    "leo, support statistics": Entry(
+        lambda: metajax.leo(
+            _mlp(5, "support"), way=4, num_latents=3, steps=2, train_embedding=True
+        )
     ),
 }
 

@@ -17,21 +17,17 @@ First-order MAML is `gradient="first_order"`, and is not Reptile.
 
 from collections.abc import Callable
 
-import jax
-import optax
-
 from metajax.filters import everything
-from metajax.models.normalization import freeze_support_statistics
-from metajax.objectives import cross_entropy, masked_mean, query_score, split_key
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
-from metajax.unroll import Unrolled, check_inner_loop, unroll
+from metajax.learners.gradient.descent import InnerOptimizer, descent
+from metajax.objectives import cross_entropy
+from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["maml"]
 
 
 def maml(
     model: Model,
-    inner_optimizer: optax.GradientTransformation,
+    inner_optimizer: InnerOptimizer,
     *,
     steps: int,
     eval_steps: int | None = None,
@@ -73,69 +69,13 @@ def maml(
       >>> model = conv4(5, pooling="stride")
       >>> learner = maml(model, optax.sgd(0.4), steps=1, eval_steps=3)
     """
-    eval_steps = steps if eval_steps is None else eval_steps
-    for count in (steps, eval_steps):
-        check_inner_loop(inner_optimizer, count, gradient)
-
-    def support_loss(params: PyTree, support: Examples, key: Array | None) -> Array:
-        outputs = model.apply(params, support.x, mask=support.mask, key=key)
-        return masked_mean(objective(outputs, support.y), support.mask)
-
-    def run(
-        meta_params: PyTree,
-        support: Examples,
-        key: Array | None,
-        steps: int,
-        *,
-        keep_path: bool = False,
-    ) -> Unrolled:
-        return unroll(
-            support_loss,
-            inner_optimizer,
-            meta_params,
-            support,
-            steps=steps,
-            gradient=gradient,
-            adapts=adapts,
-            key=key,
-            keep_path=keep_path,
-            check_mixed=check_mixed,
-        )
-
-    def init(key: Array, task: Task) -> PyTree:
-        return model.init(key, task.support.x)
-
-    def adapt(
-        meta_params: PyTree, support: Examples, *, key: Array | None = None
-    ) -> PyTree:
-        result = run(meta_params, support, key, eval_steps)
-        return freeze_support_statistics(model, result.params, support)
-
-    def adapt_steps(
-        meta_params: PyTree, support: Examples, *, key: Array | None = None
-    ) -> PyTree:
-        path = run(meta_params, support, key, eval_steps, keep_path=True).path
-        return jax.vmap(lambda p: freeze_support_statistics(model, p, support))(path)
-
-    def predict(
-        adapted: PyTree,
-        inputs: PyTree,
-        *,
-        mask: Array | None = None,
-        key: Array | None = None,
-    ) -> PyTree:
-        return model.apply(adapted, inputs, mask=mask, key=key)
-
-    def loss(
-        meta_params: PyTree, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
-        key_adapt, key_predict = split_key(key, 2)
-        result = run(meta_params, task.support, key_adapt, steps)
-        adapted = freeze_support_statistics(model, result.params, task.support)
-        value, metrics = query_score(
-            predict, adapted, task.query, objective, key_predict
-        )
-        curve = {f"support_loss_{t}": result.losses[t] for t in range(steps)}
-        return value, metrics | curve
-
-    return Learner(init, adapt, predict, loss, adapt_steps)
+    return descent(
+        model,
+        inner_optimizer,
+        steps=steps,
+        eval_steps=eval_steps,
+        objective=objective,
+        gradient=gradient,
+        adapts=adapts,
+        check_mixed=check_mixed,
+    )

@@ -22,9 +22,10 @@ import jax.numpy as jnp
 
 from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import cross_entropy, query_loss
+from metajax.prototypes import check_way, class_means, linear_head
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 
-__all__ = ["Prototypes", "class_means", "linear_head", "prototypical"]
+__all__ = ["Prototypes", "prototypical"]
 
 DISTANCES = ("squared_euclidean", "cosine")
 
@@ -75,10 +76,7 @@ def prototypical(
       >>> from metajax import conv4, prototypical
       >>> learner = prototypical(conv4(normalization="calibrated"))
     """
-    if way is not None and (not isinstance(way, int) or way < 1):
-        raise ValueError(
-            f"`way` must be None or an integer of at least 1, got {way!r}."
-        )
+    check_way(way)
     if distance not in DISTANCES:
         raise ValueError(
             f"`distance` must be one of {', '.join(DISTANCES)}, got {distance!r}."
@@ -113,25 +111,6 @@ def prototypical(
         return jnp.where(adapted.is_present[None, :], scale * logits, -jnp.inf)
 
     return Learner(init, adapt, predict, query_loss(adapt, predict, cross_entropy))
-
-
-def class_means(
-    features: Array, support: Examples, num_classes: int
-) -> tuple[Array, Array]:
-    """Prototypes `[N, D]` and presence of classes `[N]`, from features `[n, D]`."""
-    one_hot = jax.nn.one_hot(support.y, num_classes, dtype=features.dtype)
-    if support.mask is not None:
-        # `where` rather than a product: what stands in padding may be anything.
-        features = jnp.where(support.mask[:, None], features, 0)
-        one_hot = jnp.where(support.mask[:, None], one_hot, 0)
-    counts = jnp.sum(one_hot, axis=0)
-    centers = one_hot.T @ features / jnp.maximum(counts, 1)[:, None]  # Eq. (1)
-    return centers, counts > 0
-
-
-def linear_head(centers: Array) -> tuple[Array, Array]:
-    """Kernel `[D, N]` and bias `[N]` that classify as the squared distances do."""
-    return 2 * centers.T, -jnp.sum(jnp.square(centers), axis=-1)
 
 
 def _unit(vectors: Array) -> Array:

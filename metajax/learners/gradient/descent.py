@@ -1,0 +1,306 @@
+"""What learners that descend on the support loss share, whatever they learn of it.
+
+    phi_0 = theta, or drawn at random;   phi_{t+1} = phi_t + u_t(grad L_support(phi_t))
+
+u_t is any Optax optimizer, or one that is learned itself. `maml`, `meta_sgd` and the
+learned optimizers are each a choice of arguments of `descent`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.filters import everything, partition
+from metajax.learned_optimizer import LearnedOptimizer
+from metajax.models.normalization import freeze_support_statistics
+from metajax.objectives import masked_mean, query_score, split_key
+from metajax.types import Array, Examples, Learner, Model, PyTree, Segments, Task
+from metajax.unroll import Unrolled, check_inner_loop, unroll
+
+__all__ = [
+    "InnerOptimizer",
+    "MetaParams",
+    "Run",
+    "check_descent",
+    "descent",
+    "learner_of_run",
+    "optimizer_of",
+    "params_of",
+    "score",
+    "support_loss_fn",
+]
+
+InnerOptimizer: TypeAlias = optax.GradientTransformation | LearnedOptimizer
+
+
+class MetaParams(NamedTuple):
+    """What is learned beside a learned optimizer.
+
+    Attributes:
+      params: the initialisation; None where each task starts at random.
+      optimizer: parameters of the `LearnedOptimizer`.
+    """
+
+    params: PyTree
+    optimizer: PyTree
+
+
+class Run(NamedTuple):
+    """How an inner loop is asked to run.
+
+    Attributes:
+      steps: its length.
+      is_training: whether it is part of the outer loss, or of `adapt`.
+      keep_path: whether every phi_t is wanted.
+    """
+
+    steps: int
+    is_training: bool = True
+    keep_path: bool = False
+
+
+def check_descent(
+    optimizer: InnerOptimizer, gradient: str, steps: int, eval_steps: int | None
+) -> None:
+    """As `metajax.unroll.check_inner_loop`, also for a `LearnedOptimizer`."""
+    if isinstance(optimizer, LearnedOptimizer):
+        with jax.ensure_compile_time_eval():
+            start = optimizer.init(jax.random.key(0), jnp.zeros(2))
+            optimizer = optimizer.build(start)
+    for count in (steps, steps if eval_steps is None else eval_steps):
+        check_inner_loop(optimizer, count, gradient)
+
+
+def params_of(meta_params: PyTree) -> PyTree:
+    """The initialisation."""
+    return meta_params.params if isinstance(meta_params, MetaParams) else meta_params
+
+
+def optimizer_of(
+    meta_params: PyTree, optimizer: InnerOptimizer
+) -> optax.GradientTransformation:
+    """The Optax optimizer, as learned so far."""
+    if isinstance(optimizer, LearnedOptimizer):
+        return optimizer.build(meta_params.optimizer)
+    return optimizer
+
+
+def support_loss_fn(
+    model: Model, objective: Callable[[PyTree, PyTree], Array]
+) -> Callable[[PyTree, Examples, Array | None], Array]:
+    """The mean loss of a model on a set of examples, as `metajax.unroll` wants it."""
+
+    def loss(params: PyTree, examples: Examples, key: Array | None) -> Array:
+        outputs = model.apply(params, examples.x, mask=examples.mask, key=key)
+        return masked_mean(objective(outputs, examples.y), examples.mask)
+
+    return loss
+
+
+def descent(
+    model: Model,
+    inner_optimizer: InnerOptimizer,
+    *,
+    steps: int,
+    eval_steps: int | None,
+    objective: Callable[[PyTree, PyTree], Array],
+    gradient: str,
+    adapts: Callable[[str], bool] = everything,
+    check_mixed: bool = True,
+    starts_at_random: bool = False,
+    judges_path: bool = False,
+) -> Learner:
+    """Builds a learner that takes inner steps from an initialisation.
+
+    Args:
+      model: the network.
+      inner_optimizer: what adapts it.
+      steps: inner steps in training.
+      eval_steps: inner steps of `adapt`; None means `steps`.
+      objective: `(outputs, y) -> [n]`, the loss of every example.
+      gradient: how the outer gradient passes the inner loop.
+      adapts: which parameters adapt.
+      check_mixed: see `metajax.unroll.unroll`.
+      starts_at_random: whether each task draws its phi_0 from `model.init`, so that
+        the optimizer is all that is learned.
+      judges_path: whether the outer loss is the mean support loss at phi_1 .. phi_T, as
+        for optimizers that are to descend fast, and not the query loss at phi_T.
+
+    Returns:
+      A learner with `segments`.
+
+    Raises:
+      ValueError: as `check_descent`.
+      TypeError: as `check_descent`.
+    """
+    check_descent(inner_optimizer, gradient, steps, eval_steps)
+    support_loss = support_loss_fn(model, objective)
+
+    def start(meta_params: PyTree, support: Examples, key: Array | None) -> PyTree:
+        if not starts_at_random:
+            return params_of(meta_params)
+        return model.init(jax.random.key(0) if key is None else key, support.x)
+
+    def go_on(
+        meta_params: PyTree,
+        params: PyTree,
+        support: Examples,
+        key: Array | None,
+        steps: int,
+        *,
+        opt_state: PyTree = None,
+        keep_path: bool = False,
+    ) -> Unrolled:
+        return unroll(
+            support_loss,
+            optimizer_of(meta_params, inner_optimizer),
+            params,
+            support,
+            steps=steps,
+            gradient=gradient,
+            adapts=adapts,
+            key=key,
+            opt_state=opt_state,
+            keep_path=keep_path,
+            check_mixed=check_mixed,
+        )
+
+    def run(
+        meta_params: PyTree, support: Examples, key: Array | None, how: Run
+    ) -> Unrolled:
+        key_start, key = split_key(key, 2) if starts_at_random else (None, key)
+        params = start(meta_params, support, key_start)
+        return go_on(
+            meta_params, params, support, key, how.steps, keep_path=how.keep_path
+        )
+
+    def init(key: Array, task: Task) -> PyTree:
+        if not isinstance(inner_optimizer, LearnedOptimizer):
+            return model.init(key, task.support.x)
+        key_model, key_optimizer = jax.random.split(key)
+        params = model.init(key_model, task.support.x)
+        adapting, _ = partition(params, adapts)
+        learned = inner_optimizer.init(key_optimizer, adapting)
+        return MetaParams(None if starts_at_random else params, learned)
+
+    def path_loss(result: Unrolled, support: Examples, key: Array | None) -> Array:
+        last = support_loss(result.params, support, key)
+        return (jnp.sum(result.losses[1:]) + last) / len(result.losses)
+
+    learner = learner_of_run(
+        model, init, run, objective, steps=steps, eval_steps=eval_steps
+    )
+
+    def loss_of_path(
+        meta_params: PyTree, task: Task, *, key: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        key_adapt, key_predict = split_key(key, 2)
+        result = run(meta_params, task.support, key_adapt, Run(steps))
+        value, metrics = score(model, objective, result.params, task, key_predict)
+        metrics = metrics | {"query_loss": value}
+        return path_loss(result, task.support, key_predict), metrics
+
+    def start_segments(meta_params: PyTree, task: Task, key: Array | None) -> PyTree:
+        params = start(meta_params, task.support, key)
+        adapting, _ = partition(params, adapts)
+        opt_state = optimizer_of(meta_params, inner_optimizer).init(adapting)
+        return params, opt_state, jnp.int32(0)
+
+    def advance(
+        meta_params: PyTree, task: Task, state: PyTree, key: Array | None, count: int
+    ) -> tuple[PyTree, Array]:
+        params, opt_state, taken = state
+        key_adapt, key_judge = split_key(key, 2)
+        result = go_on(
+            meta_params, params, task.support, key_adapt, count, opt_state=opt_state
+        )
+        taken = taken + count
+        if judges_path:
+            value = path_loss(result, task.support, key_judge)
+        else:
+            value, _ = score(model, objective, result.params, task, key_judge)
+            value = jnp.where(taken == steps, value * (steps / count), 0)
+        return (result.params, result.opt_state, taken), value
+
+    segments = Segments(steps, start_segments, advance)
+    if judges_path:
+        learner = learner._replace(loss=loss_of_path)
+    return learner._replace(segments=segments)
+
+
+def score(
+    model: Model,
+    objective: Callable[[PyTree, PyTree], Array],
+    params: PyTree,
+    task: Task,
+    key: Array | None,
+) -> tuple[Array, dict[str, Array]]:
+    """Loss and metrics on the query set of parameters that descended."""
+    adapted = freeze_support_statistics(model, params, task.support)
+    return query_score(model.apply, adapted, task.query, objective, key)
+
+
+def learner_of_run(
+    model: Model,
+    init: Callable[[Array, Task], PyTree],
+    run: Callable[[PyTree, Examples, Array | None, Run], Unrolled],
+    objective: Callable[[PyTree, PyTree], Array],
+    *,
+    steps: int,
+    eval_steps: int | None,
+    surrogate: Callable[[PyTree, Unrolled], Array] | None = None,
+) -> Learner:
+    """Builds a learner from its inner loop.
+
+    Args:
+      model: what `run` adapts: `apply` understands its `params`, and `statistics`, if
+        there is any, freezes those of the support set into them.
+      init: as `Learner.init`.
+      run: `(meta_params, support, key, how) -> Unrolled`.
+      objective: `(outputs, y) -> [n]`, the loss of every query example.
+      steps: inner steps in training.
+      eval_steps: inner steps of `adapt`; None means `steps`.
+      surrogate: `(meta_params, unrolled) -> scalar`, added to the loss.
+
+    Returns:
+      A learner whose loss reports `support_loss_t` for each inner step t.
+    """
+    final_steps = steps if eval_steps is None else eval_steps
+
+    def adapt(
+        meta_params: PyTree, support: Examples, *, key: Array | None = None
+    ) -> PyTree:
+        result = run(meta_params, support, key, Run(final_steps, is_training=False))
+        return freeze_support_statistics(model, result.params, support)
+
+    def adapt_steps(
+        meta_params: PyTree, support: Examples, *, key: Array | None = None
+    ) -> PyTree:
+        how = Run(final_steps, is_training=False, keep_path=True)
+        path = run(meta_params, support, key, how).path
+        return jax.vmap(lambda p: freeze_support_statistics(model, p, support))(path)
+
+    def predict(
+        adapted: PyTree,
+        inputs: PyTree,
+        *,
+        mask: Array | None = None,
+        key: Array | None = None,
+    ) -> PyTree:
+        return model.apply(adapted, inputs, mask=mask, key=key)
+
+    def loss(
+        meta_params: PyTree, task: Task, *, key: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        key_adapt, key_predict = split_key(key, 2)
+        result = run(meta_params, task.support, key_adapt, Run(steps))
+        value, metrics = score(model, objective, result.params, task, key_predict)
+        if surrogate is not None:
+            value = value + surrogate(meta_params, result)
+        curve = {f"support_loss_{t}": loss for t, loss in enumerate(result.losses)}
+        return value, metrics | curve
+
+    return Learner(init, adapt, predict, loss, adapt_steps)

@@ -1,0 +1,158 @@
+"""Implicit MAML: an anchor to which each task's solution is tied.
+
+A. Rajeswaran, C. Finn, S. Kakade, S. Levine, "Meta-Learning with Implicit Gradients",
+NeurIPS 2019, https://arxiv.org/abs/1909.04630, Algorithms 1 and 2.
+
+    inner   phi* = argmin over phi of L_support(phi) + lambda / 2 ||phi - theta||^2
+    outer   min over theta of the mean over tasks of L_query(phi*)
+            d phi* / d theta = (I + 1 / lambda * grad^2 L_support(phi*))^-1      Eq. (6)
+
+theta is `meta_params`, phi* what `adapt` returns, lambda `strength`. The inverse is
+applied by conjugate gradients (`metajax.implicit`), so that the inner steps are not
+differentiated: memory does not grow with them, and any optimizer may take them. phi* is
+as good as the inner steps make it, and so is the gradient. Differs from the paper:
+lambda is not learned.
+"""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from metajax.filters import combine, partition
+from metajax.implicit import check_solve, implicit_loss
+from metajax.learners.gradient.descent import (
+    Run,
+    check_descent,
+    learner_of_run,
+    score,
+    support_loss_fn,
+)
+from metajax.objectives import cross_entropy, split_key
+from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.unroll import Unrolled, unroll
+
+__all__ = ["imaml"]
+
+
+def imaml(
+    model: Model,
+    inner_optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    eval_steps: int | None = None,
+    strength: float = 2.0,
+    cg_steps: int = 5,
+    max_residual: float = 0.5,
+    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+    gradient: str = "implicit",
+) -> Learner:
+    """Builds implicit MAML.
+
+    Choose it where a task takes many inner steps, and memory for them is what MAML
+    lacks.
+
+    Args:
+      model: the network.
+      inner_optimizer: what solves the inner problem; it is not differentiated, so
+        anything goes: `optax.sgd(0.1)`, `optax.adam(0.01)`.
+      steps: inner steps in training, at least 1; as many as come near the minimum.
+      eval_steps: inner steps of `adapt`; None means `steps`.
+      strength: lambda, above 0: 2 is the paper's for 20-way Omniglot. The inner problem
+        has a minimum for sure only if lambda is more than minus the smallest curvature
+        of the support loss.
+      cg_steps: steps of conjugate gradients, at least 1.
+      max_residual: the largest relative residual of the linear solve, in (0, 1]; above
+        it the gradient is NaN, at which `train` stops.
+      objective: `(outputs, y) -> [n]`, the loss of every example.
+      gradient: `"implicit"`, or one of `metajax.unroll.GRADIENT_MODES` to differentiate
+        through the inner steps on the same problem, for comparison.
+
+    Returns:
+      A learner whose `meta_params` and `adapted` are parameters of `model`. Its loss
+      reports `implicit_residual`, that of the linear solve, and `support_loss_t`, the
+      inner objective before inner step t.
+
+    Raises:
+      ValueError: if a number is out of range.
+      TypeError: if `inner_optimizer` is not an Optax transformation.
+
+    Example:
+      >>> import optax
+      >>> from metajax import imaml, mlp
+      >>> learner = imaml(mlp(5), optax.sgd(0.1), steps=16)
+    """
+    is_implicit = gradient == "implicit"
+    mode = "first_order" if is_implicit else gradient
+    check_descent(inner_optimizer, mode, steps, eval_steps)
+    check_solve(cg_steps, max_residual)
+    if steps < 1:
+        raise ValueError(f"`steps` must be at least 1 to solve anything, got {steps}.")
+    if not 0 < strength < float("inf"):
+        raise ValueError(f"`strength` must be above 0 and finite, got {strength!r}.")
+    support_loss = support_loss_fn(model, objective)
+
+    def proximal_loss(phi: PyTree, theta: PyTree, others: PyTree) -> Array:
+        """`phi` and `theta` are the floating-point leaves, `rest` the others."""
+        rest, support, key = others
+        distance = optax.tree.norm(optax.tree.sub(phi, theta), squared=True)
+        return support_loss(combine(phi, rest), support, key) + strength / 2 * distance
+
+    def run(
+        meta_params: PyTree, support: Examples, key: Array | None, how: Run
+    ) -> Unrolled:
+        if is_implicit:
+            meta_params = jax.lax.stop_gradient(meta_params)
+        theta, rest = partition(meta_params)
+
+        # One key for all steps: with dropout too there is then one inner problem.
+        def loss(params: PyTree, args: PyTree, _: Array | None) -> Array:
+            theta, *others = args
+            return proximal_loss(partition(params)[0], theta, others)
+
+        return unroll(
+            loss,
+            inner_optimizer,
+            meta_params,
+            (theta, rest, support, key),
+            steps=how.steps,
+            gradient=mode,
+            keep_path=how.keep_path,
+        )
+
+    def init(key: Array, task: Task) -> PyTree:
+        return model.init(key, task.support.x)
+
+    learner = learner_of_run(
+        model, init, run, objective, steps=steps, eval_steps=eval_steps
+    )
+
+    def loss(
+        meta_params: PyTree, task: Task, *, key: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        key_adapt, key_predict = split_key(key, 2)
+        result = run(meta_params, task.support, key_adapt, Run(steps))
+        theta, rest = partition(meta_params)
+        solution, _ = partition(result.params)
+
+        def outer(phi: PyTree, others: PyTree) -> tuple[Array, dict[str, Array]]:
+            rest, task, _, key = others
+            return score(model, objective, combine(phi, rest), task, key)
+
+        def inner(phi: PyTree, theta: PyTree, others: PyTree) -> Array:
+            rest, task, key, _ = others
+            return proximal_loss(phi, theta, (rest, task.support, key))
+
+        value, metrics, residual = implicit_loss(
+            outer,
+            inner,
+            cg_steps,
+            max_residual,
+            solution,
+            theta,
+            (rest, task, key_adapt, key_predict),
+        )
+        curve = {f"support_loss_{t}": loss for t, loss in enumerate(result.losses)}
+        return value, metrics | curve | {"implicit_residual": residual}
+
+    return learner._replace(loss=loss) if is_implicit else learner

@@ -1,0 +1,115 @@
+"""Proto-MAML: MAML whose classifier starts from the prototypes of the task.
+
+E. Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn from
+Few Examples", ICLR 2020, https://arxiv.org/abs/1903.03096, section 3.
+
+    W_k = 2 c_k,   b_k = -||c_k||^2,   c_k = mean support embedding of class k
+    then T inner steps on embedding, W and b together, as in MAML
+
+As the classifier is made from the support set, tasks may have any number of classes and
+no class has a weight of its own to be learned. The outer gradient passes through the
+prototypes, as in the paper.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+from metajax.filters import everything
+from metajax.learners.gradient.descent import (
+    Run,
+    check_descent,
+    learner_of_run,
+    support_loss_fn,
+)
+from metajax.models.adapters import within
+from metajax.objectives import cross_entropy
+from metajax.prototypes import check_way, class_means, linear_head
+from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.unroll import Unrolled, unroll
+
+__all__ = ["proto_maml"]
+
+
+def proto_maml(
+    model: Model,
+    inner_optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    eval_steps: int | None = None,
+    way: int | None = None,
+    gradient: str = "remat",
+    adapts: Callable[[str], bool] = everything,
+    check_mixed: bool = True,
+) -> Learner:
+    """Builds Proto-MAML.
+
+    Choose it for few-shot classification where the number of classes varies, or where
+    test tasks are so different from training tasks that prototypes alone do not do.
+
+    Args:
+      model: an embedding, inputs `[n, ...]` to `[n, D]`.
+      inner_optimizer: what adapts embedding and head, such as `optax.sgd(0.1)`.
+      steps: inner steps in training, at least 0; 0 is Prototypical Networks.
+      eval_steps: inner steps of `adapt`; None means `steps`.
+      way: the most classes a task may have, N; labels are below it. None takes the
+        number of support examples, which always suffices.
+      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      adapts: which parameters adapt, by paths that start with `embedding` or `head`.
+      check_mixed: see `metajax.unroll.unroll`.
+
+    Returns:
+      A learner whose `meta_params` are parameters of `model`, and whose `adapted` is
+      `{"embedding": ..., "head": {"kernel": [D, N], "bias": [N], "is_present": [N]}}`;
+      `predict` gives logits `[n, N]`, minus infinity for classes without a support
+      example.
+
+    Raises:
+      ValueError: if an argument is out of range.
+      TypeError: if `inner_optimizer` is not an Optax transformation.
+
+    Example:
+      >>> import optax
+      >>> from metajax import conv4, proto_maml
+      >>> learner = proto_maml(conv4(normalization="layer"), optax.sgd(0.1), steps=3)
+    """
+    check_way(way)
+    check_descent(inner_optimizer, gradient, steps, eval_steps)
+    classifier = within(model, "embedding", after=_classify)
+    support_loss = support_loss_fn(classifier, cross_entropy)
+
+    def run(
+        meta_params: PyTree, support: Examples, key: Array | None, how: Run
+    ) -> Unrolled:
+        features = model.apply(meta_params, support.x, mask=support.mask)
+        num_classes = len(support.y) if way is None else way
+        centers, is_present = class_means(features, support, num_classes)
+        kernel, bias = linear_head(centers)
+        head = {"kernel": kernel, "bias": bias, "is_present": is_present}
+        return unroll(
+            support_loss,
+            inner_optimizer,
+            {"embedding": meta_params, "head": head},
+            support,
+            steps=how.steps,
+            gradient=gradient,
+            adapts=adapts,
+            key=key,
+            keep_path=how.keep_path,
+            check_mixed=check_mixed,
+        )
+
+    def init(key: Array, task: Task) -> PyTree:
+        return model.init(key, task.support.x)
+
+    return learner_of_run(
+        classifier, init, run, cross_entropy, steps=steps, eval_steps=eval_steps
+    )
+
+
+def _classify(params: PyTree, features: Array) -> Array:
+    """Logits `[n, N]` of features `[n, D]`."""
+    head = params["head"]
+    logits = features @ head["kernel"] + head["bias"][None, :]
+    return jnp.where(head["is_present"][None, :], logits, -jnp.inf)

@@ -1,0 +1,59 @@
+"""What the learned optimizers that hold an LSTM share."""
+
+import math
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from metajax.types import Array, PyTree
+
+__all__ = ["LSTM", "check_lstm", "log_and_sign"]
+
+
+class LSTM(nn.Module):
+    """Layers of LSTM cells on rows `[P, F]`, with one state for each row."""
+
+    hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, states: PyTree, x: Array) -> tuple[PyTree, Array]:
+        """Returns the new states and `[P, hidden[-1]]`."""
+        new_states = []
+        for size, state in zip(self.hidden, states, strict=True):
+            state, x = nn.LSTMCell(size)(state, x)
+            new_states.append(state)
+        return tuple(new_states), x
+
+    def start(self, num_rows: int) -> PyTree:
+        """States of zeros."""
+        return tuple(
+            (jnp.zeros((num_rows, size)), jnp.zeros((num_rows, size)))
+            for size in self.hidden
+        )
+
+
+def check_lstm(hidden: tuple[int, ...], threshold: float) -> None:
+    """Raises a ValueError unless there are sizes and the threshold is above 0."""
+    if not hidden or any(not isinstance(size, int) or size < 1 for size in hidden):
+        raise ValueError(
+            f"`hidden` must hold at least one size of at least 1, got {hidden!r}."
+        )
+    if not 0 < threshold < float("inf"):
+        raise ValueError(f"`threshold` must be above 0 and finite, got {threshold!r}.")
+
+
+def log_and_sign(values: Array, threshold: float) -> Array:
+    """Numbers `[...]` of any order of magnitude as two features each, `[..., 2]`.
+
+    (log|v| / p, sgn v) if |v| >= e^-p, else (-1, e^p v), with p the threshold:
+    M. Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
+    NeurIPS 2016, https://arxiv.org/abs/1606.04474, appendix A.
+    """
+    size = jnp.abs(values)
+    least = math.exp(-threshold)
+    is_large = size >= least
+    # The inner `where` keeps the derivative of the logarithm finite at 0.
+    log = jnp.log(jnp.where(is_large, size, 1)) / threshold
+    first = jnp.where(is_large, log, -1)
+    second = jnp.where(is_large, jnp.sign(values), values / least)
+    return jnp.stack([first, second], axis=-1)

@@ -1,0 +1,232 @@
+"""An LSTM that reads a task and generates the parameters of another network.
+
+The combination is ours and has no published number. Its parts:
+
+* generated weights: D. Ha, A. Dai, Q. Le, "HyperNetworks", ICLR 2017,
+  https://arxiv.org/abs/1609.09106. There a recurrent network makes another's weights
+  anew at every time step; here it makes them once for a task, from its support set;
+* an average over examples as the code of a set, so that their order does not matter;
+* inner steps from what is generated, as MAML takes them from one initialisation:
+  C. Finn, P. Abbeel, S. Levine, ICML 2017, https://arxiv.org/abs/1703.03400.
+
+    code    c = mean over the support set of h_T,  h = LSTM([x_1, y_1] .. [x_T, y_T])
+    start   phi_0 = theta + V^T c, or theta + V^T (U^T c) with a `rank`
+    inner   phi_{t+1} = phi_t + u_t(grad L_support(phi_t)),  `steps` times
+    outer   min over theta, V, U and the LSTM of the mean over tasks of  L_query(phi_T)
+
+theta is `meta_params.base`, V and U `meta_params.generator`, the LSTM
+`meta_params.encoder`. V starts small, so that phi_0 is about theta: learning starts
+from MAML. With `steps=0` it is a hypernetwork, and with V = 0 MAML.
+
+It is one of two things that are called Meta-LSTM; the other is an LSTM whose cell state
+are the parameters, `metajax.learners.optimizer.meta_lstm`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from metajax.filters import combine, everything, partition
+from metajax.learned_optimizer import LearnedOptimizer
+from metajax.learners.gradient.descent import (
+    InnerOptimizer,
+    Run,
+    check_descent,
+    learner_of_run,
+    optimizer_of,
+    support_loss_fn,
+)
+from metajax.models.adapters import from_linen
+from metajax.models.recurrent import RecurrentLSTM, check_hidden
+from metajax.objectives import cross_entropy
+from metajax.prototypes import check_way
+from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.unroll import Unrolled, unroll
+
+__all__ = ["MetaParams", "as_sequences", "lstm_generator"]
+
+
+class MetaParams(NamedTuple):
+    """What is learned.
+
+    Attributes:
+      base: parameters of the model.
+      encoder: parameters of the LSTM that reads the support set.
+      generator: `{"up": V}`, `[hidden[-1], P]` for P generated parameters; with a rank
+        r, `{"down": U, "up": V}`, `[hidden[-1], r]` and `[r, P]`.
+      optimizer: parameters of a `LearnedOptimizer`, else None.
+    """
+
+    base: PyTree
+    encoder: PyTree
+    generator: dict[str, Array]
+    optimizer: PyTree
+
+
+def lstm_generator(
+    model: Model,
+    inner_optimizer: InnerOptimizer,
+    *,
+    steps: int,
+    eval_steps: int | None = None,
+    hidden: Sequence[int] = (64,),
+    rank: int | None = None,
+    way: int | None = None,
+    offset_scale: float = 0.01,
+    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+    gradient: str = "remat",
+    generates: Callable[[str], bool] = everything,
+    adapts: Callable[[str], bool] = everything,
+    check_mixed: bool = True,
+) -> Learner:
+    """Builds the generator of parameters.
+
+    Choose it for tasks of sequences whose hidden parameters a reader can tell, where
+    gradient steps from one initialisation are too few to get there. The generator has
+    `hidden[-1]` numbers for each generated parameter: for large models give a `rank`,
+    or generate some of them.
+
+    Args:
+      model: the network, such as `metajax.lstm`; any model of arrays `[n, T, F]`, or of
+        inputs without a time axis.
+      inner_optimizer: what adapts what is generated, such as `optax.sgd(0.1)`, or a
+        `LearnedOptimizer`.
+      steps: inner steps in training, at least 0.
+      eval_steps: inner steps of `adapt`; None means `steps`.
+      hidden: sizes of the layers of the LSTM that reads the support set.
+      rank: None for a full matrix from code to parameters, or the rank of one of low
+        rank, from 1 to `hidden[-1]`.
+      way: the number of classes, N, if targets are labels; they are read as one-hot.
+      offset_scale: size of an offset V^T c at first, for codes of unit size; above 0,
+        as the generator could not learn from 0 at both of its sides.
+      objective: `(outputs, y) -> [n]`, the loss of every example.
+      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      generates: which parameters have an offset; see `metajax.filters`.
+      adapts: which parameters the inner steps adapt.
+      check_mixed: see `metajax.unroll.unroll`.
+
+    Returns:
+      A learner whose `meta_params` are `MetaParams` and whose `adapted` are parameters
+      of `model`. Its loss reports `support_loss_t` for each inner step t.
+
+    Raises:
+      ValueError: if a number is out of range; when it is used, if targets are labels
+        and there is no `way`.
+      TypeError: if `inner_optimizer` is no optimizer.
+
+    Example:
+      >>> import optax
+      >>> from metajax import lstm, lstm_generator
+      >>> from metajax.objectives import squared_error
+      >>> model, optimizer = lstm(1), optax.sgd(0.1)
+      >>> learner = lstm_generator(model, optimizer, steps=1, objective=squared_error)
+    """
+    check_way(way)
+    check_descent(inner_optimizer, gradient, steps, eval_steps)
+    size = check_hidden(hidden)[-1]
+    if rank is not None and (not isinstance(rank, int) or not 1 <= rank <= size):
+        raise ValueError(
+            f"`rank` must be None or an integer from 1 to {size}, the size of the code "
+            f"(`hidden[-1]`), got {rank!r}."
+        )
+    if not 0 < offset_scale < math.inf:
+        raise ValueError(
+            f"`offset_scale` must be above 0 and finite, got {offset_scale!r}."
+        )
+    encoder = from_linen(RecurrentLSTM(check_hidden(hidden)))
+    support_loss = support_loss_fn(model, objective)
+
+    def generate(meta_params: MetaParams, support: Examples) -> PyTree:
+        """phi_0."""
+        read = as_sequences(support, way)
+        last = encoder.apply(meta_params.encoder, read, mask=support.mask)[:, -1]
+        where = None if support.mask is None else support.mask[:, None]
+        offsets = jnp.mean(last, axis=0, where=where)
+        for part in ("down", "up") if rank is not None else ("up",):
+            offsets = offsets @ meta_params.generator[part]
+        chosen, others = partition(meta_params.base, generates)
+        theta, unravel = ravel_pytree(chosen)
+        return combine(unravel(theta + offsets), others)
+
+    def run(
+        meta_params: MetaParams, support: Examples, key: Array | None, how: Run
+    ) -> Unrolled:
+        return unroll(
+            support_loss,
+            optimizer_of(meta_params, inner_optimizer),
+            generate(meta_params, support),
+            support,
+            steps=how.steps,
+            gradient=gradient,
+            adapts=adapts,
+            key=key,
+            keep_path=how.keep_path,
+            check_mixed=check_mixed,
+        )
+
+    def init(key: Array, task: Task) -> MetaParams:
+        key_base, key_encoder, key_down, key_up, key_optimizer = jax.random.split(
+            key, 5
+        )
+        base = model.init(key_base, task.support.x)
+        num_params = ravel_pytree(partition(base, generates)[0])[0].size
+        generator = {}
+        if rank is not None:
+            down = jax.random.normal(key_down, (size, rank)) / math.sqrt(size)
+            generator["down"] = down
+        inner = size if rank is None else rank
+        up = jax.random.normal(key_up, (inner, num_params)) / math.sqrt(inner)
+        generator["up"] = offset_scale * up
+        learned = None
+        if isinstance(inner_optimizer, LearnedOptimizer):
+            learned = inner_optimizer.init(key_optimizer, partition(base, adapts)[0])
+        reader = encoder.init(key_encoder, as_sequences(task.support, way))
+        return MetaParams(base, reader, generator, learned)
+
+    return learner_of_run(
+        model, init, run, objective, steps=steps, eval_steps=eval_steps
+    )
+
+
+def as_sequences(examples: Examples, way: int | None = None) -> Array:
+    """Inputs and targets side by side, `[n, T, F]`.
+
+    Arrays `[n, T, F]` are sequences, and so are integer labels `[n, T]` beside them.
+    Anything else is flattened and stands at every step: at the only one if neither
+    inputs nor targets are sequences. Integer targets are labels below `way` and become
+    one-hot.
+
+    Raises:
+      ValueError: if targets are labels and `way` is None, if inputs or targets are not
+        one array each, or if both are sequences and their lengths differ.
+    """
+    for name, leaf in (("x", examples.x), ("y", examples.y)):
+        if getattr(leaf, "ndim", 0) < 1:
+            raise ValueError(
+                f"The LSTM that reads the support set needs `{name}` as one array "
+                f"`[n, ...]`, got {type(leaf).__name__}."
+            )
+    x, y = examples.x, examples.y
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        if way is None:
+            raise ValueError(
+                "Targets are integers, so class labels: give `way`, the number of "
+                "classes, to read them as one-hot."
+            )
+        y = jax.nn.one_hot(y, way, dtype=jnp.result_type(float))
+    parts = [
+        leaf if leaf.ndim == 3 else leaf.reshape(len(leaf), 1, -1) for leaf in (x, y)
+    ]
+    lengths = {part.shape[1] for part in parts} - {1}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"Inputs and targets have {sorted(lengths)} time steps; they must have as "
+            "many as each other, or one of them a single one."
+        )
+    length = max(lengths, default=1)
+    rows = [jnp.broadcast_to(p, (len(p), length, p.shape[2])) for p in parts]
+    return jnp.concatenate(rows, axis=-1)

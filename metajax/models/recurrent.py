@@ -1,0 +1,78 @@
+"""A recurrent network: one layer or several of LSTM, read out at every time step.
+
+S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", Neural Computation 1997, with
+the forget gate of F. Gers, J. Schmidhuber, F. Cummins, "Learning to Forget", 2000; the
+cell is Flax's.
+
+    c_t = f_t * c_{t-1} + i_t * g_t,   h_t = o_t * tanh(c_t),   y_t = W h_t + b
+
+The states start from 0 and W, b are the layer `head`. For a network that learns from
+sequences what the next value is, see `metajax.tasks.sequences`; for the LSTM that
+optimises another network, `metajax.learners.optimizer.meta_lstm`.
+"""
+
+from collections.abc import Sequence
+
+import chex
+import jax.numpy as jnp
+from flax import linen as nn
+
+from metajax.models.adapters import from_linen
+from metajax.types import Array, Model
+
+__all__ = ["RecurrentLSTM", "check_hidden", "lstm"]
+
+
+class RecurrentLSTM(nn.Module):
+    """Layers of LSTM along time, and a linear `head` on the last, if there is any."""
+
+    hidden: Sequence[int]
+    num_outputs: int | None = None
+
+    @nn.compact
+    def __call__(self, inputs: Array | tuple[Array, Array]) -> Array:
+        """Maps `[n, T, F]` to `[n, T, num_outputs]`, or to states `[n, T, hidden]`."""
+        x, context = inputs if isinstance(inputs, tuple) else (inputs, None)
+        chex.assert_rank(x, 3)
+        if context is not None:
+            shape = (*x.shape[:2], context.shape[-1])
+            x = jnp.concatenate([x, jnp.broadcast_to(context[:, None], shape)], axis=-1)
+        for size in self.hidden:
+            x = nn.RNN(nn.LSTMCell(size))(x)
+        if self.num_outputs is None:
+            return x
+        return nn.Dense(self.num_outputs, name="head")(x)
+
+
+def lstm(num_outputs: int, *, hidden: Sequence[int] = (32,)) -> Model:
+    """An LSTM that answers at every time step.
+
+    Args:
+      num_outputs: size of the output.
+      hidden: sizes of the layers, at least one.
+
+    Returns:
+      A model from `[n, T, F]` to `[n, T, num_outputs]`; the answer at a step depends on
+      the inputs up to that step. Its last layer is `params/head`. It also takes pairs
+      of inputs and a context `[n, c]`, which it appends to the input of every step.
+
+    Raises:
+      ValueError: if a size is not an integer of at least 1, or there is no layer.
+      AssertionError: at trace time, if inputs have no three axes.
+    """
+    if not isinstance(num_outputs, int) or num_outputs < 1:
+        raise ValueError(
+            f"`num_outputs` must be an integer of at least 1, got {num_outputs!r}."
+        )
+    return from_linen(RecurrentLSTM(check_hidden(hidden), num_outputs))
+
+
+def check_hidden(hidden: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of layers as a tuple, or a ValueError."""
+    sizes = tuple(hidden) if isinstance(hidden, Sequence) else ()
+    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(
+            "`hidden` must hold at least one size, integers of at least 1, got "
+            f"{hidden!r}."
+        )
+    return sizes
