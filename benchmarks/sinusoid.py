@@ -1,33 +1,50 @@
-"""MAML on sinusoids: C. Finn et al., ICML 2017, section 5.1.
+"""Gradient-based learners on sinusoids: C. Finn et al., ICML 2017, section 5.1.
 
     python -m benchmarks.sinusoid --seed 0
+    python -m benchmarks.sinusoid --learner meta-sgd
 
-K = 10, one inner step of 0.01, 25 tasks a step, Adam 1e-3, 70,000 steps; tested on 2000
-tasks with 10 fresh points each, after 0 to 10 inner steps on the same support set.
+K = 10, one inner step, 25 tasks a step, Adam 1e-3, 70,000 steps; tested on 2000 tasks
+with 10 fresh points each, after 0 to 10 inner steps on the same support set. The inner
+rate is 0.01 for MAML, first-order MAML, ANIL and the start of Meta-SGD's rates, and 1
+for CAVIA, whose context has 5 numbers.
+
+After several steps a rare task diverges and then is the mean by itself, so each row
+also has the median over tasks, and the share of those with a squared error above 25,
+the square of the largest amplitude.
 """
 
 import dataclasses
+from typing import Any, Literal
 
+import numpy as np
 import optax
 import tyro
 
 from benchmarks.record import write_result
 from metajax.evaluation import evaluate
+from metajax.filters import everything, only
+from metajax.learners.gradient.cavia import cavia
 from metajax.learners.gradient.maml import maml
+from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
 from metajax.tasks.sinusoid import sinusoid
 from metajax.trainer import train
+from metajax.types import Learner
+
+DIVERGED = 25.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a run is made of; the defaults are the paper's."""
 
+    learner: Literal["maml", "fomaml", "anil", "meta-sgd", "cavia"] = "maml"
     seed: int = 0
     shot: int = 10
     steps: int = 70_000
-    inner_rate: float = 0.01
+    inner_rate: float | None = None
+    """None takes the learner's own."""
     inner_steps: int = 1
     outer_rate: float = 1e-3
     tasks_per_step: int = 25
@@ -36,15 +53,14 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Trains, tests and writes the result."""
-    model = mlp(1)
-    inner_optimizer = optax.sgd(settings.inner_rate)
+    if settings.inner_rate is None:
+        rate = 1.0 if settings.learner == "cavia" else 0.01
+        settings = dataclasses.replace(settings, inner_rate=rate)
     tasks = sinusoid(shot=settings.shot, num_queries=10)
-    learner = maml(
-        model, inner_optimizer, steps=settings.inner_steps, objective=squared_error
-    )
     description = dataclasses.asdict(settings)
+    name = f"sinusoid-{settings.learner}-k{settings.shot}-seed{settings.seed}"
     result = train(
-        learner,
+        make_learner(settings),
         tasks,
         optax.adam(settings.outer_rate),
         steps=settings.steps,
@@ -53,37 +69,53 @@ def main(settings: Settings) -> None:
         steps_per_dispatch=500,
         log_every=1000,
         checkpoint_every=10_000,
-        run_dir=f"runs/sinusoid-k{settings.shot}-seed{settings.seed}",
+        run_dir=f"runs/{name}",
         config=description,
     )
-    judged = maml(
-        model,
-        inner_optimizer,
-        steps=settings.inner_steps,
-        eval_steps=10,
-        objective=squared_error,
-    )
     report = evaluate(
-        judged,
+        make_learner(settings, eval_steps=10),
         result.meta_params,
-        sinusoid(shot=settings.shot, num_queries=10),
+        tasks,
         num_tasks=settings.num_test_tasks,
         steps_curve=True,
     )
     print(report)
-    curve = report.curve["mse"]
-    rows = [
-        {
-            "metric": "mse",
-            "inner_steps": steps,
-            "mean": float(curve.mean[steps]),
-            "half_width": float(curve.half_width[steps]),
-            "num_tasks": settings.num_test_tasks,
+    rows: list[dict[str, Any]] = []
+    for steps, errors in enumerate(report.step_values["mse"].T):
+        # In double precision, as the square of a diverged error overflows.
+        errors = np.asarray(errors, float)
+        spread = errors.std(ddof=1) if np.isfinite(errors).all() else np.inf
+        numbers = {
+            "mean": errors.mean(),
+            "half_width": 1.96 * spread / np.sqrt(len(errors)),
+            "median": np.median(np.nan_to_num(errors, nan=np.inf)),
+            "diverged": np.mean(~(errors <= DIVERGED)),
         }
-        for steps in range(11)
-    ]
-    name = f"sinusoid-maml-k{settings.shot}-seed{settings.seed}"
+        row: dict[str, Any] = {"metric": "mse", "inner_steps": steps}
+        for key, value in numbers.items():
+            row[key] = float(value) if np.isfinite(value) else None
+        rows.append(row | {"num_tasks": settings.num_test_tasks})
+    for row in rows[:2] + rows[-1:]:
+        print(row)
     write_result(name, description, rows)
+
+
+def make_learner(settings: Settings, eval_steps: int | None = None) -> Learner:
+    """The learner; `eval_steps` are those of `adapt`."""
+    model, steps = mlp(1), settings.inner_steps
+    common: dict[str, Any] = {
+        "steps": steps,
+        "eval_steps": eval_steps,
+        "objective": squared_error,
+    }
+    inner = optax.sgd(settings.inner_rate)
+    if settings.learner == "cavia":
+        return cavia(model, inner, **common)
+    if settings.learner == "meta-sgd":
+        return meta_sgd(model, rate=settings.inner_rate, **common)
+    gradient = "first_order" if settings.learner == "fomaml" else "remat"
+    adapts = only("head") if settings.learner == "anil" else everything
+    return maml(model, inner, gradient=gradient, adapts=adapts, **common)
 
 
 if __name__ == "__main__":

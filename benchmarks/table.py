@@ -24,6 +24,10 @@ BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
 # (learner, images, way, shot, queries) -> text with its kind.
 PUBLISHED = {
     ("maml", "sinusoid", 0, 10, 10): "0.33 (own runs before this project)",
+    ("fomaml", "sinusoid", 0, 10, 10): "0.50 (own runs before this project)",
+    ("anil", "sinusoid", 0, 10, 10): "0.99 (own runs before this project)",
+    ("meta-sgd", "sinusoid", 0, 10, 10): "0.23 to 0.26 (own runs before this project)",
+    ("cavia", "sinusoid", 0, 10, 10): "0.18 to 0.19 (own runs before this project)",
     ("maml", "omniglot", 5, 1, 1): "98.7 paper, 98.4 and 99.1 reproductions",
     ("maml", "omniglot", 5, 5, 5): "99.9 paper, 99.4 reproduction",
     ("fomaml", "omniglot", 5, 1, 1): "98.3 Reptile's paper",
@@ -109,12 +113,12 @@ def _lines() -> Iterator[Line]:
 
 def _protocol(settings: dict[str, Any], result: dict[str, Any]) -> Protocol | None:
     steps = f"{settings['steps']:,} steps"
-    if "inner_rate" in settings:  # sinusoids: the paper's row is after one inner step
+    if "source" not in settings:  # sinusoids: the paper's row is after one inner step
         if result["inner_steps"] != 1:
             return None
         setting = f"mean squared error after 1 inner step; {steps}, the paper's"
-        shot = settings["shot"]
-        return Protocol("maml", "sinusoid", "sinusoid", 0, shot, 10, setting)
+        learner, shot = settings.get("learner", "maml"), settings["shot"]
+        return Protocol(learner, "sinusoid", "sinusoid", 0, shot, 10, setting)
     trained = f"{settings['way']}-way {settings['shot']}-shot"
     trained += f", {_plural(settings['num_queries'], 'query', 'queries')}"
     trained += f", {_plural(settings['tasks_per_step'], 'task', 'tasks')} a step"
