@@ -80,6 +80,7 @@ def main(settings: Settings) -> None:
         steps_curve=True,
     )
     print(report)
+    assert report.step_values is not None
     rows: list[dict[str, Any]] = []
     for steps, errors in enumerate(report.step_values["mse"].T):
         # In double precision, as the square of a diverged error overflows.
@@ -108,6 +109,7 @@ def make_learner(settings: Settings, eval_steps: int | None = None) -> Learner:
         "eval_steps": eval_steps,
         "objective": squared_error,
     }
+    assert settings.inner_rate is not None
     inner = optax.sgd(settings.inner_rate)
     if settings.learner == "cavia":
         return cavia(model, inner, **common)
