@@ -47,6 +47,7 @@ from metajax.tasks.loaders import from_tfds as from_tfds
 from metajax.tasks.omniglot import omniglot as omniglot
 from metajax.tasks.sequences import sequence_sinusoid as sequence_sinusoid
 from metajax.tasks.sinusoid import sinusoid as sinusoid
+from metajax.tasks.synthetic_table import synthetic_table as synthetic_table
 from metajax.trainer import NonFiniteError as NonFiniteError
 from metajax.trainer import train as train
 from metajax.types import Examples as Examples
@@ -106,6 +107,7 @@ __all__ = [
     "sequence_sinusoid",
     "sinusoid",
     "split_classes",
+    "synthetic_table",
     "train",
     "whole_run",
     "with_lora",

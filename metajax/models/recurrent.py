@@ -12,6 +12,7 @@ optimises another network, `metajax.learners.optimizer.meta_lstm`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax.numpy as jnp
@@ -32,13 +33,14 @@ class RecurrentLSTM(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array | tuple[Array, Array]) -> Array:
         """Maps `[n, T, F]` to `[n, T, num_outputs]`, or to states `[n, T, hidden]`."""
-        x, context = inputs if isinstance(inputs, tuple) else (inputs, None)
+        x, context = _split_context(inputs)
         chex.assert_rank(x, 3)
         if context is not None:
             shape = (*x.shape[:2], context.shape[-1])
             x = jnp.concatenate([x, jnp.broadcast_to(context[:, None], shape)], axis=-1)
         for size in self.hidden:
-            x = nn.RNN(nn.LSTMCell(size))(x)
+            states: Any = nn.RNN(nn.LSTMCell(size))(x)
+            x = states
         if self.num_outputs is None:
             return x
         return nn.Dense(self.num_outputs, name="head")(x)
@@ -76,3 +78,7 @@ def check_hidden(hidden: Sequence[int]) -> tuple[int, ...]:
             f"{hidden!r}."
         )
     return sizes
+
+
+def _split_context(x: Array | tuple[Array, Array]) -> tuple[Array, Array | None]:
+    return x if isinstance(x, tuple) else (x, None)

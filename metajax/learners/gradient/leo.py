@@ -7,25 +7,27 @@ https://github.com/deepmind/leo. On features x of a network that is usually froz
 
     encoder    mu_n, sigma_n = mean over examples k of class n, and all examples m,
                of  relation([x_k E, x_m E]),   z_n ~ N(mu_n, sigma_n^2)
-    decoder    m_n, s_n = z_n D,   w_n ~ N(m_n, s_n^2),   logits of x:  x . w_n
+    decoder    m_n, s_n = z_n V,   w_n ~ N(m_n, s_n^2),   logits of x:  x . w_n
     inner      z' <- z' - alpha * grad_z L_support(w(z')),   `steps` times
     then       w' <- w' - eta * grad_w L_support(w'),   `fine_tuning_steps` times
     outer      L_query(w') + kl_weight * KL(N(mu, sigma^2) || N(0, 1))
                + encoder_penalty * |stop_gradient(z') - z|^2
-               + orthogonality * |C(D) - I|^2
+               + orthogonality * |C(V) - I|^2
 
-E is `meta_params.encoder`, D `meta_params.decoder`, C(D) the correlations between its
+E is `meta_params.encoder`, V `meta_params.decoder`, C(V) the correlations between its
 rows; alpha and eta, `meta_params.rates`, are learned, a rate for each dimension of code
 and features. The three penalties are means over their entries, as in the official code.
 Samples are drawn by `loss` with a key; `adapt`, and `loss` without one, take the means,
 as the official code does in testing. The paper's L2 penalty is left to the outer
 optimizer, as weight decay (mask out a frozen embedding), and its dropout to the model.
 
-Differs from the official code: a spread is softplus of what the network gives, 1 for 0,
-and for weights times Glorot's sqrt(2 / (D + N)), where it has exp(.) - 1, cut off at
-1e-10, and for weights Glorot's more; that overflows where features are not small. And
-the KL is exact and not estimated from the sample. Not to be confused with CAVIA, whose
-context is the same for all classes and starts from 0.
+Differs from the official code: spreads are the softplus of what the network gives, with
+1 at 0, those of the weights times Glorot's sqrt(2 / (features + N)); there they are exp
+of it, less 1 and for the weights plus Glorot's, and at least 1e-10, which overflows
+where features are not small. The KL is exact, not estimated from the sample. No number
+of the paper is checked: they are on the features of a certain wide residual network.
+
+Not to be confused with CAVIA, whose context is one for all classes and starts from 0.
 """
 
 import math
@@ -58,7 +60,7 @@ class MetaParams(NamedTuple):
       embedding: parameters of the model.
       encoder: E, `[D, L]`.
       relation: three kernels of a ReLU network without biases, from `[2 L]` to `[2 L]`.
-      decoder: D, `[L, 2 D]`.
+      decoder: V, `[L, 2 D]`.
       rates: `{"latent": {"learning_rate": [1, L]}, "weights": {... [1, D]}}`.
     """
 
@@ -80,15 +82,15 @@ def leo(
     fine_tuning_rate: float = 1e-3,
     kl_weight: float = 1e-3,
     encoder_penalty: float = 1e-9,
-    orthogonality: float = 0.1,
+    orthogonality: float = 1e-3,
     train_embedding: bool = False,
     gradient: str = "remat",
 ) -> Learner:
     """Builds LEO.
 
     Choose it for few-shot classification on the features of a network that is trained
-    already and too large to adapt. The penalties are the ones to tune: the paper's
-    values differ by orders of magnitude between its data sets.
+    already and too large to adapt. Its rates and the weights of its penalties are as
+    the official code has them by default; these weights are what to tune.
 
     Args:
       model: an embedding, inputs `[n, ...]` to features `[n, D]`. To start from a
@@ -98,8 +100,8 @@ def leo(
       num_latents: size of the code of a class, L, at least 1; 64 is the paper's.
       steps: inner steps on the code, at least 0; 5 is the paper's.
       fine_tuning_steps: inner steps on the weights after these, at least 0, likewise.
-      latent_rate: alpha at first, above 0; the official code's.
-      fine_tuning_rate: eta at first, above 0; the official code's.
+      latent_rate: alpha at first, above 0.
+      fine_tuning_rate: eta at first, above 0.
       kl_weight: beta of the paper, at least 0.
       encoder_penalty: gamma of the paper, at least 0.
       orthogonality: lambda_2 of the paper, at least 0.
