@@ -1,6 +1,10 @@
 """metajax: functional meta-learning in JAX, one contract for all its families."""
 
 from metajax.checkpoints import load_meta_params as load_meta_params
+from metajax.compare_gradients import compare_gradients as compare_gradients
+from metajax.estimators import evolution_strategies as evolution_strategies
+from metajax.estimators import pes as pes
+from metajax.estimators import truncated as truncated
 from metajax.evaluation import evaluate as evaluate
 from metajax.evaluation import leakage as leakage
 from metajax.explain import explain as explain
@@ -71,9 +75,11 @@ __all__ = [
     "calibrate",
     "cavia",
     "compare",
+    "compare_gradients",
     "conv4",
     "evaluate",
     "everything",
+    "evolution_strategies",
     "explain",
     "few_shot",
     "from_arrays",
@@ -101,6 +107,7 @@ __all__ = [
     "omniglot",
     "on_host",
     "only",
+    "pes",
     "proto_maml",
     "prototypical",
     "reptile",
@@ -109,6 +116,7 @@ __all__ = [
     "split_classes",
     "synthetic_table",
     "train",
+    "truncated",
     "whole_run",
     "with_lora",
     "with_precision",

@@ -19,9 +19,22 @@ from typing import Annotated, Any, Literal, Union
 import optax
 import tyro
 
+from metajax.learned_optimizer import HyperParameter, learned
+from metajax.learners.gradient.cavia import cavia
+from metajax.learners.gradient.descent import InnerOptimizer as AnyOptimizer
+from metajax.learners.gradient.imaml import imaml
+from metajax.learners.gradient.leo import leo
 from metajax.learners.gradient.maml import maml
+from metajax.learners.gradient.maml_plus_plus import maml_plus_plus
+from metajax.learners.gradient.meta_curvature import meta_curvature
+from metajax.learners.gradient.meta_sgd import meta_sgd
+from metajax.learners.gradient.proto_maml import proto_maml
+from metajax.learners.gradient.reptile import reptile
 from metajax.learners.metric import prototypical as metric
 from metajax.learners.metric.prototypical import prototypical
+from metajax.learners.optimizer.learn_optimizer import JUDGES, learn_optimizer
+from metajax.learners.optimizer.lstm_optimizer import lstm_optimizer
+from metajax.learners.optimizer.meta_lstm import meta_lstm
 from metajax.models.networks import conv4, mlp
 from metajax.models.normalization import NORMALIZATIONS
 from metajax.models.precision import PRECISIONS
@@ -30,6 +43,7 @@ from metajax.tasks.glyphs import glyphs
 from metajax.tasks.loaders import from_folder, from_tfds
 from metajax.tasks.omniglot import omniglot
 from metajax.tasks.sinusoid import sinusoid
+from metajax.tasks.synthetic_table import synthetic_table
 from metajax.unroll import GRADIENT_MODES
 
 __all__ = [
@@ -51,7 +65,20 @@ __all__ = [
 
 Constructor = Callable[..., Any]
 
-LEARNERS: dict[str, Constructor] = {"maml": maml, "prototypical": prototypical}
+LEARNERS: dict[str, Constructor] = {
+    "maml": maml,
+    "meta_sgd": meta_sgd,
+    "maml_plus_plus": maml_plus_plus,
+    "proto_maml": proto_maml,
+    "reptile": reptile,
+    "imaml": imaml,
+    "cavia": cavia,
+    "leo": leo,
+    "meta_curvature": meta_curvature,
+    "meta_lstm": meta_lstm,
+    "learn_optimizer": learn_optimizer,
+    "prototypical": prototypical,
+}
 MODELS: dict[str, Constructor] = {"conv4": conv4, "mlp": mlp}
 TASKS: dict[str, Constructor] = {
     "glyphs": glyphs,
@@ -59,27 +86,37 @@ TASKS: dict[str, Constructor] = {
     "folder": from_folder,
     "tfds": from_tfds,
     "sinusoid": sinusoid,
+    "synthetic_table": synthetic_table,
 }
-EMBEDDING_LEARNERS = ("prototypical",)  # their model has no head for the classes
+# Their model has no head for the classes.
+EMBEDDING_LEARNERS = ("prototypical", "proto_maml", "leo")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InnerOptimizer:
     """What adapts the parameters to one task."""
 
-    name: Literal["sgd", "momentum", "adam"] = "sgd"
+    name: Literal["sgd", "momentum", "adam", "lstm"] = "sgd"
     """`momentum` is SGD with momentum 0.9, `adam` has `eps_root` 1e-8, without which
-    it cannot be differentiated."""
+    it cannot be differentiated, `lstm` is a learned network without learning rate."""
     learning_rate: float = 0.1
-    """Step size: 0.4 is MAML's on Omniglot, 0.01 on sinusoids."""
+    """Step size: 0.4 is MAML's on Omniglot, 0.01 on sinusoids, 1 CAVIA's."""
+    learned: Literal["optimizer", "leaf", "parameter"] | None = None
+    """Whether the rate is learned too: one for all, for each array of parameters, or
+    for each parameter."""
 
-    def build(self) -> optax.GradientTransformation:
-        """The Optax optimizer."""
-        if self.name == "adam":
-            return optax.adam(self.learning_rate, eps_root=1e-8)
-        return optax.sgd(
-            self.learning_rate, momentum=0.9 if self.name == "momentum" else None
-        )
+    def build(self) -> AnyOptimizer:
+        """The optimizer."""
+        if self.name == "lstm":
+            return lstm_optimizer()
+        make: Constructor = functools.partial(optax.adam, eps_root=1e-8)
+        if self.name != "adam":
+            momentum = 0.9 if self.name == "momentum" else None
+            make = functools.partial(optax.sgd, momentum=momentum)
+        if self.learned is None:
+            return make(self.learning_rate)
+        rate = HyperParameter(self.learning_rate, per=self.learned)
+        return learned(make, learning_rate=rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +170,8 @@ _TYPES: dict[str, Any] = {
     "distance": Literal[metric.DISTANCES],
     "dtype": Literal["float32", "bfloat16", "float16"],
     "gradient": Literal[GRADIENT_MODES],
+    "imaml.gradient": Literal[("implicit", *GRADIENT_MODES)],
+    "judges": Literal[JUDGES],
     "inner_optimizer": InnerOptimizer,
     "normalization": Literal[NORMALIZATIONS],
     "num_outputs": int | None,
@@ -148,7 +187,11 @@ _TYPES: dict[str, Any] = {
 _DEFAULTS: dict[str, Any] = {
     "adapts": "everything",
     "dtype": "float32",
+    "cavia.inner_optimizer": InnerOptimizer(learning_rate=1.0),
+    "imaml.steps": 16,
     "inner_optimizer": InnerOptimizer(),
+    "learn_optimizer.inner_optimizer": InnerOptimizer(learned="optimizer"),
+    "learn_optimizer.steps": 20,
     "num_outputs": None,
     "num_queries": 15,
     "objective": None,
@@ -206,11 +249,13 @@ def _arguments_of(
         if name in without + _HIDDEN:
             continue
         default = parameter.default
+        own = f"{constructor.__name__}.{name}"
         if default is parameter.empty or name in _TYPES:
             default = defaults.get(name, _DEFAULTS.get(name, default))
+            default = _DEFAULTS.get(own, default)
         if default is parameter.empty:
             default = dataclasses.MISSING
-        kind = _TYPES.get(name, hints[name])
+        kind = _TYPES.get(own, _TYPES.get(name, hints[name]))
         if name in _HELP:
             kind = Annotated[kind, tyro.conf.arg(help=_HELP[name])]
         fields.append((name, kind, dataclasses.field(default=default)))
@@ -237,6 +282,7 @@ ARGUMENTS: dict[str, dict[str, type]] = {
         "folder": arguments("folder", from_folder, few_shot, ClassSplit),
         "tfds": arguments("tfds", from_tfds, few_shot, ClassSplit),
         "sinusoid": arguments("sinusoid", sinusoid),
+        "synthetic_table": arguments("synthetic_table", synthetic_table),
     },
 }
 

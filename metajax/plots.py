@@ -1,4 +1,4 @@
-"""Pictures: few-shot tasks with predictions, and learning curves of several methods.
+"""Pictures: tasks with predictions, learning curves, and gradients compared.
 
 They need matplotlib, which the extra `plots` installs.
 """
@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from metajax.compare_gradients import GradientComparison
 from metajax.run_folder import Record
 from metajax.types import Task
 
-__all__ = ["plot_learning_curves", "plot_tasks"]
+__all__ = ["plot_gradients", "plot_learning_curves", "plot_tasks"]
 
 _RIGHT, _WRONG = "#00825f", "#d55e00"  # also apart for the colour-blind
 
@@ -146,6 +147,53 @@ def plot_learning_curves(
         ncols=2,
         frameon=False,
         title="band: 95 % interval over tasks",
+    )
+    figure.savefig(path, format="png", dpi=130)
+
+
+def plot_gradients(
+    path: str | os.PathLike[str], comparison: GradientComparison
+) -> None:
+    """Draws how estimators of the outer gradient compare: a panel for each measure.
+
+    Args:
+      path: the PNG file to write.
+      comparison: what `metajax.compare_gradients` found.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    rows = comparison.rows
+    height = 1.3 + 0.3 * len(rows)
+    figure = _figure_class()(figsize=(11, height), layout="constrained")
+    panels = figure.subplots(1, 4, sharey=True)
+    places = np.arange(len(rows))
+    cosines = np.array([row.cosine for row in rows])
+    means = np.array([row.cosine_of_mean for row in rows])
+    widths = np.array([row.cosine_half_width for row in rows])
+    panels[0].errorbar(cosines, places, xerr=widths, fmt="o", label="one estimate")
+    panels[0].plot(means, places, "x", color="0.2", label="mean of all")
+    panels[0].set_xlim(min(-0.05, 1.1 * float((cosines - widths).min())), 1.05)
+    panels[0].legend(loc="best", fontsize=8, frameon=False)
+    measures = {
+        "norm, as a fraction": [row.norm for row in rows],
+        "milliseconds a step": [1000 * row.seconds for row in rows],
+        "MiB planned a step": [row.memory / 2**20 for row in rows],
+    }
+    for axes, values in zip(panels[1:], measures.values(), strict=True):
+        axes.plot(values, places, "o")
+        axes.set_xscale("log")
+    titles = ["cosine with the exact gradient", *measures]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_xlabel(title)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(places, [row.name for row in rows])
+    panels[0].invert_yaxis()
+    figure.suptitle(
+        f"{comparison.num_tasks} tasks a step, {comparison.repeats} estimates; "
+        "band: 95 % interval over estimates",
+        fontsize=10,
     )
     figure.savefig(path, format="png", dpi=130)
 

@@ -409,6 +409,13 @@ def _non_finite_error(
             "To be differentiated, an inner Adam needs `eps_root` > 0 (1e-8, say), and "
             "roots and norms of zero an epsilon; or lower the inner learning rate."
         )
+        if "implicit_residual" in metrics:
+            residual = metrics["implicit_residual"][index]
+            what += f" (`implicit_residual` is {residual:.3g} in the mean over tasks)"
+            hint = (
+                "A linear solve did not reach `max_residual`: raise `strength` or "
+                "`cg_steps`, or take more inner steps."
+            )
     else:
         what = "loss and gradient are finite, but the updated meta-parameters are not"
         hint = "Lower the outer learning rate, or clip the gradient."

@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from metajax.learners.gradient.descent import (
-    InnerOptimizer,
     Run,
     check_descent,
     learner_of_run,
@@ -34,7 +34,7 @@ __all__ = ["cavia"]
 
 def cavia(
     model: Model,
-    inner_optimizer: InnerOptimizer,
+    inner_optimizer: optax.GradientTransformation,
     *,
     context_size: int = 5,
     steps: int = 1,

@@ -63,10 +63,26 @@ class Run(NamedTuple):
 
 
 def check_descent(
-    optimizer: InnerOptimizer, gradient: str, steps: int, eval_steps: int | None
+    optimizer: InnerOptimizer,
+    gradient: str,
+    steps: int,
+    eval_steps: int | None,
+    *,
+    may_be_learned: bool = False,
 ) -> None:
-    """As `metajax.unroll.check_inner_loop`, also for a `LearnedOptimizer`."""
+    """As `metajax.unroll.check_inner_loop`, also for a `LearnedOptimizer`.
+
+    Raises:
+      ValueError: as there, or if the optimizer is learned and may not be.
+      TypeError: as there.
+    """
     if isinstance(optimizer, LearnedOptimizer):
+        if not may_be_learned:
+            raise ValueError(
+                "This learner does not learn its inner optimizer; give it one of "
+                "Optax, such as optax.sgd(0.01). `maml` and `learn_optimizer` take a "
+                "LearnedOptimizer."
+            )
         with jax.ensure_compile_time_eval():
             start = optimizer.init(jax.random.key(0), jnp.zeros(2))
             optimizer = optimizer.build(start)
@@ -136,7 +152,7 @@ def descent(
       ValueError: as `check_descent`.
       TypeError: as `check_descent`.
     """
-    check_descent(inner_optimizer, gradient, steps, eval_steps)
+    check_descent(inner_optimizer, gradient, steps, eval_steps, may_be_learned=True)
     support_loss = support_loss_fn(model, objective)
 
     def start(meta_params: PyTree, support: Examples, key: Array | None) -> PyTree:

@@ -151,7 +151,7 @@ def leo(
         name: learned(optax.sgd, learning_rate=HyperParameter(rate, per="parameter"))
         for name, rate in (("latent", latent_rate), ("weights", fine_tuning_rate))
     }
-    check_descent(optimizers["latent"], gradient, steps, None)
+    check_descent(optimizers["latent"], gradient, steps, None, may_be_learned=True)
     classifier = within(model, "embedding", after=_classify)
 
     def decode(decoder: Array, codes: Array, key: Array | None) -> Array:
