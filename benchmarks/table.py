@@ -1,5 +1,7 @@
 """Writes the README's results table from the committed JSON files.
 
+It has the results that stand beside published ones; `benchmarks.results_page` has all.
+
     python -m benchmarks.table           # rewrite README.md between its two markers
     python -m benchmarks.table --check   # fail if that would change it
 
@@ -66,7 +68,7 @@ def main() -> None:
     text = README.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    new = f"{before}{BEGIN}\n{table()}{END}{after}"
+    new = f"{before}{BEGIN}\n{table(only_published=True)}{END}{after}"
     if not parser.parse_args().check:
         README.write_text(new)
     elif new != text:
@@ -75,13 +77,20 @@ def main() -> None:
         )
 
 
-def table() -> str:
-    """The table as Markdown."""
+def table(folder: pathlib.Path = RESULTS, *, only_published: bool = False) -> str:
+    """The table as Markdown.
+
+    Args:
+      folder: of the JSON files.
+      only_published: whether to leave out what has no published number beside it.
+    """
     rows = [
         "| trained on | tested on | task | learner | ours | others | setting |",
         "|---|---|---|---|---|---|---|",
     ]
-    for of, results in sorted(_lines(), key=_order):
+    for of, results in sorted(_lines(folder), key=_order):
+        if only_published and not _published(of):
+            continue
         cells = [
             of.source,
             of.images,
@@ -95,10 +104,10 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def _lines() -> Iterator[Line]:
+def _lines(folder: pathlib.Path) -> Iterator[Line]:
     """Results grouped by protocol and setting; seeds share a line."""
     groups: dict[Protocol, list[dict[str, Any]]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         settings = record["settings"]
         if "steps" not in settings:  # of speed, not of learning

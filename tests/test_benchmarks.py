@@ -2,9 +2,21 @@
 
 import json
 
+import jax
 import pytest
 
-from benchmarks import engine, omniglot, record, sinusoid, speed
+import metajax
+from benchmarks import (
+    engine,
+    gradients,
+    omniglot,
+    quadratics,
+    record,
+    results_page,
+    sinusoid,
+    speed,
+    tables,
+)
 from benchmarks.peers.items import select_items
 
 
@@ -26,6 +38,85 @@ def test_sinusoid(tmp_path):
     assert [row["inner_steps"] for row in result["results"]] == list(range(11))
     assert result["settings"]["seed"] == 0
     assert {"command", "revision", "device", "versions"} <= set(result)
+
+
+@pytest.mark.parametrize("name", ["fomaml", "anil", "meta-sgd", "cavia"])
+def test_other_learners_on_sinusoids(name):
+    settings = sinusoid.Settings(learner=name, inner_rate=0.5)
+    learner = sinusoid.make_learner(settings, eval_steps=2)
+    task = metajax.sinusoid()(jax.random.key(0))
+    meta_params = jax.eval_shape(learner.init, jax.random.key(1), task)
+    path = jax.eval_shape(learner.adapt_steps, meta_params, task.support)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(path)} == {3}
+
+
+@pytest.mark.parametrize("kind", omniglot.NAMES)
+def test_learners_on_omniglot(kind):
+    settings = kind()
+    assert omniglot.result_name(settings).count("-seed0") == 1
+    learner = settings.build(settings.model())
+    settings.optimizer()
+    tasks = metajax.glyphs(way=settings.way, shot=settings.train_shot, num_queries=1)
+    task = jax.eval_shape(tasks, jax.random.key(0))
+    meta_params = jax.eval_shape(learner.init, jax.random.key(1), task)
+    loss, _ = jax.eval_shape(learner.loss, meta_params, task)
+    assert loss.shape == ()
+
+
+def test_results_name_the_switches_that_are_not_as_usual():
+    settings = omniglot.MamlPlusPlus(per_step_rates=False, way=20, steps=7)
+    expected = "omniglot-maml-plus-plus-20w1s-per-step-rates-False-seed0"
+    assert omniglot.result_name(settings) == expected
+
+
+def test_quadratics(tmp_path, monkeypatch):
+    monkeypatch.setattr(quadratics, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(quadratics, "RATES", quadratics.RATES[8:11])
+    quadratics.main(
+        quadratics.Settings(
+            dim=3,
+            inner_steps=4,
+            piece=2,
+            outer_steps=2,
+            tasks_per_step=2,
+            num_tuning_tasks=3,
+            num_test_tasks=5,
+            rate_steps=(2,),
+        )
+    )
+    *tuned, found = read_result(tmp_path)["results"]
+    assert [row["optimizer"] for row in tuned] == ["LSTM", *quadratics.BASELINES]
+    assert found["difference"] < 1e-5
+    assert (tmp_path / "results/quadratics.png").exists()
+    assert "Nesterov" in results_page.page(tmp_path / "results")
+
+
+def test_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "REGULARISATIONS", [0.1, 1.0])
+    tables.main(
+        tables.Settings(
+            family=1, outer_steps=2, hidden=4, num_test_tasks=3, num_tuning_tasks=1
+        )
+    )
+    rows = read_result(tmp_path)["results"]
+    assert [row["method"] for row in rows[:2]] == ["maml", "meta-sgd"]
+    assert len(rows) == 6
+    difference = rows[0]["mean"] - rows[2]["mean"]
+    assert rows[2]["maml_is_better_by"]["mean"] == pytest.approx(difference, abs=1e-6)
+    assert "Meta-SGD is better by" in results_page.page(tmp_path / "results")
+
+
+def test_gradients(tmp_path, monkeypatch):
+    monkeypatch.setattr(gradients, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    gradients.main(
+        gradients.Settings(outer_steps=1, num_tasks=2, repeats=2, num_pairs=2)
+    )
+    cases = read_result(tmp_path)["results"]
+    assert [case["case"] for case in cases] == ["sinusoid", "quadratic"]
+    names = [row["name"] for row in cases[0]["rows"]]
+    assert {"exact", "implicit", "proximal, exact", "PES"} <= set(names)
+    assert "truncated" in results_page.page(tmp_path / "results")
 
 
 @pytest.mark.usefixtures("data_dir")
@@ -56,6 +147,12 @@ def test_engine_refuses_an_unknown_part():
         ValueError, match="among start, peak, runs, precision, scaling; got 'top'"
     ):
         engine.main(engine.Settings(("top",)))
+
+
+def test_page_of_results_is_what_they_give():
+    remedy = "run python -m benchmarks.results_page and commit benchmarks/RESULTS.md"
+    page = results_page.page(results_page.RESULTS)
+    assert page == results_page.PAGE.read_text(), remedy
 
 
 def test_page_of_speed_is_what_the_results_give():

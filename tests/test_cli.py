@@ -346,6 +346,36 @@ def test_config_survives_json(tasks):
     assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
+@pytest.mark.parametrize("name", ARGUMENTS["learner"])
+def test_every_learner_is_built_from_json(name):
+    tasks = ARGUMENTS["tasks"]["synthetic_table"](shot=2, columns=10)
+    config = resolve(
+        Config(
+            learner=ARGUMENTS["learner"][name](),
+            model=ARGUMENTS["model"]["mlp"](hidden=(4,), normalization="layer"),
+            tasks=tasks,
+            validation=tasks,
+            optimizer=OuterOptimizer(),
+        )
+    )
+    config = config_from_json(json.loads(json.dumps(config.to_json())))
+    _, learner = build_learner(config)
+    task = jax.eval_shape(build_tasks(tasks, "meta_train"), jax.random.key(1))
+    meta_params = jax.eval_shape(learner.init, jax.random.key(0), task)
+    loss, _ = jax.eval_shape(learner.loss, meta_params, task)
+    assert loss.shape == ()
+
+
+def test_an_optimizer_is_learned_where_that_is_possible():
+    for name in ("sgd", "momentum", "adam", "lstm"):
+        built = InnerOptimizer(name=name, learned="leaf").build()
+        assert isinstance(built, metajax.LearnedOptimizer)
+    optimizer = InnerOptimizer(learned="optimizer").build()
+    for refuses in (metajax.reptile, metajax.cavia, metajax.proto_maml):
+        with pytest.raises(ValueError, match="does not learn its inner optimizer"):
+            refuses(metajax.mlp(2), optimizer, steps=2)
+
+
 def test_only_the_head_adapts():
     tasks = ARGUMENTS["tasks"]["sinusoid"]()
     config = resolve(

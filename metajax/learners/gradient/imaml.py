@@ -42,8 +42,8 @@ def imaml(
     steps: int,
     eval_steps: int | None = None,
     strength: float = 2.0,
-    cg_steps: int = 5,
-    max_residual: float = 0.5,
+    cg_steps: int = 10,
+    max_residual: float = 1.0,
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
     gradient: str = "implicit",
 ) -> Learner:
@@ -61,9 +61,9 @@ def imaml(
       strength: lambda, above 0: 2 is the paper's for 20-way Omniglot. The inner problem
         has a minimum for sure only if lambda is more than minus the smallest curvature
         of the support loss.
-      cg_steps: steps of conjugate gradients, at least 1.
+      cg_steps: steps of conjugate gradients, at least 1; the paper takes 5.
       max_residual: the largest relative residual of the linear solve, in (0, 1]; above
-        it the gradient is NaN, at which `train` stops.
+        it the gradient is NaN, at which `train` stops. 1 is that of no solution at all.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: `"implicit"`, or one of `metajax.unroll.GRADIENT_MODES` to differentiate
         through the inner steps on the same problem, for comparison.

@@ -126,7 +126,7 @@ def lstm_generator(
       >>> learner = lstm_generator(model, optimizer, steps=1, objective=squared_error)
     """
     check_way(way)
-    check_descent(inner_optimizer, gradient, steps, eval_steps)
+    check_descent(inner_optimizer, gradient, steps, eval_steps, may_be_learned=True)
     size = check_hidden(hidden)[-1]
     if rank is not None and (not isinstance(rank, int) or not 1 <= rank <= size):
         raise ValueError(

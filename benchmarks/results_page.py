@@ -1,0 +1,246 @@
+"""Writes `benchmarks/RESULTS.md` from the committed results of learning.
+
+    python -m benchmarks.results_page           # rewrite it
+    python -m benchmarks.results_page --check   # fail if that would change it
+
+The README shows the part of its first table that has published numbers beside it, see
+`benchmarks.table`; speed has a page of its own, see `benchmarks.speed`.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from benchmarks.record import RESULTS
+from benchmarks.table import table
+
+PAGE = pathlib.Path(__file__).parent / "RESULTS.md"
+Record = dict[str, Any]
+
+
+def main() -> None:
+    """Rewrites or checks the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    new = page(RESULTS)
+    if not parser.parse_args().check:
+        PAGE.write_text(new)
+    elif not PAGE.exists() or new != PAGE.read_text():
+        sys.exit(f"{PAGE} is not what they give; run python -m benchmarks.results_page")
+
+
+def page(results: pathlib.Path) -> str:
+    """The page as Markdown."""
+    parts = [
+        "# Results\n",
+        "This page is written by `python -m benchmarks.results_page` from the JSON "
+        "files in `benchmarks/results`; each names the command, seed, versions, "
+        "revision and machine behind its numbers. ± is the half-width of a 95 % "
+        "interval, over test tasks unless said otherwise.\n",
+        "## Few-shot classification and sinusoids\n",
+        "Accuracy in percent, or mean squared error after one inner step.\n",
+        table(results),
+    ]
+    for title, pattern, text in SECTIONS:
+        records = [
+            (path, json.loads(path.read_text()))
+            for path in sorted(results.glob(f"{pattern}.json"))
+        ]
+        if records:
+            parts += [f"## {title}\n", text(records)]
+    return "\n".join(parts)
+
+
+Named = Sequence[tuple[pathlib.Path, Record]]
+
+
+def _sinusoids(records: Named) -> str:
+    rows = []
+    for _, record in records:
+        one, last = record["results"][1], record["results"][-1]
+        if "median" not in last:
+            continue
+        settings = record["settings"]
+        rows.append(
+            [
+                settings["learner"],
+                settings["seed"],
+                _interval(one, 3),
+                f"{one['median']:.3f}",
+                _interval(last, 3),
+                f"{last['median']:.3f}",
+                f"{100 * last['diverged']:.1f} %",
+            ]
+        )
+    text = (
+        "Trained for one inner step; 10 points, 2000 test tasks. A task has diverged "
+        "if its squared error is above 25, the square of the largest amplitude; one "
+        "such task may be the mean by itself.\n\n"
+    )
+    header = ["learner", "seed", "1 step", "median", "10 steps", "median", "diverged"]
+    return text + _markdown(header, rows)
+
+
+def _hypergradient(records: Named) -> str:
+    parts = [
+        "Validation loss in nats of a logistic regression after training from several "
+        "initial rates, mean over seeds; ± over seeds, and for the gain over paired "
+        "seeds.\n"
+    ]
+    for path, record in records:
+        settings, results = record["settings"], record["results"]
+        parts.append(
+            f"{settings['data']}, {settings['epochs']} epochs "
+            f"({settings['optimizer_steps']:,} steps), {settings['num_seeds']} seeds:\n"
+        )
+        losses = {
+            (r["optimizer"], r["initial_rate"]): r
+            for r in results
+            if "validation_loss" in r
+        }
+        ranges = {r["optimizer"]: r for r in results if "range_over_rates" in r}
+        rows = []
+        for name, over in ranges.items():
+            row = [name]
+            for rate in settings["rates"]:
+                found = losses[name, rate]
+                row.append(f"{found['validation_loss']:.3f}")
+                if "gain" in found:
+                    gain, width = found["gain"], found["gain_half_width"]
+                    row[-1] += f" (gain {gain:.3f} ± {width:.3f})"
+            width = over["range_over_rates_half_width"]
+            rows.append([*row, f"{over['range_over_rates']:.3f} ± {width:.3f}"])
+        rates = [f"{rate:g}" for rate in settings["rates"]]
+        parts.append(_markdown(["from", *rates, "range"], rows))
+        parts.append(_picture(path))
+    return "\n".join(parts)
+
+
+def _quadratics(records: Named) -> str:
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    tuned = [r for r in results if r["experiment"] == "tuned optimizers"]
+    rows = [
+        [
+            r["optimizer"],
+            "learned" if r["rate"] is None else f"{r['rate']:.3g}",
+            _interval(r, 4),
+            f"{r['median']:.4f}",
+            ""
+            if r["rate"] is None
+            else f"{r['worse_than_lstm']:.4f} ± {r['worse_than_lstm_half_width']:.4f}",
+        ]
+        for r in tuned
+    ]
+    found = [r for r in results if r["experiment"] == "learned rate"]
+    rates = [
+        [
+            r["inner_steps"],
+            f"{r['learned']:.6f}",
+            f"{r['searched']:.6f}",
+            f"{r['difference']:.0e}",
+        ]
+        for r in found
+    ]
+    return "\n".join(
+        [
+            f"The value after {settings['inner_steps']} steps on "
+            f"{settings['num_test_tasks']} fresh problems in {settings['dim']} "
+            "dimensions; rates are the best of a grid on other problems.\n",
+            _markdown(["optimizer", "rate", "mean", "median", "above the LSTM"], rows),
+            _picture(path),
+            "The best rate for k steps of SGD, learned through the steps, against a "
+            "search on the same problems:\n",
+            _markdown(["k", "learned", "searched", "difference"], rates),
+        ]
+    )
+
+
+def _tables(records: Named) -> str:
+    parts = [
+        "Accuracy in percent on 500 held-out tasks of two classes, 20 columns and 32 "
+        "support rows; differences are paired.\n"
+    ]
+    for _, record in records:
+        family = record["settings"]["family"]
+        what = "draw everything anew" if family is None else "are of one family"
+        parts.append(f"Tasks that {what}:\n")
+        rows = [
+            [
+                r["method"],
+                _interval(r, 2, 100),
+                *(
+                    _interval(r[f"{ours}_is_better_by"], 2, 100)
+                    if f"{ours}_is_better_by" in r
+                    else ""
+                    for ours in ("maml", "meta-sgd")
+                ),
+            ]
+            for r in record["results"]
+        ]
+        header = ["method", "accuracy", "MAML is better by", "Meta-SGD is better by"]
+        parts.append(_markdown(header, rows))
+    return "\n".join(parts)
+
+
+def _gradients(records: Named) -> str:
+    [(path, record)] = records
+    parts = []
+    for case in record["results"]:
+        parts.append(
+            f"Case `{case['case']}` of `benchmarks/gradients.py`, "
+            f"{case['num_tasks']} tasks a step, {case['repeats']} estimates; ± over "
+            "estimates:\n"
+        )
+        rows = [
+            [
+                r["name"],
+                f"{r['cosine']:.3f} ± {r['cosine_half_width']:.3f}",
+                f"{r['cosine_of_mean']:.3f}",
+                f"{r['norm']:.3g}",
+                f"{1000 * r['seconds']:.3g}",
+                f"{r['memory'] / 2**20:.3g}",
+            ]
+            for r in case["rows"]
+        ]
+        header = ["estimator", "cosine", "of the mean", "norm", "ms a step", "MiB"]
+        parts.append(_markdown(header, rows))
+        parts.append(_picture(path.with_stem(f"gradients-{case['case']}")))
+    return "\n".join(parts)
+
+
+SECTIONS: list[tuple[str, str, Callable[[Named], str]]] = [
+    ("Sinusoids after one and ten inner steps", "sinusoid-*", _sinusoids),
+    ("Hypergradient descent", "hypergradient-*", _hypergradient),
+    ("Learned optimizers on random quadratics", "quadratics", _quadratics),
+    ("A meta neural network on synthetic tables", "tables-*", _tables),
+    ("Estimators of the outer gradient", "gradients", _gradients),
+]
+
+
+def _interval(numbers: Record, digits: int, unit: float = 1.0) -> str:
+    if numbers["mean"] is None:
+        return "not finite"
+    mean, width = unit * numbers["mean"], unit * numbers["half_width"]
+    if abs(mean) >= 1000:
+        return f"{mean:.1e} ± {width:.1e}"
+    return f"{mean:.{digits}f} ± {width:.{digits}f}"
+
+
+def _picture(path: pathlib.Path) -> str:
+    picture = path.with_suffix(".png")
+    if not picture.exists():
+        return ""
+    return f"![{picture.stem}](results/{picture.name})\n"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
