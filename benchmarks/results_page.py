@@ -7,13 +7,12 @@ The README shows the part of its first table that has published numbers beside i
 `benchmarks.table`; speed has a page of its own, see `benchmarks.speed`.
 """
 
-import argparse
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from benchmarks.pages import rewrite_or_check
 from benchmarks.record import RESULTS
 from benchmarks.table import table
 
@@ -23,13 +22,7 @@ Record = dict[str, Any]
 
 def main() -> None:
     """Rewrites or checks the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing")
-    new = page(RESULTS)
-    if not parser.parse_args().check:
-        PAGE.write_text(new)
-    elif not PAGE.exists() or new != PAGE.read_text():
-        sys.exit(f"{PAGE} is not what they give; run python -m benchmarks.results_page")
+    rewrite_or_check(PAGE, page(RESULTS), "benchmarks.results_page", __doc__)
 
 
 def page(results: pathlib.Path) -> str:

@@ -6,14 +6,13 @@
 Sources are the JSON files of `benchmarks.peers` and `benchmarks.engine`.
 """
 
-import argparse
 import json
 import math
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.pages import rewrite_or_check
 from benchmarks.record import RESULTS
 
 PAGE = pathlib.Path(__file__).parent / "SPEED.md"
@@ -32,13 +31,7 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Rewrites or checks the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing")
-    new = page(RESULTS)
-    if not parser.parse_args().check:
-        PAGE.write_text(new)
-    elif not PAGE.exists() or new != PAGE.read_text():
-        sys.exit(f"{PAGE} is not what the results give; run python -m benchmarks.speed")
+    rewrite_or_check(PAGE, page(RESULTS), "benchmarks.speed", __doc__)
 
 
 def page(results: pathlib.Path) -> str:

@@ -10,13 +10,12 @@ interval; with several training seeds it is the mean over seeds, the mean half-w
 and the range of the seeds in brackets.
 """
 
-import argparse
 import json
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from benchmarks.pages import rewrite_or_check
 from benchmarks.record import RESULTS
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
@@ -33,6 +32,10 @@ PUBLISHED = {
     ("maml", "omniglot", 5, 1, 1): "98.7 paper, 98.4 and 99.1 reproductions",
     ("maml", "omniglot", 5, 5, 5): "99.9 paper, 99.4 reproduction",
     ("fomaml", "omniglot", 5, 1, 1): "98.3 Reptile's paper",
+    ("meta-sgd", "omniglot", 5, 1, 1): "99.5 paper",
+    ("maml-plus-plus", "omniglot", 5, 1, 1): "99.5 paper",
+    ("reptile", "omniglot", 5, 1, 1): "97.7 paper",
+    ("imaml", "omniglot", 5, 1, 1): "99.5 paper (as recalled)",
     ("maml-mlp", "omniglot", 5, 1, 1): "89.7 paper, 88.9 reproduction",
     ("maml-mlp", "omniglot", 5, 5, 5): "97.5 paper",
     ("prototypical", "omniglot", 5, 1, 15): "98.8 paper, 98.2 reproduction",
@@ -63,18 +66,10 @@ class Line(NamedTuple):
 
 def main() -> None:
     """Rewrites or checks the README."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing")
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
+    before, rest = README.read_text().split(BEGIN)
     _, after = rest.split(END)
-    new = f"{before}{BEGIN}\n{table(only_published=True)}{END}{after}"
-    if not parser.parse_args().check:
-        README.write_text(new)
-    elif new != text:
-        sys.exit(
-            "README.md is not what the results give; run python -m benchmarks.table"
-        )
+    text = f"{before}{BEGIN}\n{table(only_published=True)}{END}{after}"
+    rewrite_or_check(README, text, "benchmarks.table", __doc__)
 
 
 def table(folder: pathlib.Path = RESULTS, *, only_published: bool = False) -> str:
