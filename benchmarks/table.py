@@ -35,7 +35,6 @@ PUBLISHED = {
     ("meta-sgd", "omniglot", 5, 1, 1): "99.5 paper",
     ("maml-plus-plus", "omniglot", 5, 1, 1): "99.5 paper",
     ("reptile", "omniglot", 5, 1, 1): "97.7 paper",
-    ("imaml", "omniglot", 5, 1, 1): "99.5 paper (as recalled)",
     ("maml-mlp", "omniglot", 5, 1, 1): "89.7 paper, 88.9 reproduction",
     ("maml-mlp", "omniglot", 5, 5, 5): "97.5 paper",
     ("prototypical", "omniglot", 5, 1, 15): "98.8 paper, 98.2 reproduction",

@@ -6,6 +6,7 @@ import optax
 import pytest
 from quadratic import INNER_LR, quadratic, same_bits, sample
 
+from metajax.devices import TASK_AXIS, place, task_mesh
 from metajax.outer_loop import (
     TrainState,
     init_state,
@@ -270,3 +271,57 @@ def test_state_keeps_structure_and_dtypes(key):
     after, _ = run(key, 3, steps_per_dispatch=3, learner=learner)
     assert isinstance(after, TrainState)
     chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+
+
+def scheduled():
+    """Its objective pulls theta by the number of outer steps taken."""
+
+    def scheduled_loss(step, meta_params, task, *, key=None):
+        chex.assert_type(step, jnp.int32)
+        pull = (step + 1) * jnp.sum(meta_params["theta"])
+        return pull, {"step": step.astype(float)}
+
+    def loss(meta_params, task, *, key=None):
+        raise AssertionError("a learner with `scheduled_loss` is trained by that")
+
+    return quadratic()._replace(loss=loss, scheduled_loss=scheduled_loss)
+
+
+def test_scheduled_loss_gets_the_outer_step(key):
+    optimizer = optax.sgd(1.0)
+    state = new_state(key, scheduled(), optimizer)
+    tasks, keys = batch(key)
+    start = np.array(state.meta_params["theta"])
+    for step in range(3):
+        state, metrics = outer_step(
+            scheduled(), optimizer, reverse_mode(), state, tasks, keys
+        )
+        assert metrics["step"] == step
+    np.testing.assert_allclose(state.meta_params["theta"], start - 6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+@pytest.mark.parametrize("steps_per_dispatch", [1, 3])
+def test_scheduled_loss_in_the_program(key, steps_per_dispatch, on_mesh):
+    """Also where a run goes on from a later step, and with a mesh of one device."""
+    mesh = jax.make_mesh((1,), (TASK_AXIS,)) if on_mesh else None
+    mesh = task_mesh(mesh, NUM_TASKS)
+    assert (mesh is not None) == on_mesh
+    learner, optimizer = scheduled(), optax.sgd(1.0)
+    program = run_steps_fn(
+        learner,
+        optimizer,
+        reverse_mode(),
+        sample_tasks,
+        tasks_per_step=NUM_TASKS,
+        steps_per_dispatch=steps_per_dispatch,
+        mesh=mesh,
+    )
+    state = new_state(key, learner, optimizer)._replace(step=jnp.int32(5))
+    start, seen = np.array(state.meta_params["theta"]), []
+    state, key = place((state, key), mesh)
+    for at in range(5, 11, steps_per_dispatch):
+        state, metrics = program(state, TASKS, key, at, steps_per_dispatch)
+        seen.extend(metrics["step"])
+    assert seen == [5, 6, 7, 8, 9, 10]
+    np.testing.assert_allclose(state.meta_params["theta"], start - 51, rtol=1e-5)

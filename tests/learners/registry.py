@@ -147,7 +147,7 @@ REGISTRY = {
     ),
     "leo, support statistics": Entry(
         lambda: metajax.leo(
-            _mlp(5, "support"), way=4, num_latents=3, steps=2, train_embedding=True
+            _mlp(5, "support"), way=4, num_latents=3, steps=1, train_embedding=True
         )
     ),
 }

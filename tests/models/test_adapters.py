@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 from metajax.filters import path_names
-from metajax.models.adapters import from_functions, from_linen, from_nnx
+from metajax.models.adapters import from_functions, from_linen, from_nnx, within
 from metajax.models.normalization import Normalize
 from metajax.programs import planned_memory
 from metajax.unroll import unroll
@@ -348,3 +348,44 @@ def test_remat_of_blocks_within_the_inner_loop():
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(blocks), strict=True):
         np.testing.assert_allclose(a.ravel(), b.ravel(), rtol=1e-4, atol=1e-6)
     assert less < 0.5 * memory, (less / 2**20, memory / 2**20)
+
+
+def test_within_takes_its_part_and_hands_the_whole_on():
+    """Masks and keys too reach the model, and hooks see all parameters."""
+    seen = []
+
+    def apply(params, x, mask, key):
+        seen.append((params, mask, key))
+        return x * params
+
+    model = from_functions(lambda key, x: jnp.float32(2), apply)
+    wrapped = within(
+        model,
+        "inner",
+        before=lambda params, x: x + params["shift"],
+        after=lambda params, outputs: outputs - params["inner"],
+    )
+    params = {"inner": jnp.float32(3), "shift": jnp.float32(10)}
+    x, mask, key = jnp.ones((2, 1)), jnp.array([True, True]), jax.random.key(0)
+    outputs = wrapped.apply(params, x, mask=mask, key=key)
+    np.testing.assert_array_equal(outputs, np.full((2, 1), (1 + 10) * 3 - 3))
+    assert seen == [(3, mask, key)]
+    assert wrapped.init(key, x) == 2  # of the part alone
+    assert wrapped.statistics is None
+    np.testing.assert_array_equal(within(model, "inner").apply(params, x), 3)
+
+
+def test_within_freezes_the_statistics_of_its_part(key):
+    """Those of what the model is given, next to the rest of the parameters."""
+    model = from_linen(LinenNormalized("support"), normalization="support")
+    wrapped = within(model, "inner", before=lambda params, x: params["scale"] * x)
+    assert wrapped.normalization == "support"
+    inner, scale = model.init(key, X), jnp.float32(2)
+    whole = {"inner": inner, "scale": scale}
+    frozen = wrapped.statistics(whole, PADDED, mask=MASK)
+    expected = model.statistics(inner, 2 * PADDED, mask=MASK)
+    chex.assert_trees_all_equal(frozen, {"inner": expected, "scale": scale})
+    one = X[:1]
+    np.testing.assert_array_equal(
+        wrapped.apply(frozen, one), model.apply(expected, 2 * one)
+    )

@@ -130,6 +130,71 @@ def test_masked_images_are_as_if_absent(key, pooling):
     assert np.std(absent[1]) > 0.01
 
 
+CONTEXT = jnp.array([[1.0, -2.0]] * 3)
+
+
+def with_context(model, x, key):
+    """Its parameters for pairs, and `apply` to pairs as a compiled function."""
+    params = jax.jit(model.init)(key, (x, CONTEXT))
+    return params, jax.jit(lambda params, context: model.apply(params, (x, context)))
+
+
+def test_mlp_reads_a_context_as_if_appended_to_its_inputs(key):
+    x = jax.random.normal(key, (3, 4))
+    params, apply = with_context(mlp(2, hidden=(5, 4)), x, key)
+    first, context = (params["params"][name] for name in ("Dense_0", "context"))
+    assert context.keys() == {"kernel"}
+    kernel = jnp.concatenate([first["kernel"], context["kernel"]])
+    appended = {k: v for k, v in params["params"].items() if k != "context"}
+    appended["Dense_0"] = first | {"kernel": kernel}
+    expected = mlp(2, hidden=(5, 4)).apply(
+        {"params": appended}, jnp.concatenate([x, CONTEXT], axis=1)
+    )
+    np.testing.assert_allclose(apply(params, CONTEXT), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_film_moves_scale_and_shift_of_the_third_block(key):
+    """With factors f and offsets o: x (1 + f) + o of what is x = z scale + shift."""
+    x = jax.random.normal(key, (3, 7, 7, 1))
+    model = conv4(2, features=4, pooling="stride")
+    params, apply = with_context(model, x, key)
+    film, last = params["params"]["film"], params["params"]["Normalize_2"]
+    factor, offset = jnp.split(CONTEXT[0] @ film["kernel"] + film["bias"], 2)
+    moved = {
+        "scale": last["scale"] * (1 + factor),
+        "bias": last["bias"] * (1 + factor) + offset,
+    }
+    alone = {k: v for k, v in params["params"].items() if k != "film"}
+    expected = jax.jit(model.apply)({"params": alone | {"Normalize_2": moved}}, x)
+    outputs = apply(params, CONTEXT)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(outputs - apply(params, 0 * CONTEXT)).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["layer", "batch", "support"])
+def test_no_normalization_takes_a_context_away(kind, key):
+    """All rows share it, so that in front of statistics over the batch it would go."""
+    x = jax.random.normal(key, (3, 4))
+    model = mlp(2, hidden=(8,), normalization=kind)
+    params, apply = with_context(model, x, key)
+    change = apply(params, CONTEXT) - apply(params, 3 * CONTEXT)
+    assert np.abs(change).max() > 0.1
+
+
+def test_context_in_half_precision(key):
+    x = jax.random.normal(key, (3, 4))
+    params, apply = with_context(mlp(2, hidden=(5,), precision="bfloat16"), x, key)
+    outputs = apply(params, CONTEXT)
+    assert outputs.dtype == jnp.float32
+    _, exact = with_context(mlp(2, hidden=(5,)), x, key)
+    np.testing.assert_allclose(outputs, exact(params, CONTEXT), rtol=0.05, atol=0.05)
+
+
+def test_a_context_needs_a_hidden_layer(key):
+    with pytest.raises(ValueError, match="first hidden layer, and `hidden` is empty"):
+        mlp(2, hidden=()).init(key, (jnp.ones((3, 4)), CONTEXT))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
