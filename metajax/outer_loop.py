@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax.devices import COPIED, TASK_AXIS, constrain, mean_over_devices
+from metajax.filters import path_names
 from metajax.types import Array, Estimator, Learner, PyTree, Task
 
 __all__ = [
@@ -115,6 +116,7 @@ def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
         keys: Array,
         state: PyTree,
     ) -> tuple[PyTree, Array, dict[str, Array], PyTree]:
+        _check_real(meta_params)
         num_tasks = keys.shape[0]
         size = num_tasks if tasks_per_block is None else tasks_per_block
         if num_tasks % size:
@@ -159,6 +161,21 @@ def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
         return gradient_mean, loss_mean, metrics, state
 
     return Estimator(init=lambda key, meta_params, task: (), gradient=gradient)
+
+
+def _check_real(meta_params: PyTree) -> None:
+    leaves = zip(path_names(meta_params), jax.tree.leaves(meta_params), strict=True)
+    wrong = {
+        path: str(jnp.result_type(leaf))
+        for path, leaf in leaves
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    }
+    if wrong:
+        raise ValueError(
+            "Meta-parameters must be real floating-point arrays to be differentiated, "
+            f"got {wrong}; split complex numbers into two, and keep integers where the "
+            "learner is built."
+        )
 
 
 def outer_step(

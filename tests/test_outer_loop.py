@@ -325,3 +325,12 @@ def test_scheduled_loss_in_the_program(key, steps_per_dispatch, on_mesh):
         seen.extend(metrics["step"])
     assert seen == [5, 6, 7, 8, 9, 10]
     np.testing.assert_allclose(state.meta_params["theta"], start - 51, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
+def test_parameters_that_are_not_real_are_named(key, dtype):
+    learner = quadratic()
+    meta_params = {"theta": jnp.zeros(3), "count": jnp.zeros(2, dtype)}
+    tasks, keys = batch(key)
+    with pytest.raises(ValueError, match=rf"'count': '{jnp.dtype(dtype)}'"):
+        reverse_mode().gradient(learner.loss, meta_params, tasks, keys, ())
