@@ -16,6 +16,7 @@ same two functions.
 import inspect
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -219,7 +220,7 @@ def _check_number(name: str, number: HyperParameter) -> None:
             f"`steps` of {name!r} must be None or an integer of at least 1, got "
             f"{steps!r}."
         )
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
     allowed = {
         "real": ("a finite number", -math.inf, math.inf),
         "positive": ("above 0 and finite", 0, math.inf),

@@ -76,11 +76,13 @@ def test_images_by_film(key):
     @jax.jit
     def run(params):
         adapted = learner.adapt(params, support)
-        return adapted["context"], learner.predict(adapted, images)
+        start = adapted | {"context": jnp.zeros(2)}
+        return adapted["context"], [
+            learner.predict(p, images) for p in (adapted, start)
+        ]
 
-    context, outputs = run(params)
+    context, (outputs, without) = run(params)
     assert np.abs(context).min() > 1e-6
-    without = jax.jit(model.apply)(params, (images, jnp.zeros((4, 2))))
     assert np.abs(outputs - without).max() > 1e-5
 
 

@@ -102,7 +102,7 @@ def test_every_weight_learns():
     """With second derivatives, and where one gradient is 0."""
     learner = metajax.learn_optimizer(
         constant_model((0.5, -2.0)),  # the first coordinate starts where it should be
-        OPTIMIZER,
+        metajax.lstm_optimizer(hidden=(3,)),
         steps=2,
         objective=squared_error,
     )

@@ -74,7 +74,7 @@ def cavia(
       >>> learner = cavia(mlp(1), optax.sgd(1.0), objective=squared_error)
     """
     check_descent(inner_optimizer, gradient, steps, eval_steps)
-    if not isinstance(context_size, int) or context_size < 1:
+    if type(context_size) is not int or context_size < 1:
         raise ValueError(
             f"`context_size` must be an integer of at least 1, got {context_size!r}."
         )

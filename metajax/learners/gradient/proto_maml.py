@@ -56,7 +56,8 @@ def proto_maml(
       way: the most classes a task may have, N; labels are below it. None takes the
         number of support examples, which always suffices.
       gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
-      adapts: which parameters adapt, by paths that start with `embedding` or `head`.
+      adapts: which parameters adapt, by paths that start with `embedding` or `head`:
+        `all_but("embedding")` adapts the classifier alone.
       check_mixed: see `metajax.unroll.unroll`.
 
     Returns:
