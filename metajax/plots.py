@@ -172,7 +172,7 @@ def plot_gradients(
     means = np.array([row.cosine_of_mean for row in rows])
     widths = np.array([row.cosine_half_width for row in rows])
     panels[0].errorbar(cosines, places, xerr=widths, fmt="o", label="one estimate")
-    panels[0].plot(means, places, "x", color="0.2", label="mean of all")
+    panels[0].plot(means, places, "x", color="#d55e00", zorder=3, label="mean of all")
     panels[0].set_xlim(min(-0.05, 1.1 * float((cosines - widths).min())), 1.05)
     panels[0].legend(loc="best", fontsize=8, frameon=False)
     measures = {
@@ -183,6 +183,9 @@ def plot_gradients(
     for axes, values in zip(panels[1:], measures.values(), strict=True):
         axes.plot(values, places, "o")
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter("")  # their labels would overlap
+        shown = [value for value in values if 0 < value < np.inf]
+        axes.set_xlim(min(shown) / 2, 2 * max(shown))
     titles = ["cosine with the exact gradient", *measures]
     for axes, title in zip(panels, titles, strict=True):
         axes.set_xlabel(title)
