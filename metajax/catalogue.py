@@ -33,6 +33,7 @@ from metajax.learners.gradient.reptile import reptile
 from metajax.learners.metric import prototypical as metric
 from metajax.learners.metric.prototypical import prototypical
 from metajax.learners.optimizer.learn_optimizer import JUDGES, learn_optimizer
+from metajax.learners.optimizer.lstm_generator import lstm_generator
 from metajax.learners.optimizer.lstm_optimizer import lstm_optimizer
 from metajax.learners.optimizer.meta_lstm import meta_lstm
 from metajax.models.networks import conv4, mlp
@@ -77,6 +78,7 @@ LEARNERS: dict[str, Constructor] = {
     "meta_curvature": meta_curvature,
     "meta_lstm": meta_lstm,
     "learn_optimizer": learn_optimizer,
+    "lstm_generator": lstm_generator,
     "prototypical": prototypical,
 }
 MODELS: dict[str, Constructor] = {"conv4": conv4, "mlp": mlp}
@@ -168,6 +170,7 @@ _TYPES: dict[str, Any] = {
     "adapts": str,
     "data_dir": str | None,
     "distance": Literal[metric.DISTANCES],
+    "generates": str,
     "dtype": Literal["float32", "bfloat16", "float16"],
     "gradient": Literal[GRADIENT_MODES],
     "imaml.gradient": Literal[("implicit", *GRADIENT_MODES)],
@@ -186,6 +189,7 @@ _TYPES: dict[str, Any] = {
 # Defaults for arguments that have none, or whose default is a function.
 _DEFAULTS: dict[str, Any] = {
     "adapts": "everything",
+    "generates": "everything",
     "dtype": "float32",
     "cavia.inner_optimizer": InnerOptimizer(learning_rate=1.0),
     "imaml.steps": 16,
@@ -201,6 +205,7 @@ _DEFAULTS: dict[str, Any] = {
 _HELP = {
     "adapts": "Which parameters adapt: `everything`, or `only:PART` or `all_but:PART` "
     "with a part of their path, such as `only:head`.",
+    "generates": "Which parameters are generated; as `adapts`.",
     "num_outputs": "Size of the output; by default what learner and tasks call for.",
     "objective": "Loss of every example; by default what the tasks call for.",
 }
@@ -321,7 +326,7 @@ def title(constructor: Constructor) -> str:
 def paper(text: str | None) -> str:
     """The first paper that a docstring cites, as title, venue and year; or nothing."""
     words = " ".join((text or "").split())
-    found = re.search(r'"([^"]{15,})", ((?:[A-Z][A-Za-z]+ )+\d{4})', words)
+    found = re.search(r'"([^"]{12,})", ((?:[A-Za-z]+ )+\d{4})', words)
     return f"{found[1]}, {found[2]}" if found else ""
 
 

@@ -189,6 +189,8 @@ def resolve(config: Config) -> Config:
     if "objective" in _names(learner) and learner.objective is None:
         objective = "cross_entropy" if classifies else "squared_error"
         learner = dataclasses.replace(learner, objective=objective)
+    if "way" in _names(learner) and learner.way is None and classifies and not embeds:
+        learner = dataclasses.replace(learner, way=max_way(config.tasks))
     config = dataclasses.replace(config, model=model, learner=learner)
     for tasks in (config.tasks, config.validation):
         check_way(config, tasks)
@@ -259,16 +261,16 @@ def _to_object(name: str, value: Any) -> Any:
         return getattr(objectives, value)
     if name == "dtype":
         return jnp.dtype(value)
-    return _filter(value) if name == "adapts" else value
+    return _filter(name, value) if name in ("adapts", "generates") else value
 
 
-def _filter(text: str) -> Callable[[str], bool]:
+def _filter(name: str, text: str) -> Callable[[str], bool]:
     kind, _, part = text.partition(":")
     if text == "everything":
         return filters.everything
     if kind not in ("only", "all_but") or not part:
         raise ValueError(
-            "`adapts` must be `everything`, `only:PART` or `all_but:PART`, such as "
+            f"`{name}` must be `everything`, `only:PART` or `all_but:PART`, such as "
             f"`only:head`, got {text!r}."
         )
     return getattr(filters, kind)(part)

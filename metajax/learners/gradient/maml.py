@@ -45,22 +45,26 @@ def maml(
     Args:
       model: the network.
       inner_optimizer: what adapts it, such as `optax.sgd(0.4)`. Adam needs
-        `eps_root > 0` to be differentiated.
+        `eps_root > 0` to be differentiated. A `LearnedOptimizer` is learned too, see
+        `metajax.learned_optimizer`.
       steps: inner steps in training, at least 0; 0 is ordinary joint training.
       eval_steps: inner steps of `adapt`; None means `steps`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
-      adapts: which parameters adapt; see `metajax.filters`.
+      adapts: which parameters adapt; see `metajax.filters`. `only("head")` is ANIL,
+        `all_but("head")` is BOIL.
       check_mixed: whether a loss with custom derivatives is checked for `"mixed"`; see
         `metajax.unroll.unroll`.
 
     Returns:
-      A learner whose `meta_params` and `adapted` are parameters of `model`. The metrics
+      A learner whose `meta_params` and `adapted` are parameters of `model`; with a
+      `LearnedOptimizer`, `meta_params` are `MetaParams(params, optimizer)`. The metrics
       of its loss hold `support_loss_t` for each inner step t.
 
     Raises:
-      ValueError: if `steps`, `eval_steps` or `gradient` is out of range; when traced,
-        if `"mixed"` is wrong for the loss.
+      ValueError: if `steps`, `eval_steps` or `gradient` is out of range, or the
+        optimizer cannot be differentiated; when traced, if `"mixed"` is wrong for the
+        loss.
       TypeError: if `inner_optimizer` is not an Optax transformation.
 
     Example:
