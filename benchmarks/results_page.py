@@ -179,6 +179,48 @@ def _tables(records: Named) -> str:
     return "\n".join(parts)
 
 
+def _ablation(records: Named) -> str:
+    [(_, record)] = records
+    settings = record["settings"]
+    rows = [
+        [
+            r["variant"],
+            _interval(r, 2, 100),
+            _interval(r["worse_by"], 2, 100) if "worse_by" in r else "",
+        ]
+        for r in record["results"]
+    ]
+    text = (
+        f"Omniglot 5-way 1-shot with 15 queries, {settings['num_test_tasks']} tasks, "
+        f"after {settings['outer_steps']:,} steps of {settings['tasks_per_step']} "
+        "tasks, one seed; differences are paired.\n\n"
+    )
+    return text + _markdown(["what is on", "accuracy", "worse than all by"], rows)
+
+
+def _sequences(records: Named) -> str:
+    [(_, record)] = records
+    settings, results = record["settings"], record["results"]
+    rows = []
+    for r in results:
+        if "seed" in r:
+            continue
+        differences = [
+            f"{one['difference']:.4f} ± {one['difference_half_width']:.4f}"
+            for one in results
+            if one["learner"] == r["learner"] and "difference" in one
+        ]
+        rows.append([r["learner"], _interval(r, 4), ", ".join(differences)])
+    text = (
+        "Mean squared error of the next value of noisy sinusoids, with "
+        f"{settings['shot']} support sequences of {settings['length']} values, "
+        f"{settings['num_test_tasks']} test tasks and {settings['num_seeds']} seeds; ± "
+        "over seeds (`known task`: over tasks). Differences are paired, one for each "
+        "seed, and negative where the generator is better.\n\n"
+    )
+    return text + _markdown(["learner", "error", "generator less this"], rows)
+
+
 def _gradients(records: Named) -> str:
     [(path, record)] = records
     parts = []
@@ -210,6 +252,8 @@ SECTIONS: list[tuple[str, str, Callable[[Named], str]]] = [
     ("Hypergradient descent", "hypergradient-*", _hypergradient),
     ("Learned optimizers on random quadratics", "quadratics", _quadratics),
     ("A meta neural network on synthetic tables", "tables-*", _tables),
+    ("Parts of MAML++", "ablation", _ablation),
+    ("Sequences: an LSTM that generates an LSTM", "sequences", _sequences),
     ("Estimators of the outer gradient", "gradients", _gradients),
 ]
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from metajax.arguments import check_integers
 from metajax.estimators import evolution_strategies, pes, truncated
 from metajax.filters import partition
 from metajax.outer_loop import reverse_mode
@@ -200,11 +201,8 @@ def compare_gradients(
             f"`reference` must be one of the candidates, {list(candidates)}, got "
             f"{reference!r}."
         )
-    for name, count, least in (("num_tasks", num_tasks, 1), ("repeats", repeats, 2)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise ValueError(
-                f"`{name}` must be an integer of at least {least}, got {count!r}."
-            )
+    check_integers(1, num_tasks=num_tasks)
+    check_integers(2, repeats=repeats)
     key_tasks, key = jax.random.split(jax.random.key(seed))
     batch = jax.vmap(tasks)(jax.random.split(key_tasks, num_tasks))
     measured = {

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.arguments import check_integers, check_positive
 from metajax.filters import combine, partition
 from metajax.types import Array, Estimator, Learner, PyTree, Segments, Task
 
@@ -72,11 +73,8 @@ def evolution_strategies(*, sigma: float = 0.01, num_pairs: int = 1) -> Estimato
     Raises:
       ValueError: if a number is out of range.
     """
-    _check_sigma(sigma)
-    if isinstance(num_pairs, bool) or not isinstance(num_pairs, int) or num_pairs < 1:
-        raise ValueError(
-            f"`num_pairs` must be an integer of at least 1, got {num_pairs!r}."
-        )
+    check_positive(sigma=sigma)
+    check_integers(1, num_pairs=num_pairs)
 
     def gradient(
         loss: LossFn, meta_params: PyTree, tasks: Task, keys: Array, state: PyTree
@@ -133,11 +131,11 @@ def truncated(learner: Learner, *, steps: int, num_tasks: int) -> Estimator:
 
         def one(task: Task, key: Array, loop: _Loops) -> tuple:
             key_start, key_advance = jax.random.split(key)
-            task = _select(loop.is_new, task, loop.tasks)
+            task = optax.tree.where(loop.is_new, task, loop.tasks)
 
             def piece(meta_params: PyTree) -> tuple[Array, PyTree]:
                 start = segments.start(meta_params, task, key_start)
-                inner = _select(loop.is_new, start, loop.inner)
+                inner = optax.tree.where(loop.is_new, start, loop.inner)
                 inner, value = segments.advance(
                     meta_params, task, inner, key_advance, steps
                 )
@@ -175,7 +173,7 @@ def pes(
     Raises:
       ValueError: if the learner has no segments or a number is out of range.
     """
-    _check_sigma(sigma)
+    check_positive(sigma=sigma)
     segments = _segments(learner, steps, num_tasks)
 
     def gradient(
@@ -187,16 +185,16 @@ def pes(
 
         def one(task: Task, key: Array, loop: _Loops) -> tuple:
             key_noise, key_start, key_advance = jax.random.split(key, 3)
-            task = _select(loop.is_new, task, loop.tasks)
+            task = optax.tree.where(loop.is_new, task, loop.tasks)
             noise = _noise(key_noise, floats, sigma)
-            so_far = optax.tree.where(loop.is_new, 0.0, 1.0)
-            total = optax.tree.add_scale(noise, so_far, loop.sum_of_noise)
+            is_old = 1.0 - loop.is_new
+            total = optax.tree.add_scale(noise, is_old, loop.sum_of_noise)
 
             def at(sign: float, inner: PyTree) -> tuple[PyTree, Array]:
                 moved = optax.tree.add_scale(floats, sign, noise)
                 params = combine(moved, others)
                 start = segments.start(params, task, key_start)
-                inner = _select(loop.is_new, start, inner)
+                inner = optax.tree.where(loop.is_new, start, inner)
                 return segments.advance(params, task, inner, key_advance, steps)
 
             inner_plus, plus = at(1.0, loop.inner[0])
@@ -249,10 +247,6 @@ def _noise(key: Array, like: PyTree, scale: float) -> PyTree:
     )
 
 
-def _select(condition: Array, new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
-
-
 def _middle(first: Array, second: Array) -> Array:
     return (first + second) / 2
 
@@ -265,11 +259,7 @@ def _segments(learner: Learner, steps: int, num_tasks: int) -> Segments:
             "`segments`; use evolution_strategies, which needs the loss only, or a "
             "learner that has them, such as `learn_optimizer` or `maml`."
         )
-    for name, value in (("steps", steps), ("num_tasks", num_tasks)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"`{name}` must be an integer of at least 1, got {value!r}."
-            )
+    check_integers(1, steps=steps, num_tasks=num_tasks)
     if steps > segments.steps:
         raise ValueError(
             f"`steps` must be at most {segments.steps}, the inner steps of the "
@@ -291,8 +281,3 @@ def _check_num_tasks(keys: Array, num_tasks: int) -> None:
             f"{keys.shape[0]}; give it the `tasks_per_step` of `train`, and `train` "
             "mesh=None, as its inner loops stay on one device."
         )
-
-
-def _check_sigma(sigma: float) -> None:
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"`sigma` must be above 0 and finite, got {sigma!r}.")

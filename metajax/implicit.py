@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.arguments import check_integers
 from metajax.types import Array, PyTree
 
 __all__ = ["check_solve", "implicit_loss"]
@@ -28,10 +29,7 @@ __all__ = ["check_solve", "implicit_loss"]
 
 def check_solve(cg_steps: int, max_residual: float) -> None:
     """Raises a ValueError unless the arguments of `implicit_loss` are in range."""
-    if isinstance(cg_steps, bool) or not isinstance(cg_steps, int) or cg_steps < 1:
-        raise ValueError(
-            f"`cg_steps` must be an integer of at least 1, got {cg_steps!r}."
-        )
+    check_integers(1, cg_steps=cg_steps)
     if not 0 < max_residual <= 1:
         raise ValueError(
             f"`max_residual` must be above 0 and at most 1, got {max_residual!r}: a "

@@ -23,12 +23,32 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.arguments import is_integer
 from metajax.types import Array, PyTree
 
 __all__ = ["DOMAINS", "GRANULARITIES", "HyperParameter", "LearnedOptimizer", "learned"]
 
 GRANULARITIES = ("optimizer", "leaf", "parameter")
-DOMAINS = ("real", "positive", "unit")
+
+
+class _Domain(NamedTuple):
+    """Numbers `low < v < high`, which are learned as `to_raw(v)`, any number."""
+
+    text: str
+    low: float
+    high: float
+    to_raw: Callable[[float], float]
+    from_raw: Callable[[Array], Array]
+
+
+_DOMAINS = {
+    "real": _Domain("a finite number", -math.inf, math.inf, lambda v: v, lambda v: v),
+    "positive": _Domain("above 0 and finite", 0, math.inf, math.log, jnp.exp),
+    "unit": _Domain(
+        "between 0 and 1", 0, 1, lambda v: math.log(v / (1 - v)), jax.nn.sigmoid
+    ),
+}
+DOMAINS = tuple(_DOMAINS)
 
 
 class LearnedOptimizer(NamedTuple):
@@ -147,11 +167,7 @@ def learned(
 
 
 def _initial(number: HyperParameter, params: PyTree) -> PyTree:
-    raw = {
-        "real": lambda v: v,
-        "positive": math.log,
-        "unit": lambda v: math.log(v / (1 - v)),
-    }[number.domain](number.value)
+    raw = _DOMAINS[number.domain].to_raw(number.value)
     steps = () if number.steps is None else (number.steps,)
     if number.per == "optimizer":
         return jnp.full(steps, raw, float)
@@ -168,9 +184,7 @@ def _value(number: HyperParameter, raw: PyTree, count: Array, leaf: int) -> Arra
     value = raw if number.per == "optimizer" else jax.tree.leaves(raw)[leaf]
     if number.steps is not None:
         value = value[jnp.minimum(count, number.steps - 1)]
-    return {"real": lambda v: v, "positive": jnp.exp, "unit": jax.nn.sigmoid}[
-        number.domain
-    ](value)
+    return _DOMAINS[number.domain].from_raw(value)
 
 
 def _check(
@@ -213,23 +227,17 @@ def _check_number(name: str, number: HyperParameter) -> None:
         raise ValueError(
             f"`domain` of {name!r} must be one of {', '.join(DOMAINS)}, got {domain!r}."
         )
-    if steps is not None and (
-        isinstance(steps, bool) or not isinstance(steps, int) or steps < 1
-    ):
+    if steps is not None and (not is_integer(steps) or steps < 1):
         raise ValueError(
             f"`steps` of {name!r} must be None or an integer of at least 1, got "
             f"{steps!r}."
         )
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    allowed = {
-        "real": ("a finite number", -math.inf, math.inf),
-        "positive": ("above 0 and finite", 0, math.inf),
-        "unit": ("between 0 and 1", 0, 1),
-    }
-    text, low, high = allowed[domain]
-    if not is_number or not low < value < high:
+    allowed = _DOMAINS[domain]
+    if not is_number or not allowed.low < value < allowed.high:
         raise ValueError(
-            f"`value` of {name!r} must be {text} for domain={domain!r}, got {value!r}."
+            f"`value` of {name!r} must be {allowed.text} for domain={domain!r}, got "
+            f"{value!r}."
         )
     if name == "learning_rate" and value <= 0:
         raise ValueError(

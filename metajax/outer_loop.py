@@ -236,7 +236,7 @@ def _apply_gradient(
         "gradient_norm": optax.tree.norm(gradient),
         "is_finite": is_finite,
     }
-    return _select(is_finite, proposed, state), metrics
+    return optax.tree.where(is_finite, proposed, state), metrics
 
 
 def sample_tasks(source: PyTree, index: Array, keys: Array) -> Task:
@@ -323,7 +323,7 @@ def run_steps_fn(
     ) -> tuple[TrainState, dict[str, Array]]:
         del num_steps
         new_state, metrics = step(state, source, key, jnp.int32(0))
-        new_state = _select(state.step == start, new_state, state)
+        new_state = optax.tree.where(state.step == start, new_state, state)
         return new_state, jax.tree.map(lambda x: x[None], metrics)
 
     def run_many(
@@ -358,7 +358,3 @@ def run_steps_fn(
 def _is_finite(tree: PyTree) -> Array:
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves))
-
-
-def _select(condition: Array, new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

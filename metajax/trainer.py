@@ -21,6 +21,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import devices
+from metajax.arguments import check_integers
 from metajax.devices import TASK_AXIS, place, task_mesh
 from metajax.evaluation import VALIDATION_SEED, evaluate
 from metajax.outer_loop import (
@@ -162,7 +163,7 @@ def train(
         "checkpoint_every": checkpoint_every,
     }
     _check_types(learner, tasks, optimizer, validation)
-    _check_positive(counts)
+    check_integers(1, **counts)
     if monitor is not None and validation is None:
         raise ValueError(
             f"`monitor` needs `validation`, a task distribution; got {monitor!r} and "
@@ -511,14 +512,6 @@ def _check_memory(
         f"{remedy} gradient='remat', fewer inner steps or a smaller model; "
         "`metajax.explain` compares them."
     )
-
-
-def _check_positive(counts: dict[str, int]) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"`{name}` must be an integer of at least 1, got {value!r}."
-            )
 
 
 def _check_block(tasks_per_block: int | str | None, num_tasks: int) -> None:

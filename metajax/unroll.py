@@ -19,9 +19,8 @@ Every gradient mode returns the same phi; they differ in what the outer gradient
 Traps. `"mixed"` is wrong when L contains a `custom_vjp` whose backward pass is not the
 true transpose (gradient reversal, clipping inside the loss): where there is a rule, one
 product is compared with that of reverse mode when the program is traced. It cannot be
-differentiated in forward mode. Adam and other optimizers that take a square root of a
-gradient's square need `eps_root > 0`, or the outer gradient is NaN wherever an inner
-gradient is exactly 0.
+differentiated in forward mode. The square root in Adam has no finite derivative where
+an inner gradient is exactly 0: without `eps_root > 0` it is refused.
 """
 
 import warnings
@@ -35,6 +34,7 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import jaxpr_as_fun
 
+from metajax.arguments import check_integers
 from metajax.filters import combine, everything, partition
 from metajax.programs import has_custom_vjp
 from metajax.types import Array, PyTree
@@ -71,8 +71,7 @@ def check_inner_loop(
         the optimizer has no finite derivative where a gradient is 0.
       TypeError: if `optimizer` is not an Optax gradient transformation.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"`steps` must be an integer of at least 0, got {steps!r}.")
+    check_integers(0, steps=steps)
     if gradient not in GRADIENT_MODES:
         raise ValueError(
             f"`gradient` must be one of {', '.join(GRADIENT_MODES)}, got {gradient!r}."

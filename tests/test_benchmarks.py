@@ -7,12 +7,14 @@ import pytest
 
 import metajax
 from benchmarks import (
+    ablation,
     engine,
     gradients,
     omniglot,
     quadratics,
     record,
     results_page,
+    sequences,
     sinusoid,
     speed,
     tables,
@@ -104,6 +106,45 @@ def test_tables(tmp_path, monkeypatch):
     difference = rows[0]["mean"] - rows[2]["mean"]
     assert rows[2]["maml_is_better_by"]["mean"] == pytest.approx(difference, abs=1e-6)
     assert "Meta-SGD is better by" in results_page.page(tmp_path / "results")
+
+
+def test_sequences(tmp_path):
+    settings = sequences.Settings(
+        num_seeds=2,
+        hidden=3,
+        encoder_hidden=3,
+        inner_steps=1,
+        outer_steps=2,
+        tasks_per_step=2,
+        scratch_rates=(0.01,),
+        scratch_steps=(1, 2),
+        num_test_tasks=3,
+    )
+    sequences.main(settings)
+    rows = read_result(tmp_path)["results"]
+    assert len(rows) == 5 * (1 + settings.num_seeds) + 1
+    ours, maml = (
+        [r["mean"] for r in rows if r["learner"] == name and "seed" in r]
+        for name in ("generator", "maml")
+    )
+    found = [r["difference"] for r in rows if r["learner"] == "maml" and "seed" in r]
+    assert found == pytest.approx([a - b for a, b in zip(ours, maml, strict=True)])
+    assert "generator less this" in results_page.page(tmp_path / "results")
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_ablation(tmp_path, monkeypatch):
+    model = metajax.mlp(5, hidden=(3,), normalization="batch")
+    monkeypatch.setattr(omniglot.MamlPlusPlus, "model", lambda self: model)
+    kept = ("all", "none (MAML)")
+    monkeypatch.setattr(
+        ablation, "VARIANTS", {name: ablation.VARIANTS[name] for name in kept}
+    )
+    ablation.main(ablation.Settings(outer_steps=2, tasks_per_step=2, num_test_tasks=3))
+    full, none = read_result(tmp_path)["results"]
+    assert (full["variant"], none["variant"]) == kept
+    assert none["worse_by"]["mean"] == pytest.approx(full["mean"] - none["mean"])
+    assert "worse than all by" in results_page.page(tmp_path / "results")
 
 
 def test_gradients(tmp_path, monkeypatch):

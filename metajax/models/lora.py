@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metajax.arguments import check_integers
 from metajax.filters import everything, path_names
 from metajax.models.normalization import STATISTICS
 from metajax.types import Array, Model, PyTree
@@ -66,8 +67,7 @@ def with_lora(
       >>> model = with_lora(mlp(1), rank=2)
       >>> learner = maml(model, optax.sgd(0.1), steps=3, adapts=only("lora"))
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"`rank` must be an integer of at least 1, got {rank!r}.")
+    check_integers(1, rank=rank)
     if not math.isfinite(scale) or scale == 0:
         raise ValueError(f"`scale` must be finite and not 0, got {scale!r}.")
 

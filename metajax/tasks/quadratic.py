@@ -11,39 +11,47 @@ from a sample. `linear` is the model, whose parameters are theta, and `row_loss`
 objective of which f is the mean over examples.
 """
 
-from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
+from metajax.arguments import check_integers
 from metajax.models.adapters import from_functions
 from metajax.types import Array, Examples, Model, PyTree, Task
 
 __all__ = ["linear", "quadratic", "row_loss"]
 
 
-def quadratic(*, dim: int = 10) -> Callable[[Array], Task]:
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quadratic:
+    """Distribution over quadratics; use `quadratic` to build one.
+
+    Two of equal fields are equal, so a compiled function that takes one is reused.
+    """
+
+    dim: int
+
+    def __call__(self, key: Array) -> Task:
+        """Draws one; inputs are `[dim, dim]` and targets `[dim]`."""
+        key_x, key_y = jax.random.split(key)
+        x = jax.random.normal(key_x, (self.dim, self.dim))
+        examples = Examples(x, jax.random.normal(key_y, (self.dim,)))
+        return Task(examples, examples)
+
+
+def quadratic(*, dim: int = 10) -> Quadratic:
     """The distribution of these tasks.
 
     Args:
       dim: of theta and of y, at least 1.
 
-    Returns:
-      A function of a key; inputs are `[dim, dim]` and targets `[dim]`.
-
     Raises:
       ValueError: if `dim` is out of range.
     """
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise ValueError(f"`dim` must be an integer of at least 1, got {dim!r}.")
-
-    def sample(key: Array) -> Task:
-        key_x, key_y = jax.random.split(key)
-        x = jax.random.normal(key_x, (dim, dim))
-        examples = Examples(x, jax.random.normal(key_y, (dim,)))
-        return Task(examples, examples)
-
-    return sample
+    check_integers(1, dim=dim)
+    return Quadratic(dim=int(dim))
 
 
 def linear() -> Model:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from metajax.arguments import check_integers, check_not_negative, check_ranges
 from metajax.types import Array, Examples, Task
 
 __all__ = ["SequenceSinusoid", "sequence_sinusoid"]
@@ -112,21 +113,9 @@ def sequence_sinusoid(
       ((3, 8, 1), (5, 8, 1))
     """
     counts = {"shot": shot, "num_queries": num_queries, "length": length}
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(
-                f"`{name}` must be an integer of at least 1, got {count!r}."
-            )
-    ranges = {"amplitude": amplitude, "frequency": frequency, "offset": offset}
-    for name, bounds in ranges.items():
-        is_pair = len(bounds) == 2 and all(map(math.isfinite, bounds))
-        if not is_pair or bounds[0] > bounds[1]:
-            raise ValueError(
-                f"`{name}` must be two finite numbers (low, high) with low <= high, "
-                f"got {bounds}."
-            )
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"`noise` must be at least 0 and finite, got {noise!r}.")
+    check_integers(1, **counts)
+    check_ranges(amplitude=amplitude, frequency=frequency, offset=offset)
+    check_not_negative(noise=noise)
     return SequenceSinusoid(
         **counts,
         amplitude=(float(amplitude[0]), float(amplitude[1])),

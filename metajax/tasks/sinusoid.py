@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from metajax.arguments import check_integers, check_ranges
 from metajax.types import Array, Examples, Task
 
 __all__ = ["Sinusoid", "sinusoid"]
@@ -94,17 +95,8 @@ def sinusoid(
       >>> task.support.x.shape, task.query.y.shape
       ((5, 1), (10, 1))
     """
-    for name, count in (("shot", shot), ("num_queries", num_queries)):
-        if count < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {count}.")
-    ranges = {"amplitude": amplitude, "phase": phase, "x_range": x_range}
-    for name, bounds in ranges.items():
-        is_pair = len(bounds) == 2 and all(map(math.isfinite, bounds))
-        if not is_pair or bounds[0] > bounds[1]:
-            raise ValueError(
-                f"`{name}` must be two finite numbers (low, high) with low <= high, "
-                f"got {bounds}."
-            )
+    check_integers(1, shot=shot, num_queries=num_queries)
+    check_ranges(amplitude=amplitude, phase=phase, x_range=x_range)
     return Sinusoid(
         shot=shot,
         num_queries=num_queries,

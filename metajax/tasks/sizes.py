@@ -1,11 +1,9 @@
 """Way, shot and number of queries of classification tasks: ranges, checks and masks."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from metajax.arguments import check_integers, is_integer
 from metajax.types import Array
 
 __all__ = ["as_range", "check_num_queries", "size_masks"]
@@ -22,18 +20,17 @@ def as_range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
       ValueError: if it is anything else.
     """
     low, high = value if isinstance(value, tuple) and len(value) == 2 else (value,) * 2
-    if not (_is_int(low) and _is_int(high) and 1 <= low <= high):
+    if not (is_integer(low) and is_integer(high) and 1 <= low <= high):
         raise ValueError(
-            f"`{name}` must be an integer >= 1 or a range `(low, high)` of such with "
-            f"low <= high, got {value!r}."
+            f"`{name}` must be an integer of at least 1 or a range `(low, high)` of "
+            f"such with low <= high, got {value!r}."
         )
     return int(low), int(high)
 
 
 def check_num_queries(num_queries: int) -> None:
     """Raises a ValueError unless `num_queries` is an integer of at least 1."""
-    if not _is_int(num_queries) or num_queries < 1:
-        raise ValueError(f"`num_queries` must be an integer >= 1, got {num_queries!r}.")
+    check_integers(1, num_queries=num_queries)
 
 
 def size_masks(
@@ -61,7 +58,3 @@ def size_masks(
     if way[0] == way[1]:
         return support_mask, None
     return support_mask, jnp.repeat(has_class, num_queries)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

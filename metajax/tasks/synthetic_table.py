@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from metajax.arguments import check_integers, is_integer
 from metajax.types import Array, Examples, Task
 
 __all__ = ["SyntheticTable", "synthetic_table"]
@@ -124,20 +125,10 @@ def synthetic_table(
       >>> task.support.x.shape
       (32, 20)
     """
-    least = {
-        "way": (way, 2),
-        "shot": (shot, 1),
-        "num_queries": (num_queries, 1),
-        "columns": (columns, 1),
-        "informative": (informative, 1),
-        "redundant": (redundant, 0),
-        "clusters": (clusters, 1),
-    }
-    for name, (value, low) in least.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(
-                f"`{name}` must be an integer of at least {low}, got {value!r}."
-            )
+    check_integers(2, way=way)
+    check_integers(1, shot=shot, num_queries=num_queries, columns=columns)
+    check_integers(1, informative=informative, clusters=clusters)
+    check_integers(0, redundant=redundant)
     if informative > 20:
         raise ValueError(f"`informative` must be at most 20, got {informative}.")
     if informative + redundant > columns:
@@ -155,7 +146,7 @@ def synthetic_table(
         raise ValueError(f"`separation` must be above 0, got {separation!r}.")
     if not 0 <= wrong_labels < 1:
         raise ValueError(f"`wrong_labels` must be in [0, 1), got {wrong_labels!r}.")
-    if family is not None and (isinstance(family, bool) or not isinstance(family, int)):
+    if family is not None and not is_integer(family):
         raise ValueError(f"`family` must be None or an integer, got {family!r}.")
     return SyntheticTable(
         way=way,

@@ -56,6 +56,20 @@ def test_matches_closed_form(rate, steps):
         np.testing.assert_allclose(metrics[f"support_loss_{t}"], before, rtol=1e-5)
 
 
+def test_long_curves_are_thinned():
+    """Eleven of many inner steps are reported, with the first and the last."""
+    learner = metajax.maml(
+        constant_model(), optax.sgd(0.01), steps=200, objective=squared_error
+    )
+    theta = jnp.array([1.0, -2.0])
+    _, metrics = learner.loss(theta, constant_task())
+    curve = [name for name in metrics if name.startswith("support_loss_")]
+    assert len(curve) == 11
+    for t in (0, 20, 199):
+        before = 0.5 * 0.99 ** (2 * t) * np.sum(np.square(theta - SUPPORT))
+        np.testing.assert_allclose(metrics[f"support_loss_{t}"], before, rtol=1e-3)
+
+
 def test_first_order_drops_the_hessian():
     learner = metajax.maml(
         constant_model(),

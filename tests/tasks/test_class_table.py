@@ -313,12 +313,15 @@ FEW_SHOT_ERRORS = {
     ),
     "range": ({"shot": (1, 4)}, r"needs 5 examples .* has 4"),
     "classes": ({"way": 7}, r"`way` asks for 7 classes but the table has 6"),
-    "way": ({"way": 0}, r"`way` must be an integer >= 1 or a range .*got 0"),
+    "way": ({"way": 0}, r"`way` must be an integer of at least 1 or a range .*got 0"),
     "order": ({"way": (3, 2)}, r"`way` must be .* low <= high, got \(3, 2\)"),
     "triple": ({"shot": (1, 2, 3)}, r"`shot` must be .*got \(1, 2, 3\)"),
     "float": ({"shot": 1.0}, r"`shot` must be .*got 1\.0"),
     "bool": ({"shot": True}, r"`shot` must be .*got True"),
-    "queries": ({"num_queries": 0}, r"`num_queries` must be an integer >= 1, got 0"),
+    "queries": (
+        {"num_queries": 0},
+        r"`num_queries` must be .* at least 1, got 0",
+    ),
     "dtype": ({"dtype": jnp.int32}, r"`dtype` must be a floating type"),
 }
 

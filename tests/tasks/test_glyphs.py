@@ -228,10 +228,13 @@ def test_only_what_may_be_padding_has_a_mask(key):
 
 
 ERRORS = {
-    "no class": ({"way": 0}, r"`way` must be an integer >= 1 .* got 0"),
+    "no class": ({"way": 0}, r"`way` must be an integer of at least 1 .* got 0"),
     "no shot": ({"shot": (0, 5)}, r"`shot` must be .* got \(0, 5\)"),
     "reversed": ({"shot": (5, 1)}, r"`shot` must be .*low <= high, got \(5, 1\)"),
-    "no query": ({"num_queries": 0}, r"`num_queries` must be an integer >= 1, got 0"),
+    "no query": (
+        {"num_queries": 0},
+        r"`num_queries` must be .* at least 1, got 0",
+    ),
     "split": ({"split": "test"}, r"`split` must be one of .*meta_test.* got 'test'"),
 }
 

@@ -93,8 +93,8 @@ def test_support_and_query_points_are_fresh(key):
 
 
 ERRORS = {
-    "no support": ({"shot": 0}, r"`shot` must be at least 1, got 0"),
-    "no queries": ({"num_queries": -1}, r"`num_queries` must be at least 1, got -1"),
+    "no support": ({"shot": 0}, r"`shot` must be an integer of at least 1, got 0"),
+    "no queries": ({"num_queries": -1}, r"`num_queries` must be an integer .* got -1"),
     "reversed": (
         {"amplitude": (5, 0.1)},
         r"`amplitude` must be .*low <= high, got \(5",

@@ -30,6 +30,7 @@ __all__ = [
     "optimizer_of",
     "params_of",
     "score",
+    "support_curve",
     "support_loss_fn",
 ]
 
@@ -114,6 +115,17 @@ def support_loss_fn(
         return masked_mean(objective(outputs, examples.y), examples.mask)
 
     return loss
+
+
+def support_curve(losses: Array) -> dict[str, Array]:
+    """Metrics `support_loss_t` from the losses before each of `steps` inner steps.
+
+    At most 11 of them, evenly spaced with the first and the last: each metric is an
+    output of the compiled program, and a thousand take half a minute to compile.
+    """
+    last = len(losses) - 1
+    shown = sorted({round(last * i / 10) for i in range(11)}) if last >= 0 else []
+    return {f"support_loss_{t}": losses[t] for t in shown}
 
 
 def descent(
@@ -282,7 +294,7 @@ def learner_of_run(
       surrogate: `(meta_params, unrolled) -> scalar`, added to the loss.
 
     Returns:
-      A learner whose loss reports `support_loss_t` for each inner step t.
+      A learner whose loss reports `support_curve`.
     """
     final_steps = steps if eval_steps is None else eval_steps
 
@@ -316,7 +328,6 @@ def learner_of_run(
         value, metrics = score(model, objective, result.params, task, key_predict)
         if surrogate is not None:
             value = value + surrogate(meta_params, result)
-        curve = {f"support_loss_{t}": loss for t, loss in enumerate(result.losses)}
-        return value, metrics | curve
+        return value, metrics | support_curve(result.losses)
 
     return Learner(init, adapt, predict, loss, adapt_steps)

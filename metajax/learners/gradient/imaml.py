@@ -19,6 +19,7 @@ from collections.abc import Callable
 import jax
 import optax
 
+from metajax.arguments import check_positive
 from metajax.filters import combine, partition
 from metajax.implicit import check_solve, implicit_loss
 from metajax.learners.gradient.descent import (
@@ -26,6 +27,7 @@ from metajax.learners.gradient.descent import (
     check_descent,
     learner_of_run,
     score,
+    support_curve,
     support_loss_fn,
 )
 from metajax.objectives import cross_entropy, split_key
@@ -88,8 +90,7 @@ def imaml(
     check_solve(cg_steps, max_residual)
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1 to solve anything, got {steps}.")
-    if not 0 < strength < float("inf"):
-        raise ValueError(f"`strength` must be above 0 and finite, got {strength!r}.")
+    check_positive(strength=strength)
     support_loss = support_loss_fn(model, objective)
 
     def proximal_loss(phi: PyTree, theta: PyTree, others: PyTree) -> Array:
@@ -152,7 +153,7 @@ def imaml(
             theta,
             (rest, task, key_adapt, key_predict),
         )
-        curve = {f"support_loss_{t}": loss for t, loss in enumerate(result.losses)}
-        return value, metrics | curve | {"implicit_residual": residual}
+        metrics |= support_curve(result.losses)
+        return value, metrics | {"implicit_residual": residual}
 
     return learner._replace(loss=loss) if is_implicit else learner

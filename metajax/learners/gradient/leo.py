@@ -37,12 +37,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.arguments import check_integers, check_not_negative, check_positive
 from metajax.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.descent import (
     Run,
     check_descent,
     learner_of_run,
     score,
+    support_curve,
 )
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy, masked_mean, split_key
@@ -113,8 +115,8 @@ def leo(
       A learner whose `meta_params` are `MetaParams` and whose `adapted` is
       `{"embedding": ..., "head": {"kernel": [N, D], "is_present": [N]}}`; `predict`
       gives logits `[n, N]`, minus infinity for classes without a support example. Its
-      loss reports `support_loss_t` for each inner step t, first those on the code, and
-      `kl` and `encoder_penalty` without their weights. States of `adapt_steps` are
+      loss reports `support_loss_t` for up to 11 inner steps t, first those on the code,
+      and `kl` and `encoder_penalty` without their weights. States of `adapt_steps` are
       first decoded codes, then weights.
 
     Raises:
@@ -125,28 +127,11 @@ def leo(
       >>> learner = leo(conv4(normalization="layer"), way=5, train_embedding=True)
     """
     check_way(way)
-    for name, count, least in (
-        ("num_latents", num_latents, 1),
-        ("steps", steps, 0),
-        ("fine_tuning_steps", fine_tuning_steps, 0),
-    ):
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise ValueError(
-                f"`{name}` must be an integer of at least {least}, got {count!r}."
-            )
-    for name, weight in (
-        ("kl_weight", kl_weight),
-        ("encoder_penalty", encoder_penalty),
-        ("orthogonality", orthogonality),
-    ):
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"`{name}` must be at least 0 and finite, got {weight!r}.")
-    for name, rate in (
-        ("latent_rate", latent_rate),
-        ("fine_tuning_rate", fine_tuning_rate),
-    ):
-        if not 0 < rate < math.inf:
-            raise ValueError(f"`{name}` must be above 0 and finite, got {rate!r}.")
+    check_integers(1, num_latents=num_latents)
+    check_integers(0, steps=steps, fine_tuning_steps=fine_tuning_steps)
+    check_not_negative(kl_weight=kl_weight, encoder_penalty=encoder_penalty)
+    check_not_negative(orthogonality=orthogonality)
+    check_positive(latent_rate=latent_rate, fine_tuning_rate=fine_tuning_rate)
     optimizers = {
         name: learned(optax.sgd, learning_rate=HyperParameter(rate, per="parameter"))
         for name, rate in (("latent", latent_rate), ("weights", fine_tuning_rate))
@@ -263,8 +248,7 @@ def leo(
         value += kl_weight * penalties["kl"]
         value += encoder_penalty * penalties["encoder_penalty"]
         value += orthogonality * row_correlation_penalty(meta_params.decoder)
-        curve = {f"support_loss_{t}": loss for t, loss in enumerate(result.losses)}
-        return value, metrics | curve | penalties
+        return value, metrics | support_curve(result.losses) | penalties
 
     learner = learner_of_run(
         classifier, init, run, cross_entropy, steps=steps, eval_steps=None

@@ -59,7 +59,7 @@ def maml(
     Returns:
       A learner whose `meta_params` and `adapted` are parameters of `model`; with a
       `LearnedOptimizer`, `meta_params` are `MetaParams(params, optimizer)`. The metrics
-      of its loss hold `support_loss_t` for each inner step t.
+      of its loss hold `support_loss_t` for up to 11 inner steps t.
 
     Raises:
       ValueError: if `steps`, `eval_steps` or `gradient` is out of range, or the

@@ -26,11 +26,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.arguments import check_integers, check_positive
 from metajax.filters import combine, everything, partition, path_names
 from metajax.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.descent import (
     check_descent,
     score,
+    support_curve,
     support_loss_fn,
 )
 from metajax.models.normalization import freeze_support_statistics
@@ -98,8 +100,8 @@ def maml_plus_plus(
 
     Returns:
       A learner with `scheduled_loss`, whose `meta_params` are `MetaParams` and whose
-      `adapted` are parameters of `model`. Its loss reports `support_loss_t` for each
-      inner step t.
+      `adapted` are parameters of `model`. Its loss reports `support_loss_t` for up to
+      11 inner steps t.
 
     Raises:
       ValueError: if a number is out of range; in `init`, if normalisation weights are
@@ -110,18 +112,11 @@ def maml_plus_plus(
       >>> model = conv4(5, pooling="stride")
       >>> learner = maml_plus_plus(model, multi_step_until=1000)
     """
-    for name, until in (
-        ("multi_step_until", multi_step_until),
-        ("first_order_until", first_order_until),
-    ):
-        if isinstance(until, bool) or not isinstance(until, int) or until < 0:
-            raise ValueError(
-                f"`{name}` must be an integer of at least 0, got {until!r}."
-            )
-    if isinstance(steps, int) and steps < 1:
-        raise ValueError(f"`steps` must be at least 1, got {steps}.")
-    if not 0 < rate < float("inf"):
-        raise ValueError(f"`rate` must be above 0 and finite, got {rate!r}.")
+    check_integers(
+        0, multi_step_until=multi_step_until, first_order_until=first_order_until
+    )
+    check_integers(1, steps=steps)
+    check_positive(rate=rate)
     check_descent(optax.sgd(rate), gradient, steps, None)
     rates = HyperParameter(rate, per="leaf", steps=steps)
     optimizer = learned(optax.sgd, learning_rate=rates)
@@ -228,7 +223,6 @@ def maml_plus_plus(
             gradient,
             keep_path=weights is not None,
         )
-        curve = {f"support_loss_{t}": loss for t, loss in enumerate(result.losses)}
         params = join(result.params, last_row(meta_params.per_step))
         value, metrics = score(model, objective, params, task, key_predict)
         if weights is not None:
@@ -241,7 +235,7 @@ def maml_plus_plus(
             rows = jax.tree.map(lambda leaf: leaf[:-1], meta_params.per_step)
             losses = jax.lax.map(lambda pair: judge(*pair), (earlier, rows))
             value = jnp.sum(weights[:-1] * losses) + weights[-1] * value
-        return value, metrics | curve
+        return value, metrics | support_curve(result.losses)
 
     def loss(
         meta_params: MetaParams, task: Task, *, key: Array | None = None

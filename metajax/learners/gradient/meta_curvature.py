@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.arguments import check_positive
 from metajax.filters import everything
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import descent
@@ -81,8 +82,7 @@ def curvature(rate: float) -> LearnedOptimizer:
     Raises:
       ValueError: unless `rate` is above 0 and finite.
     """
-    if not 0 < rate < float("inf"):
-        raise ValueError(f"`rate` must be above 0 and finite, got {rate!r}.")
+    check_positive(rate=rate)
 
     def init(key: Array, params: PyTree) -> PyTree:
         del key

@@ -58,8 +58,8 @@ def meta_sgd(
 
     Returns:
       A learner whose `meta_params` are `MetaParams(params, optimizer)` and whose
-      `adapted` are parameters of `model`. Its loss reports `support_loss_t` for each
-      inner step t.
+      `adapted` are parameters of `model`. Its loss reports `support_loss_t` for up to
+      11 inner steps t.
 
     Raises:
       ValueError: if `rate`, `steps`, `eval_steps` or `gradient` is out of range.

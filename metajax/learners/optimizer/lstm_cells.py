@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.arguments import check_positive
 from metajax.types import Array, PyTree
 
 __all__ = ["LSTM", "check_lstm", "log_and_sign"]
@@ -38,8 +39,7 @@ def check_lstm(hidden: tuple[int, ...], threshold: float) -> None:
         raise ValueError(
             f"`hidden` must hold at least one size of at least 1, got {hidden!r}."
         )
-    if not 0 < threshold < float("inf"):
-        raise ValueError(f"`threshold` must be above 0 and finite, got {threshold!r}.")
+    check_positive(threshold=threshold)
 
 
 def log_and_sign(values: Array, threshold: float) -> Array:

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from metajax.arguments import check_positive
 from metajax.filters import combine, everything, partition
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import (
@@ -111,7 +112,7 @@ def lstm_generator(
 
     Returns:
       A learner whose `meta_params` are `MetaParams` and whose `adapted` are parameters
-      of `model`. Its loss reports `support_loss_t` for each inner step t.
+      of `model`. Its loss reports `support_loss_t` for up to 11 inner steps t.
 
     Raises:
       ValueError: if a number is out of range; when it is used, if targets are labels
@@ -133,10 +134,7 @@ def lstm_generator(
             f"`rank` must be None or an integer from 1 to {size}, the size of the code "
             f"(`hidden[-1]`), got {rank!r}."
         )
-    if not 0 < offset_scale < math.inf:
-        raise ValueError(
-            f"`offset_scale` must be above 0 and finite, got {offset_scale!r}."
-        )
+    check_positive(offset_scale=offset_scale)
     encoder = from_linen(RecurrentLSTM(check_hidden(hidden)))
     support_loss = support_loss_fn(model, objective)
 

@@ -17,6 +17,7 @@ import optax
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
+from metajax.arguments import check_positive
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.optimizer.lstm_cells import LSTM, check_lstm, log_and_sign
 from metajax.types import Array, PyTree
@@ -60,10 +61,7 @@ def lstm_optimizer(
       ... )
     """
     check_lstm(hidden, threshold)
-    if not 0 < output_scale < float("inf"):
-        raise ValueError(
-            f"`output_scale` must be above 0 and finite, got {output_scale!r}."
-        )
+    check_positive(output_scale=output_scale)
     module = _Update(tuple(hidden), threshold)
     memory = LSTM(tuple(hidden))
 

@@ -1,0 +1,52 @@
+"""Checks of numbers that users pass, with one wording for all of them."""
+
+import math
+from numbers import Integral
+from typing import Any
+
+__all__ = [
+    "check_integers",
+    "check_not_negative",
+    "check_positive",
+    "check_ranges",
+    "is_integer",
+]
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer of Python or NumPy, and not a bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_integers(least: int, **values: Any) -> None:
+    """Raises a ValueError unless all are integers of at least `least`."""
+    for name, value in values.items():
+        if not is_integer(value) or value < least:
+            raise ValueError(
+                f"`{name}` must be an integer of at least {least}, got {value!r}."
+            )
+
+
+def check_positive(**values: float) -> None:
+    """Raises a ValueError unless all are above 0 and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be above 0 and finite, got {value!r}.")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raises a ValueError unless all are at least 0 and finite."""
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"`{name}` must be at least 0 and finite, got {value!r}.")
+
+
+def check_ranges(**ranges: tuple[float, float]) -> None:
+    """Raises a ValueError unless all are `(low, high)`, finite, with low <= high."""
+    for name, bounds in ranges.items():
+        is_pair = len(bounds) == 2 and all(map(math.isfinite, bounds))
+        if not is_pair or bounds[0] > bounds[1]:
+            raise ValueError(
+                f"`{name}` must be two finite numbers (low, high) with low <= high, "
+                f"got {bounds}."
+            )
