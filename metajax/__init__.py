@@ -11,6 +11,7 @@ from metajax.explain import explain as explain
 from metajax.filters import all_but as all_but
 from metajax.filters import everything as everything
 from metajax.filters import only as only
+from metajax.heads import identity as identity
 from metajax.learned_optimizer import HyperParameter as HyperParameter
 from metajax.learned_optimizer import LearnedOptimizer as LearnedOptimizer
 from metajax.learned_optimizer import learned as learned
@@ -23,13 +24,24 @@ from metajax.learners.gradient.meta_curvature import meta_curvature as meta_curv
 from metajax.learners.gradient.meta_sgd import meta_sgd as meta_sgd
 from metajax.learners.gradient.proto_maml import proto_maml as proto_maml
 from metajax.learners.gradient.reptile import reptile as reptile
+from metajax.learners.metric.baseline import baseline as baseline
+from metajax.learners.metric.feat import feat as feat
+from metajax.learners.metric.matching import matching as matching
 from metajax.learners.metric.prototypical import prototypical as prototypical
+from metajax.learners.metric.relation import relation as relation
 from metajax.learners.optimizer.learn_optimizer import (
     learn_optimizer as learn_optimizer,
 )
 from metajax.learners.optimizer.lstm_generator import lstm_generator as lstm_generator
 from metajax.learners.optimizer.lstm_optimizer import lstm_optimizer as lstm_optimizer
 from metajax.learners.optimizer.meta_lstm import meta_lstm as meta_lstm
+from metajax.learners.representation.graph import graph as graph
+from metajax.learners.representation.label_propagation import (
+    label_propagation as label_propagation,
+)
+from metajax.learners.solver.logistic import logistic as logistic
+from metajax.learners.solver.ridge import ridge as ridge
+from metajax.learners.solver.svm import svm as svm
 from metajax.models.adapters import from_functions as from_functions
 from metajax.models.adapters import from_linen as from_linen
 from metajax.models.adapters import from_nnx as from_nnx
@@ -43,6 +55,7 @@ from metajax.reports import across_seeds as across_seeds
 from metajax.reports import compare as compare
 from metajax.tasks.class_table import few_shot as few_shot
 from metajax.tasks.class_table import split_classes as split_classes
+from metajax.tasks.class_table import whole_classes as whole_classes
 from metajax.tasks.glyphs import glyphs as glyphs
 from metajax.tasks.host import on_host as on_host
 from metajax.tasks.loaders import from_arrays as from_arrays
@@ -72,6 +85,7 @@ __all__ = [
     "__version__",
     "across_seeds",
     "all_but",
+    "baseline",
     "calibrate",
     "cavia",
     "compare",
@@ -81,6 +95,7 @@ __all__ = [
     "everything",
     "evolution_strategies",
     "explain",
+    "feat",
     "few_shot",
     "from_arrays",
     "from_folder",
@@ -89,17 +104,22 @@ __all__ = [
     "from_nnx",
     "from_tfds",
     "glyphs",
+    "graph",
+    "identity",
     "imaml",
+    "label_propagation",
     "leakage",
     "learn_optimizer",
     "learned",
     "leo",
     "load_meta_params",
+    "logistic",
     "lstm",
     "lstm_generator",
     "lstm_optimizer",
     "maml",
     "maml_plus_plus",
+    "matching",
     "meta_curvature",
     "meta_lstm",
     "meta_sgd",
@@ -110,13 +130,17 @@ __all__ = [
     "pes",
     "proto_maml",
     "prototypical",
+    "relation",
     "reptile",
+    "ridge",
     "sequence_sinusoid",
     "sinusoid",
     "split_classes",
+    "svm",
     "synthetic_table",
     "train",
     "truncated",
+    "whole_classes",
     "whole_run",
     "with_lora",
     "with_precision",

@@ -1,14 +1,17 @@
 """Checks of numbers that users pass, with one wording for all of them."""
 
 import math
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
 __all__ = [
+    "check_choice",
     "check_integers",
     "check_not_negative",
     "check_positive",
     "check_ranges",
+    "check_way",
     "is_integer",
 ]
 
@@ -18,6 +21,16 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def check_choice(allowed: Iterable[str], **values: str) -> None:
+    """Raises a ValueError unless all are among the allowed names."""
+    allowed = tuple(allowed)
+    for name, value in values.items():
+        if value not in allowed:
+            raise ValueError(
+                f"`{name}` must be one of {', '.join(allowed)}, got {value!r}."
+            )
+
+
 def check_integers(least: int, **values: Any) -> None:
     """Raises a ValueError unless all are integers of at least `least`."""
     for name, value in values.items():
@@ -25,6 +38,14 @@ def check_integers(least: int, **values: Any) -> None:
             raise ValueError(
                 f"`{name}` must be an integer of at least {least}, got {value!r}."
             )
+
+
+def check_way(way: int | None) -> None:
+    """Raises a ValueError unless the number of classes is None or at least 1."""
+    if way is not None and (not is_integer(way) or way < 1):
+        raise ValueError(
+            f"`way` must be None or an integer of at least 1, got {way!r}."
+        )
 
 
 def check_positive(**values: float) -> None:

@@ -31,12 +31,22 @@ from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.learners.gradient.proto_maml import proto_maml
 from metajax.learners.gradient.reptile import reptile
 from metajax.learners.metric import prototypical as metric
+from metajax.learners.metric.baseline import HEADS, baseline
+from metajax.learners.metric.feat import feat
+from metajax.learners.metric.matching import SIMILARITIES, matching
 from metajax.learners.metric.prototypical import prototypical
+from metajax.learners.metric.relation import NORMALIZATIONS as OF_PAIRS
+from metajax.learners.metric.relation import relation
 from metajax.learners.optimizer.learn_optimizer import JUDGES, learn_optimizer
 from metajax.learners.optimizer.lstm_generator import lstm_generator
 from metajax.learners.optimizer.lstm_optimizer import lstm_optimizer
 from metajax.learners.optimizer.meta_lstm import meta_lstm
-from metajax.models.networks import conv4, mlp
+from metajax.learners.representation.graph import graph
+from metajax.learners.representation.label_propagation import label_propagation
+from metajax.learners.solver.logistic import logistic
+from metajax.learners.solver.ridge import ridge
+from metajax.learners.solver.svm import svm
+from metajax.models.networks import POOLINGS, conv4, mlp
 from metajax.models.normalization import NORMALIZATIONS
 from metajax.models.precision import PRECISIONS
 from metajax.tasks.class_table import few_shot
@@ -80,6 +90,15 @@ LEARNERS: dict[str, Constructor] = {
     "learn_optimizer": learn_optimizer,
     "lstm_generator": lstm_generator,
     "prototypical": prototypical,
+    "matching": matching,
+    "relation": relation,
+    "feat": feat,
+    "ridge": ridge,
+    "logistic": logistic,
+    "svm": svm,
+    "label_propagation": label_propagation,
+    "graph": graph,
+    "baseline": baseline,
 }
 MODELS: dict[str, Constructor] = {"conv4": conv4, "mlp": mlp}
 TASKS: dict[str, Constructor] = {
@@ -91,7 +110,22 @@ TASKS: dict[str, Constructor] = {
     "synthetic_table": synthetic_table,
 }
 # Their model has no head for the classes.
-EMBEDDING_LEARNERS = ("prototypical", "proto_maml", "leo")
+EMBEDDING_LEARNERS = (
+    "prototypical",
+    "proto_maml",
+    "leo",
+    "matching",
+    "relation",
+    "feat",
+    "ridge",
+    "logistic",
+    "svm",
+    "label_propagation",
+    "graph",
+    "baseline",
+)
+# They have an answer for each class of a task, and so a number of classes.
+LEARNERS_OF_ONE_WAY = ("lstm_generator", "graph")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,10 +202,13 @@ class ClassSplit:
 # What stands on the command line and in JSON for arguments of these names.
 _TYPES: dict[str, Any] = {
     "adapts": str,
+    "baseline.head": Literal[HEADS],
+    "baseline.num_classes": int | None,
     "data_dir": str | None,
     "distance": Literal[metric.DISTANCES],
     "dtype": Literal["float32", "bfloat16", "float16"],
     "generates": str,
+    "graph.way": int | None,
     "gradient": Literal[GRADIENT_MODES],
     "imaml.gradient": Literal[("implicit", *GRADIENT_MODES)],
     "inner_optimizer": InnerOptimizer,
@@ -180,18 +217,23 @@ _TYPES: dict[str, Any] = {
     "num_outputs": int | None,
     "objective": Literal["cross_entropy", "squared_error"] | None,
     "path": str,
-    "pooling": Literal["max", "stride"],
+    "pooling": Literal[POOLINGS],
     "precision": Literal[PRECISIONS],
     "protocol": Literal["vinyals", "lake"],
+    "relation.normalization": Literal[OF_PAIRS],
     "rotations": Literal[1, 2, 4],
+    "similarity": Literal[SIMILARITIES],
     "tasks_per_block": int | Literal["auto"] | None,
 }
 # Defaults for arguments that have none, or whose default is a function.
 _DEFAULTS: dict[str, Any] = {
     "adapts": "everything",
-    "generates": "everything",
     "dtype": "float32",
+    "generates": "everything",
+    "baseline.inner_optimizer": InnerOptimizer(name="momentum", learning_rate=0.01),
+    "baseline.num_classes": None,
     "cavia.inner_optimizer": InnerOptimizer(learning_rate=1.0),
+    "graph.way": None,
     "imaml.steps": 16,
     "inner_optimizer": InnerOptimizer(),
     "learn_optimizer.inner_optimizer": InnerOptimizer(learned="optimizer"),

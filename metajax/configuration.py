@@ -15,12 +15,19 @@ from metajax.catalogue import (
     ARGUMENTS,
     EMBEDDING_LEARNERS,
     LEARNERS,
+    LEARNERS_OF_ONE_WAY,
     MODELS,
     TASKS,
     InnerOptimizer,
     OuterOptimizer,
 )
-from metajax.tasks.class_table import ClassTable, few_shot, split_classes
+from metajax.tasks.class_table import (
+    ClassTable,
+    ClassTableTasks,
+    few_shot,
+    split_classes,
+    whole_classes,
+)
 from metajax.trainer import TrainResult, train
 from metajax.types import Learner, Model, TaskDistribution
 
@@ -151,13 +158,28 @@ def train_run(
     _, learner = build_learner(config)
     return learner, train(
         learner,
-        build_tasks(config.tasks, "meta_train"),
+        _training_tasks(config),
         config.optimizer.build(training["steps"]),
         validation=build_tasks(config.validation, "meta_valid"),
         config=config.to_json(),
         run_dir=run_dir,
         **training,
     )
+
+
+def _training_tasks(config: Config) -> TaskDistribution:
+    """Few-shot tasks, or for `baseline` batches of as many examples."""
+    tasks = build_tasks(config.tasks, "meta_train")
+    if type(config.learner).__name__ != "baseline":
+        return tasks
+    if not isinstance(tasks, ClassTableTasks):
+        raise ValueError(
+            "`baseline` first classifies all classes of a data set, and "
+            f"{type(config.tasks).__name__!r} tasks have no fixed classes; use "
+            "`omniglot`, `folder` or `tfds`."
+        )
+    size = tasks.way[1] * (tasks.shot[1] + tasks.num_queries)
+    return whole_classes(tasks.table, batch_size=size, dtype=tasks.dtype)
 
 
 def resolve(config: Config) -> Config:
@@ -189,8 +211,13 @@ def resolve(config: Config) -> Config:
     if "objective" in _names(learner) and learner.objective is None:
         objective = "cross_entropy" if classifies else "squared_error"
         learner = dataclasses.replace(learner, objective=objective)
-    if "way" in _names(learner) and learner.way is None and classifies and not embeds:
-        learner = dataclasses.replace(learner, way=max_way(config.tasks))
+    if type(learner).__name__ in LEARNERS_OF_ONE_WAY and learner.way is None:
+        way = max_way(config.tasks) if classifies else None
+        learner = dataclasses.replace(learner, way=way)
+    if type(learner).__name__ == "baseline" and learner.num_classes is None:
+        tasks: Any = _training_tasks(config)
+        num_classes = tasks.table.num_classes
+        learner = dataclasses.replace(learner, num_classes=num_classes)
     config = dataclasses.replace(config, model=model, learner=learner)
     for tasks in (config.tasks, config.validation):
         check_way(config, tasks)
@@ -198,10 +225,17 @@ def resolve(config: Config) -> Config:
 
 
 def check_way(config: Config, tasks: Any) -> None:
-    """Raises a ValueError if tasks have more classes than the model has outputs."""
-    if type(config.learner).__name__ in EMBEDDING_LEARNERS or "way" not in _names(
-        tasks
-    ):
+    """Raises a ValueError if tasks have more classes than learner or model can tell."""
+    if "way" not in _names(tasks):
+        return
+    name = type(config.learner).__name__
+    if name in LEARNERS_OF_ONE_WAY and max_way(tasks) > config.learner.way:
+        raise ValueError(
+            f"`way` must be at most {config.learner.way}, the classes that `{name}` "
+            f"was built for, got {max_way(tasks)}. Train with a larger `way`, or a "
+            "learner that takes any, such as `prototypical`."
+        )
+    if name in EMBEDDING_LEARNERS:
         return
     if max_way(tasks) > config.model.num_outputs:
         raise ValueError(

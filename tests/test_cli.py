@@ -131,6 +131,23 @@ def test_evaluate_with_other_sizes(images, capsys):
     assert "way=2, shot=1, num_queries=3" in capsys.readouterr().out
 
 
+def test_baseline_learns_all_classes_and_graph_one_way(images, capsys):
+    """The first trains on all 13 training classes, the other on 3 and no more."""
+    command = ["train", "baseline", "mlp", *folder_tasks(images), *TINY]
+    command += ["--run-dir", "run", "--learner.steps", "1", "--tasks.rotations", "4"]
+    assert main(command) == 0
+    config = json.loads(pathlib.Path("run/config.json").read_text())["config"]
+    assert config["learner"]["baseline"]["num_classes"] == 4 * 13
+    assert main(["train", "baseline", "mlp", "sinusoid", *TINY]) == 2
+    assert "targets of 'sinusoid' tasks are real numbers" in capsys.readouterr().err
+    assert main(["train", "baseline", "mlp", "glyphs", *TINY]) == 2
+    assert "'glyphs' tasks have no fixed classes" in capsys.readouterr().err
+    command = ["train", "graph", "mlp", *folder_tasks(images), *TINY]
+    assert main([*command, "--validation.way", "4"]) == 2
+    error = capsys.readouterr().err
+    assert "`way` must be at most 3, the classes that `graph` was built for" in error
+
+
 @pytest.mark.parametrize(
     ("model", "other", "shape"),
     [
@@ -354,9 +371,10 @@ def test_config_survives_json(tasks):
 @pytest.mark.parametrize("name", ARGUMENTS["learner"])
 def test_every_learner_is_built_from_json(name):
     tasks = ARGUMENTS["tasks"]["synthetic_table"](shot=2, columns=10)
+    given = {"num_classes": 2} if name == "baseline" else {}
     config = resolve(
         Config(
-            learner=ARGUMENTS["learner"][name](),
+            learner=ARGUMENTS["learner"][name](**given),
             model=ARGUMENTS["model"]["mlp"](hidden=(4,), normalization="layer"),
             tasks=tasks,
             validation=tasks,

@@ -5,7 +5,8 @@
 Omniglot experiments (strides of 2, mean over space) and in that of Vinyals et al.,
 "Matching Networks", NeurIPS 2016, https://arxiv.org/abs/1606.04080, and Snell et al.,
 "Prototypical Networks", NeurIPS 2017, https://arxiv.org/abs/1703.05175 (max-pooling,
-flattened).
+flattened). Relation Networks keep maps: F. Sung et al., "Learning to Compare", CVPR
+2018, https://arxiv.org/abs/1711.06025, figure 2.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.arguments import check_choice, check_integers
 from metajax.models.adapters import from_linen
 from metajax.models.convolution import Conv, max_pool
 from metajax.models.normalization import Normalize
@@ -21,6 +23,8 @@ from metajax.models.precision import with_precision
 from metajax.types import Array, Model
 
 __all__ = ["conv4", "mlp"]
+
+POOLINGS = ("max", "stride", "maps")
 
 Inputs = Array | tuple[Array, Array]  # alone, or beside a context `[n, c]`
 
@@ -71,10 +75,12 @@ class Conv4(nn.Module):
         x, context = _split_context(x)
         chex.assert_rank(x, 4)
         is_strided = self.pooling == "stride"
-        if not is_strided and min(x.shape[1:3]) < 16:
+        num_poolings = {"max": 4, "stride": 0, "maps": 2}[self.pooling]
+        if min(x.shape[1:3]) < 2**num_poolings:
+            least = f"{2**num_poolings} x {2**num_poolings}"
             raise ValueError(
-                "Four 2 x 2 poolings need images of at least 16 x 16, got "
-                f"{x.shape[1]} x {x.shape[2]}; use larger ones or pooling='stride'."
+                f"{num_poolings} poolings of 2 x 2 need images of at least {least}, "
+                f"got {x.shape[1]} x {x.shape[2]}; use larger ones or pooling='stride'."
             )
         # Glorot as in MAML's code; uniform within 1 / sqrt(fan in) as in PyTorch's
         # default, which is what Prototypical Networks were trained from.
@@ -89,8 +95,13 @@ class Conv4(nn.Module):
             if context is not None and block == 2:
                 x = _modulate(x, nn.Dense(2 * self.features, name="film")(context))
             # The same as after ReLU, which then has a quarter of the work.
-            x = nn.relu(x if is_strided else max_pool(x))
-        x = jnp.mean(x, (1, 2)) if is_strided else x.reshape(x.shape[0], -1)
+            x = nn.relu(max_pool(x) if block < num_poolings else x)
+        if self.pooling == "maps" and self.num_outputs is None:
+            return x
+        if self.pooling == "max":
+            x = x.reshape(x.shape[0], -1)
+        else:
+            x = jnp.mean(x, (1, 2))
         if self.num_outputs is None:
             return x
         return nn.Dense(self.num_outputs, kernel_init=init, name="head")(x)
@@ -120,9 +131,9 @@ def mlp(
       ValueError: if a size is not at least 1, the normalisation is unknown, or a hidden
         size is no multiple of the number of groups of `"group"`, 8.
     """
-    _check_sizes(num_outputs=num_outputs)
+    check_integers(1, num_outputs=num_outputs)
     for index, size in enumerate(hidden):
-        _check_sizes(**{f"hidden[{index}]": size})
+        check_integers(1, **{f"hidden[{index}]": size})
         _check_groups(f"hidden[{index}]", size, normalization)
     module = MLP(tuple(hidden), num_outputs, normalization)
     return with_precision(from_linen(module, normalization=normalization), precision)
@@ -142,8 +153,10 @@ def conv4(
       num_outputs: size of a linear head on top (`params/head`), or None for embeddings.
       features: channels of every block.
       pooling: `"max"`, 2 x 2 max-pooling after each block and flattening at the end: 64
-        embedding values for 28 x 28 images; or `"stride"`, strides of 2 instead and the
-        mean over space at the end.
+        embedding values for 28 x 28 images; `"stride"`, strides of 2 instead and the
+        mean over space at the end; or `"maps"`, max-pooling after the first two blocks
+        only, and embeddings that are maps `[n, H / 4, W / 4, features]` (below a head,
+        their mean over space).
       normalization: see `metajax.models.normalization`.
       precision: see `metajax.models.precision`.
 
@@ -158,12 +171,11 @@ def conv4(
         multiple of the number of groups of `"group"`, 8; in `init` and `apply`, if an
         image is too small for four poolings.
     """
-    if pooling not in ("max", "stride"):
-        raise ValueError(f"`pooling` must be 'max' or 'stride', got {pooling!r}.")
-    _check_sizes(features=features)
+    check_choice(POOLINGS, pooling=pooling)
+    check_integers(1, features=features)
     _check_groups("features", features, normalization)
     if num_outputs is not None:
-        _check_sizes(num_outputs=num_outputs)
+        check_integers(1, num_outputs=num_outputs)
     module = Conv4(num_outputs, features, pooling, normalization)
     return with_precision(from_linen(module, normalization=normalization), precision)
 
@@ -176,14 +188,6 @@ def _modulate(x: Array, film: Array) -> Array:
     """Images `[n, H, W, C]` under factors (beside 1) and offsets `[n, 2 C]`."""
     factor, offset = jnp.split(film[:, None, None, :], 2, axis=-1)
     return x * (1 + factor) + offset
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(
-                f"`{name}` must be an integer of at least 1, got {size!r}."
-            )
 
 
 def _check_groups(name: str, size: int, normalization: str) -> None:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from metajax.arguments import check_integers
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.types import Array, Examples, Task
 
@@ -34,10 +35,12 @@ __all__ = [
     "ClassTable",
     "ClassTableTasks",
     "TaskIndices",
+    "WholeClasses",
     "class_table",
     "distinct",
     "few_shot",
     "split_classes",
+    "whole_classes",
 ]
 
 Augment = Callable[[Array, Array], Array]
@@ -337,8 +340,7 @@ def few_shot(
     _check_arrays(table.images, table.counts, table.rotations, table.class_names)
     way_range, shot_range = as_range("way", way), as_range("shot", shot)
     check_num_queries(num_queries)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"`dtype` must be a floating type, got {dtype!r}.")
+    _check_floating(dtype)
     if way_range[1] > table.num_classes:
         raise ValueError(
             f"`way` asks for {way_range[1]} classes but the table has "
@@ -359,6 +361,69 @@ def few_shot(
     return ClassTableTasks(
         table, way_range, shot_range, num_queries, augment, jnp.dtype(dtype)
     )
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["table"],
+    meta_fields=["batch_size", "augment", "dtype"],
+)
+@dataclasses.dataclass(frozen=True)
+class WholeClasses:
+    """Batches for ordinary classification; build it with `whole_classes`."""
+
+    table: ClassTable
+    batch_size: int
+    augment: Augment | None
+    dtype: Any
+
+    def __call__(self, key: Array) -> Task:
+        """Draws one batch, support and query alike; the key is consumed."""
+        key_class, key_example, key_augment = jax.random.split(key, 3)
+        table, num = self.table, (self.batch_size,)
+        class_ids = jax.random.randint(key_class, num, 0, table.num_classes, jnp.int32)
+        rows = class_ids // table.rotations
+        columns = jax.random.randint(key_example, num, 0, table.counts[rows])
+        images = table.images[rows, columns]
+        if table.rotations > 1:
+            images = _quarter_turns(images, class_ids % table.rotations)
+        images = _as_floats(images, self.dtype)
+        if self.augment is not None:
+            images = self.augment(key_augment, images)
+        batch = Examples(images, class_ids)
+        return Task(batch, batch)
+
+
+def whole_classes(
+    table: ClassTable,
+    *,
+    batch_size: int,
+    augment: Augment | None = None,
+    dtype: Any = jnp.float32,
+) -> WholeClasses:
+    """Ordinary classification of all classes of a table, for `baseline`.
+
+    Classes are uniform, and so are the examples of each; both with replacement.
+
+    Args:
+      table: images by class.
+      batch_size: examples of a batch, at least 1.
+      augment: as for `few_shot`.
+      dtype: as for `few_shot`.
+
+    Returns:
+      A callable `(key) -> Task`, itself a pytree. Support and query are the same
+      `Examples`: `x` `[batch_size, H, W, C]`, and `y` int32 in [0, num_classes), which
+      means the same in every batch.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    _check_arrays(table.images, table.counts, table.rotations, table.class_names)
+    check_integers(1, batch_size=batch_size)
+    _check_floating(dtype)
+    table = dataclasses.replace(table, class_names=None)
+    return WholeClasses(table, batch_size, augment, jnp.dtype(dtype))
 
 
 def distinct(key: Array, size: Array | int, num_draws: int) -> Array:
@@ -417,6 +482,11 @@ def _quarter_turns(images: Array, turns: Array) -> Array:
     images = jnp.where(turns % 2 == 1, jnp.swapaxes(images, 1, 2), images)
     images = jnp.where((turns == 1) | (turns == 2), jnp.flip(images, 1), images)
     return jnp.where(turns >= 2, jnp.flip(images, 2), images)
+
+
+def _check_floating(dtype: Any) -> None:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"`dtype` must be a floating type, got {dtype!r}.")
 
 
 def _check_arrays(

@@ -23,10 +23,14 @@ class Entry(NamedTuple):
     Attributes:
       make: builds it.
       is_inductive: whether queries are answered independently of one another.
+      ignores_order: whether the order of the support set is without effect.
+      uses_labels_untrained: whether it makes sense of labels at random parameters.
     """
 
     make: Callable[[], Learner]
     is_inductive: bool = True
+    ignores_order: bool = True
+    uses_labels_untrained: bool = True
 
 
 def _mlp(num_outputs: int, normalization: str = "none") -> Model:
@@ -73,6 +77,51 @@ REGISTRY = {
     ),
     "prototypical, support statistics": Entry(
         lambda: metajax.prototypical(_mlp(5, "support"))
+    ),
+    "matching": Entry(lambda: metajax.matching(_mlp(5))),
+    "matching, full context": Entry(
+        lambda: metajax.matching(
+            _mlp(5, "support"), way=4, similarity="squared_euclidean", full_context=True
+        ),
+        ignores_order=False,
+    ),
+    "relation": Entry(
+        lambda: metajax.relation(_mlp(5), way=WAY, features=4),
+        uses_labels_untrained=False,
+    ),
+    "relation, batch statistics": Entry(
+        lambda: metajax.relation(_mlp(5), way=4, features=4, normalization="batch"),
+        is_inductive=False,
+        uses_labels_untrained=False,
+    ),
+    "feat": Entry(lambda: metajax.feat(_mlp(5))),
+    "baseline": Entry(
+        lambda: metajax.baseline(_mlp(5), num_classes=WAY, way=WAY, steps=10)
+    ),
+    "baseline, cosine, fine-tuned": Entry(
+        lambda: metajax.baseline(
+            _mlp(5, "support"),
+            num_classes=WAY,
+            head="cosine",
+            steps=2,
+            fine_tune=True,
+        )
+    ),
+    "baseline, centroid": Entry(
+        lambda: metajax.baseline(_mlp(5), num_classes=WAY, head="centroid")
+    ),
+    "ridge": Entry(lambda: metajax.ridge(_mlp(5), way=WAY)),
+    "ridge, more columns than rows": Entry(
+        lambda: metajax.ridge(_mlp(15, "support"), learn_strength=False)
+    ),
+    "logistic": Entry(lambda: metajax.logistic(_mlp(5), way=4)),
+    "svm": Entry(lambda: metajax.svm(_mlp(8), way=4, learn_penalty=True)),
+    "label_propagation": Entry(
+        lambda: metajax.label_propagation(_mlp(5), way=4, alpha=0.9), is_inductive=False
+    ),
+    "graph": Entry(
+        lambda: metajax.graph(_mlp(5), way=WAY, features=4, edge_features=4),
+        uses_labels_untrained=False,
     ),
     "cavia": Entry(
         lambda: metajax.cavia(_mlp(WAY), optax.sgd(1.0), steps=2, context_size=3)

@@ -204,7 +204,10 @@ def test_a_context_needs_a_hidden_layer(key):
         (lambda: mlp(1, normalization="bn"), "`normalization` must be .* got 'bn'"),
         (lambda: conv4(features=-1), "`features` must be .* got -1"),
         (lambda: conv4(0), "`num_outputs` must be .* got 0"),
-        (lambda: conv4(pooling="mean"), "`pooling` must be 'max' or 'stride', got 'm"),
+        (
+            lambda: conv4(pooling="mean"),
+            "`pooling` must be one of max, .* got 'mean'",
+        ),
         (lambda: conv4(normalization="bn"), "`normalization` must be .* got 'bn'"),
         (
             lambda: conv4(features=10, normalization="group"),

@@ -18,6 +18,7 @@ from metajax.tasks.class_table import (
     distinct,
     few_shot,
     split_classes,
+    whole_classes,
 )
 
 
@@ -391,3 +392,36 @@ def test_take_errors(case):
 def test_split_errors(key, fractions, message):
     with pytest.raises(ValueError, match=message):
         split_classes(numbered(3, 2), key, fractions)
+
+
+def test_whole_classes_draws_every_class_and_real_example():
+    """Pixels say class, turn and example; rows have different numbers of them."""
+    counts = [2, 3]
+    images = np.zeros((2, 3, 4, 4, 1), np.uint8)
+    for row in range(2):
+        for column in range(3):
+            images[row, column, 0, 0] = 100 * row + 10 * column + 10
+    table = class_table(images, counts, rotations=4)
+    tasks = whole_classes(table, batch_size=400)
+    task = jax.jit(lambda tasks, key: tasks(key))(tasks, jax.random.key(0))
+    np.testing.assert_array_equal(task.support.x, task.query.x)
+    assert task.query.x.shape == (400, 4, 4, 1)
+    assert task.query.y.dtype == jnp.int32
+    seen = set()
+    for x, label in zip(
+        np.asarray(task.query.x), np.asarray(task.query.y), strict=True
+    ):
+        value = np.rot90(x[..., 0], -(label % 4))[0, 0] * 255
+        row, column = divmod(round(float(value)) - 10, 100)
+        assert row == label // 4
+        assert column // 10 < counts[row]
+        seen.add((int(label), column // 10))
+    assert len(seen) == 4 * sum(counts)
+
+
+def test_whole_classes_errors():
+    table = class_table(zeros(3, 6, 4, 4, 1))
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least"):
+        whole_classes(table, batch_size=0)
+    with pytest.raises(ValueError, match="`dtype` must be a floating type"):
+        whole_classes(table, batch_size=2, dtype=jnp.int32)

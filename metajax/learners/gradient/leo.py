@@ -37,7 +37,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_integers, check_not_negative, check_positive
+from metajax.arguments import (
+    check_integers,
+    check_not_negative,
+    check_positive,
+    check_way,
+)
 from metajax.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.descent import (
     Run,
@@ -48,7 +53,7 @@ from metajax.learners.gradient.descent import (
 )
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy, masked_mean, split_key
-from metajax.prototypes import check_way, class_means
+from metajax.prototypes import class_means
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 from metajax.unroll import Unrolled, unroll
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
+from metajax.arguments import check_way
 from metajax.filters import everything
 from metajax.learners.gradient.descent import (
     Run,
@@ -25,7 +26,7 @@ from metajax.learners.gradient.descent import (
 )
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy
-from metajax.prototypes import check_way, class_means, linear_head
+from metajax.prototypes import class_means, linear_head
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 from metajax.unroll import Unrolled, unroll
 

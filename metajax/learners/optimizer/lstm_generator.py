@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from metajax.arguments import check_positive
+from metajax.arguments import check_positive, check_way
 from metajax.filters import combine, everything, partition
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import (
@@ -44,7 +44,6 @@ from metajax.learners.gradient.descent import (
 from metajax.models.adapters import from_linen
 from metajax.models.recurrent import RecurrentLSTM, check_hidden
 from metajax.objectives import cross_entropy
-from metajax.prototypes import check_way
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 from metajax.unroll import Unrolled, unroll
 

@@ -1,0 +1,157 @@
+"""Relation Networks: the comparison of a query with a class is learned too.
+
+F. Sung, Y. Yang, L. Zhang, T. Xiang, P. Torr, T. Hospedales, "Learning to Compare:
+Relation Network for Few-Shot Learning", CVPR 2018, https://arxiv.org/abs/1711.06025.
+
+    r_k(x) = g([sum of f(x_i) over support examples i of class k, f(x)])        Eq. (1)
+    loss = sum over k of (sigmoid(r_k(x)) - [y = k])^2                          Eq. (2)
+
+f gives feature maps and g is two convolutions and two dense layers; on embeddings that
+are vectors g is an MLP.
+
+Differs from the paper: the first layer of g is linear in the pair before its
+nonlinearity, so its two halves are applied to classes and queries by themselves and
+added for every pair, which is the same at a fraction of the work; g normalises each
+pair by itself (`normalization="layer"`) and not over all pairs, so that the answer to
+one query does not depend on the others ("batch" is the paper's); convolutions keep the
+size of the maps, which are 7 x 7 for images of 28 x 28.
+"""
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from metajax.arguments import check_choice, check_integers
+from metajax.heads import Embedded, Head, head_learner
+from metajax.models.convolution import Conv, max_pool
+from metajax.models.normalization import Normalize
+from metajax.types import Array, Learner, Model, PyTree
+
+__all__ = ["relation"]
+
+NORMALIZATIONS = ("none", "layer", "batch")
+
+
+class Compare(nn.Module):
+    """The relation module g.
+
+    Attributes:
+      features: channels of its convolutions.
+      hidden: units of its dense layer.
+      normalization: one of `NORMALIZATIONS`.
+    """
+
+    features: int
+    hidden: int
+    normalization: str
+
+    @nn.compact
+    def __call__(self, classes: Array, queries: Array, mask: Array) -> Array:
+        """Scores `[m, N]` of queries `[m, ...]` and classes `[N, ...]`.
+
+        `mask` `[m, N]` is True where both are real.
+        """
+        num_queries, num_classes = len(queries), len(classes)
+        has_maps = classes.ndim == 4
+
+        def layer(name: str) -> nn.Module:
+            if has_maps:
+                return Conv(self.features, name=name)
+            return nn.Dense(self.features, name=name)
+
+        of_class, of_query = layer("classes")(classes), layer("queries")(queries)
+        pairs = of_query[:, None] + of_class[None]
+        pairs = pairs.reshape(num_queries * num_classes, *pairs.shape[2:])
+        mask = mask.reshape(-1)
+        pairs = self._block(pairs, mask)
+        if has_maps:
+            pairs = self._block(layer("pairs")(pairs), mask)
+        pairs = nn.relu(nn.Dense(self.hidden)(pairs.reshape(len(pairs), -1)))
+        return nn.Dense(1)(pairs).reshape(num_queries, num_classes)
+
+    def _block(self, x: Array, mask: Array) -> Array:
+        x = Normalize(self.normalization)(x, mask)
+        if x.ndim == 4 and min(x.shape[1:3]) >= 2:
+            x = max_pool(x)
+        return nn.relu(x)
+
+
+def relation(
+    model: Model,
+    *,
+    way: int | None = None,
+    features: int = 64,
+    hidden: int = 8,
+    normalization: str = "layer",
+) -> Learner:
+    """Builds Relation Networks.
+
+    Choose it where no fixed distance between embeddings fits; it needs more training
+    than `prototypical`, and its work grows with queries times classes.
+
+    Args:
+      model: an embedding, inputs `[n, ...]` to maps `[n, H, W, C]`, such as
+        `conv4(pooling="maps")`, or to vectors `[n, D]`.
+      way: the most classes a task may have, N; labels are below it. None takes the
+        number of support examples: give it where there is more than one shot, as every
+        query is compared with every class.
+      features: channels of the comparing convolutions.
+      hidden: units of the dense layer behind them.
+      normalization: of pairs, `"none"`, `"layer"` or `"batch"`.
+
+    Returns:
+      A learner whose `meta_params` are `MetaParams`; `predict` gives scores `[n, N]`
+      before the sigmoid, minus infinity for classes without a support example.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    Example:
+      >>> from metajax import conv4, relation
+      >>> learner = relation(conv4(pooling="maps", normalization="calibrated"), way=5)
+    """
+    check_integers(1, features=features, hidden=hidden)
+    check_choice(NORMALIZATIONS, normalization=normalization)
+    module = Compare(features, hidden, normalization)
+
+    def init(key: Array, support: Embedded) -> PyTree:
+        everything = jnp.ones((1, len(support.sums)), bool)
+        return module.init(key, support.sums, support.features[:1], everything)
+
+    def fit(
+        head_params: PyTree, support: Embedded, key: Array | None
+    ) -> tuple[tuple[Array, Array], dict[str, Array]]:
+        del head_params, key
+        return (support.sums, support.is_present), {}
+
+    def classify(
+        head_params: PyTree,
+        fitted: tuple[Array, Array],
+        queries: Array,
+        mask: Array | None,
+        key: Array | None,
+    ) -> Array:
+        del key
+        sums, is_present = fitted
+        real = jnp.ones(len(queries), bool) if mask is None else mask
+        pairs = real[:, None] & is_present[None, :]
+        return cast(Array, module.apply(head_params, sums, queries, pairs))
+
+    return head_learner(
+        model,
+        Head(fit, classify, init),
+        way=way,
+        objective=relation_error,
+        takes_maps=True,
+    )
+
+
+def relation_error(scores: Array, labels: Array) -> Array:
+    """The squared errors of Eq. (2), `[n]`, from scores `[n, N]` and labels `[n]`.
+
+    Classes without a support example have the score minus infinity, and no error.
+    """
+    one_hot = jax.nn.one_hot(labels, scores.shape[1])
+    return jnp.sum(jnp.square(jax.nn.sigmoid(scores) - one_hot), axis=1)

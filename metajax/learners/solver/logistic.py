@@ -1,0 +1,72 @@
+"""Logistic regression as the head: LR-D2.
+
+L. Bertinetto, J. Henriques, P. Torr, A. Vedaldi, "Meta-learning with differentiable
+closed-form solvers", ICLR 2019, https://arxiv.org/abs/1805.08136, section 3.2.
+
+    w_k = argmin of  sum over i of log(1 + exp(-y_ik x_i . w)) + lambda / 2 ||w||^2
+    logits(x)_k = alpha f(x) . w_k
+
+y_ik is 1 if i is of class k, and -1 if not: one against the rest. X are the support
+embeddings with a column of ones; lambda and alpha are learned.
+
+Differs from the paper: it differentiates through its Newton steps, this at the
+solution, which has the gradient of the solution and not that of an approximation.
+`solver_residual`, which the loss reports, says how good that approximation was.
+"""
+
+import jax.numpy as jnp
+
+from metajax.arguments import check_integers
+from metajax.heads import Embedded, head_learner, solved_head
+from metajax.solvers import logistic_dual
+from metajax.types import Array, Learner, Model
+
+__all__ = ["logistic"]
+
+
+def logistic(
+    model: Model,
+    *,
+    way: int | None = None,
+    strength: float = 1.0,
+    learn_strength: bool = True,
+    scale: float = 1.0,
+    steps: int = 10,
+) -> Learner:
+    """Builds LR-D2.
+
+    Choose it over `ridge` where outliers among embeddings matter, as its loss does not
+    punish those that are far on the right side; it solves N systems for every step.
+
+    Args:
+      model: an embedding, inputs `[n, ...]` to `[n, D]`.
+      way: the most classes a task may have, N; labels are below it. None takes the
+        number of support examples: give it where there is more than one shot.
+      strength: lambda at first, above 0.
+      learn_strength: whether lambda is learned, through its logarithm.
+      scale: alpha at first, above 0; it is learned through its logarithm.
+      steps: of Newton's method, at least 1; the paper has 5 to 10.
+
+    Returns:
+      A learner whose `meta_params` are `MetaParams` and whose `adapted` holds the
+      weights `[D + 1, N]` as `fitted`; `predict` gives logits `[n, N]`, minus infinity
+      for classes without a support example. Its loss reports `solver_residual`, the
+      largest error of a dual variable's equation.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    Example:
+      >>> from metajax import conv4, logistic
+      >>> learner = logistic(conv4(normalization="calibrated"), way=5)
+    """
+    check_integers(1, steps=steps)
+
+    def solve(support: Embedded, strength: Array) -> tuple[Array, dict[str, Array]]:
+        rows = support.with_ones
+        signs = jnp.where(support.is_real[:, None], 2 * support.one_hot - 1, 0)
+        found = logistic_dual(rows @ rows.T, signs, strength, steps=steps)
+        return rows.T @ found.value, {"solver_residual": found.residual}
+
+    head = solved_head(solve, scale=scale, learn=learn_strength, strength=strength)
+    return head_learner(model, head, way=way)
