@@ -8,6 +8,8 @@ from metajax.estimators import truncated as truncated
 from metajax.evaluation import evaluate as evaluate
 from metajax.evaluation import leakage as leakage
 from metajax.explain import explain as explain
+from metajax.features import embed_table as embed_table
+from metajax.features import without_embedding as without_embedding
 from metajax.filters import all_but as all_but
 from metajax.filters import everything as everything
 from metajax.filters import only as only
@@ -91,6 +93,7 @@ __all__ = [
     "compare",
     "compare_gradients",
     "conv4",
+    "embed_table",
     "evaluate",
     "everything",
     "evolution_strategies",
@@ -144,4 +147,5 @@ __all__ = [
     "whole_run",
     "with_lora",
     "with_precision",
+    "without_embedding",
 ]

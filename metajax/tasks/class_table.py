@@ -39,6 +39,7 @@ __all__ = [
     "class_table",
     "distinct",
     "few_shot",
+    "quarter_turns",
     "split_classes",
     "whole_classes",
 ]
@@ -58,7 +59,8 @@ class ClassTable:
     Attributes:
       images: uint8 `[rows, max_per_class, H, W, C]`; a row that holds fewer examples is
         padded at the end. A numpy array (or a memory map) may stand here for
-        `metajax.tasks.host`, which keeps it off the device.
+        `metajax.tasks.host`, which keeps it off the device. Or embeddings of images,
+        floating `[rows, max_per_class, D]`, see `metajax.features`.
       counts: int32 `[rows]`, how many examples of each row are real, at least 1.
       rotations: 1, 2 or 4, how many quarter turns of each row are classes of their own.
       class_names: a name for each row, or None.
@@ -123,7 +125,8 @@ def class_table(
     """Checks a class-major array and puts it on the device.
 
     Args:
-      images: uint8 `[rows, max_per_class, H, W, C]`, all sizes at least 1.
+      images: uint8 `[rows, max_per_class, H, W, C]`, all sizes at least 1; or
+        embeddings, floating `[rows, max_per_class, D]`, which tasks give unscaled.
       counts: integers `[rows]` in [1, max_per_class]; None means that all are real.
       rotations: 1, 2 or 4; more than 1 needs square images.
       class_names: a name for each row, or None.
@@ -268,12 +271,11 @@ class ClassTableTasks:
         Returns:
           The task that calling this distribution with `key` returns.
         """
-        chex.assert_rank(images, 4)
         chex.assert_axis_dimension(images, 0, indices.example_ids.size)
         if self.table.rotations > 1:
             turns = (indices.class_ids % self.table.rotations)[:, None]
             turns = jnp.broadcast_to(turns, indices.example_ids.shape)
-            images = _quarter_turns(images, self._in_order(turns))
+            images = quarter_turns(images, self._in_order(turns))
         way, shot = self.way[1], self.shot[1]
         support = _as_floats(images[: way * shot], self.dtype)
         query = _as_floats(images[way * shot :], self.dtype)
@@ -386,7 +388,7 @@ class WholeClasses:
         columns = jax.random.randint(key_example, num, 0, table.counts[rows])
         images = table.images[rows, columns]
         if table.rotations > 1:
-            images = _quarter_turns(images, class_ids % table.rotations)
+            images = quarter_turns(images, class_ids % table.rotations)
         images = _as_floats(images, self.dtype)
         if self.augment is not None:
             images = self.augment(key_augment, images)
@@ -462,6 +464,8 @@ def _as_floats(images: Array, dtype: Any) -> Array:
     choice of layout, is several times slower than one over all pixels of an image.
     """
     # XLA makes this product of a division anyway, but only inside `jit`.
+    if images.dtype != jnp.uint8:  # embeddings, which have no range
+        return images.astype(dtype)
     pixels = images.reshape(len(images), -1).astype(dtype)
     pixels = _row_major(pixels * jnp.asarray(1 / 255, dtype))
     return _row_major(pixels.reshape(images.shape))
@@ -476,7 +480,7 @@ def _row_major(values: Array) -> Array:
     )
 
 
-def _quarter_turns(images: Array, turns: Array) -> Array:
+def quarter_turns(images: Array, turns: Array) -> Array:
     """Turns each of `[n, H, H, C]` counter-clockwise by its `[n]` quarters."""
     turns = turns[:, None, None, None]
     images = jnp.where(turns % 2 == 1, jnp.swapaxes(images, 1, 2), images)
@@ -494,12 +498,18 @@ def _check_arrays(
 ) -> None:
     """Raises ValueError unless these can be the fields of a `ClassTable`."""
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
-    if shape is None or dtype != np.uint8:
+    embeds = shape is not None and len(shape) == 3 and np.issubdtype(dtype, np.floating)
+    if shape is None or not (embeds or dtype == np.uint8):
         raise ValueError(
             f"`images` must be a uint8 array, got {dtype or type(images).__name__}; "
             "`metajax.tasks.loaders.from_arrays` converts floats in [0, 1]."
         )
-    if len(shape) != 5 or 0 in shape:
+    if embeds and (0 in shape or rotations > 1):
+        raise ValueError(
+            "Embeddings `[rows, max_per_class, D]` must have no empty axes and no "
+            f"rotations, got shape {tuple(shape)} and {rotations} rotations."
+        )
+    if not embeds and (len(shape) != 5 or 0 in shape):
         raise ValueError(
             "`images` must have shape [rows, max_per_class, H, W, C] without empty "
             f"axes, got {tuple(shape)}."

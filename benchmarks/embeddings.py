@@ -1,0 +1,180 @@
+"""Learners of an embedding and a head, on the same Omniglot tasks.
+
+    python -m benchmarks.embeddings
+    python -m benchmarks.embeddings --learners ridge svm
+
+Each is trained by itself, with the same Conv-4 (Relation Networks with two poolings
+and maps), the same tasks, optimizer and number of steps, on 20-way 1-shot tasks of the
+Vinyals split with quarter turns as classes, and tested on the same tasks as
+Prototypical Networks: `better_by` is the mean difference over tasks with the half-width
+of its 95 % interval. Statistics of normalisation are frozen after training, so all but
+label propagation are inductive. `graph` has one way only: it is trained and tested on
+5-way tasks. `baseline` learns all classes at once, on as many images a step.
+
+Schedules are short: a comparison of learners under one budget, not with their papers.
+Test embeddings are computed once for each trained model.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+import tyro
+
+from benchmarks.record import write_result
+from metajax.evaluation import evaluate
+from metajax.features import embed_table, without_embedding
+from metajax.heads import identity
+from metajax.learners.metric.baseline import baseline
+from metajax.learners.metric.feat import feat
+from metajax.learners.metric.matching import matching
+from metajax.learners.metric.prototypical import prototypical
+from metajax.learners.metric.relation import relation
+from metajax.learners.representation.graph import graph
+from metajax.learners.representation.label_propagation import label_propagation
+from metajax.learners.solver.logistic import logistic
+from metajax.learners.solver.ridge import ridge
+from metajax.learners.solver.svm import svm
+from metajax.models.networks import conv4
+from metajax.models.normalization import calibrate
+from metajax.reports import Report, interval
+from metajax.tasks.class_table import few_shot, whole_classes
+from metajax.tasks.omniglot import omniglot
+from metajax.trainer import train
+from metajax.types import Learner, Model
+
+REFERENCE = "prototypical"
+PROTOCOLS = ((5, 1), (5, 5), (20, 1), (20, 5))
+MAKERS: dict[str, Callable[[Model, int], Learner]] = {
+    REFERENCE: lambda model, way: prototypical(model, way=way),
+    "matching": lambda model, way: matching(
+        model, way=way, similarity="squared_euclidean"
+    ),
+    "matching, cosine": lambda model, way: matching(model, way=way),
+    "matching, cosine without temperature": lambda model, way: matching(
+        model, way=way, scale=1.0, learn_scale=False
+    ),
+    "matching, full context": lambda model, way: matching(
+        model, way=way, full_context=True
+    ),
+    "relation": lambda model, way: relation(model, way=way),
+    "feat": lambda model, way: feat(model, way=way),
+    "ridge": lambda model, way: ridge(model, way=way),
+    "ridge, strength 50": lambda model, way: ridge(
+        model, way=way, strength=50.0, learn_strength=False
+    ),
+    "logistic": lambda model, way: logistic(model, way=way),
+    "svm": lambda model, way: svm(model, way=way),
+    "label_propagation": lambda model, way: label_propagation(model, way=way),
+    "graph": lambda model, way: graph(model, way=way),
+    "baseline": lambda model, way: baseline(model, num_classes=4112, way=way),
+    "baseline, cosine": lambda model, way: baseline(
+        model, num_classes=4112, way=way, head="cosine"
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all learners share."""
+
+    learners: tuple[str, ...] = tuple(MAKERS)
+    seed: int = 0
+    outer_steps: int = 1500
+    outer_rate: float = 1e-3
+    """At the start of a cosine."""
+    way: int = 20
+    num_queries: int = 5
+    num_test_tasks: int = 1000
+
+
+def main(settings: Settings) -> None:
+    """Trains, tests, compares and writes the result."""
+    unknown = set(settings.learners) - set(MAKERS)
+    if unknown:
+        raise ValueError(f"No learners {sorted(unknown)}; there are {list(MAKERS)}.")
+    names = [REFERENCE, *(n for n in settings.learners if n != REFERENCE)]
+    rows: list[dict[str, Any]] = []
+    reference: dict[tuple[int, int], Report] = {}
+    for name in names:
+        for protocol, report in train_and_test(name, settings).items():
+            row: dict[str, Any] = {
+                "learner": name,
+                "way": protocol[0],
+                "shot": protocol[1],
+                "protocol": report.protocol,
+                "mean": report.mean["accuracy"],
+                "half_width": report.half_width["accuracy"],
+                "nll": report.mean["nll"],
+            }
+            if name == REFERENCE:
+                reference[protocol] = report
+            else:
+                # `compare` would see other numbers in the tasks: other embeddings.
+                values, others = (
+                    r.values["accuracy"] for r in (report, reference[protocol])
+                )
+                mean, half_width = interval(values - others)
+                row["better_by"] = {
+                    "mean": float(mean),
+                    "half_width": float(half_width),
+                }
+            print(row, flush=True)
+            rows.append(row)
+        jax.clear_caches()
+    write_result("embeddings", dataclasses.asdict(settings), rows)
+
+
+def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Report]:
+    """Reports of one learner by way and shot."""
+    is_baseline = name.startswith("baseline")
+    way = 5 if name == "graph" else settings.way
+    pooling = "maps" if name == "relation" else "max"
+    model = conv4(pooling=pooling, normalization="calibrated")
+    table = omniglot("meta_train")
+    # Of `graph`, several tasks of 5 classes instead of one of 20.
+    tasks: Any = few_shot(table, way=way, shot=1, num_queries=settings.num_queries)
+    num_images = settings.way * (1 + settings.num_queries)
+    if is_baseline:
+        tasks = whole_classes(table, batch_size=num_images)
+    learner = MAKERS[name](model, way)
+    result = train(
+        learner,
+        tasks,
+        optax.adam(
+            optax.cosine_decay_schedule(settings.outer_rate, settings.outer_steps)
+        ),
+        steps=settings.outer_steps,
+        tasks_per_step=settings.way // way,
+        seed=settings.seed,
+        log_every=100,
+        checkpoint_every=250,
+        run_dir=f"runs/embeddings-seed{settings.seed}/{list(MAKERS).index(name)}",
+        config=dataclasses.asdict(settings) | {"learner": name, "learners": None},
+    )
+    meta_params = result.meta_params
+    params = getattr(meta_params, "embedding", meta_params)
+    params = calibrate(model, params, tasks, jax.random.key(settings.seed))
+    has_parts = hasattr(meta_params, "embedding")
+    meta_params = meta_params._replace(embedding=params) if has_parts else params
+    test_table = omniglot("meta_test")
+    if name != "relation":
+        test_table = embed_table(model, params, test_table)
+        model, meta_params = identity(), without_embedding(meta_params)
+    reports = {}
+    for test_way, shot in PROTOCOLS:
+        if name == "graph" and test_way != way:
+            continue
+        learner = MAKERS[name](model, test_way)
+        test = few_shot(test_table, way=test_way, shot=shot, num_queries=15)
+        num_tasks = settings.num_test_tasks
+        reports[test_way, shot] = evaluate(
+            learner, meta_params, test, num_tasks=num_tasks
+        )
+    return reports
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
