@@ -63,10 +63,16 @@ from metajax.tasks.host import on_host as on_host
 from metajax.tasks.loaders import from_arrays as from_arrays
 from metajax.tasks.loaders import from_folder as from_folder
 from metajax.tasks.loaders import from_tfds as from_tfds
+from metajax.tasks.molecules import from_molecules as from_molecules
+from metajax.tasks.molecules import molecule_tasks as molecule_tasks
+from metajax.tasks.molecules import read_molecules as read_molecules
 from metajax.tasks.omniglot import omniglot as omniglot
 from metajax.tasks.sequences import sequence_sinusoid as sequence_sinusoid
 from metajax.tasks.sinusoid import sinusoid as sinusoid
 from metajax.tasks.synthetic_table import synthetic_table as synthetic_table
+from metajax.tasks.table_tasks import row_tasks as row_tasks
+from metajax.tasks.table_tasks import table_tasks as table_tasks
+from metajax.tasks.tables import from_table as from_table
 from metajax.trainer import NonFiniteError as NonFiniteError
 from metajax.trainer import train as train
 from metajax.types import Examples as Examples
@@ -104,7 +110,9 @@ __all__ = [
     "from_folder",
     "from_functions",
     "from_linen",
+    "from_molecules",
     "from_nnx",
+    "from_table",
     "from_tfds",
     "glyphs",
     "graph",
@@ -127,20 +135,24 @@ __all__ = [
     "meta_lstm",
     "meta_sgd",
     "mlp",
+    "molecule_tasks",
     "omniglot",
     "on_host",
     "only",
     "pes",
     "proto_maml",
     "prototypical",
+    "read_molecules",
     "relation",
     "reptile",
     "ridge",
+    "row_tasks",
     "sequence_sinusoid",
     "sinusoid",
     "split_classes",
     "svm",
     "synthetic_table",
+    "table_tasks",
     "train",
     "truncated",
     "whole_classes",

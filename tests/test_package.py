@@ -5,7 +5,15 @@ import sys
 
 import metajax
 
-HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "matplotlib", "PIL", "sklearn")
+HEAVY = (
+    "tensorflow",
+    "tensorflow_datasets",
+    "grain",
+    "matplotlib",
+    "PIL",
+    "rdkit",
+    "sklearn",
+)
 
 
 def test_exports_are_sorted_and_exist():
