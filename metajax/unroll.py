@@ -34,7 +34,7 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import jaxpr_as_fun
 
-from metajax.arguments import check_integers
+from metajax.arguments import check_choice, check_integers
 from metajax.filters import combine, everything, partition
 from metajax.programs import has_custom_vjp
 from metajax.types import Array, PyTree
@@ -72,10 +72,7 @@ def check_inner_loop(
       TypeError: if `optimizer` is not an Optax gradient transformation.
     """
     check_integers(0, steps=steps)
-    if gradient not in GRADIENT_MODES:
-        raise ValueError(
-            f"`gradient` must be one of {', '.join(GRADIENT_MODES)}, got {gradient!r}."
-        )
+    check_choice(GRADIENT_MODES, gradient=gradient)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             "The inner optimizer must be an optax.GradientTransformation, such as "

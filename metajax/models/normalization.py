@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.arguments import check_choice
 from metajax.types import Array, Examples, Model, PyTree
 
 __all__ = [
@@ -40,10 +41,7 @@ STATISTICS = "statistics"
 
 def check_normalization(kind: str) -> None:
     """Raises a ValueError unless `kind` is one of `NORMALIZATIONS`."""
-    if kind not in NORMALIZATIONS:
-        raise ValueError(
-            f"`normalization` must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}."
-        )
+    check_choice(NORMALIZATIONS, normalization=kind)
 
 
 def hide_padding(x: PyTree, mask: Array | None) -> PyTree:

@@ -19,6 +19,7 @@ is scaled against underflow; float16 would need that and is not offered.
 import jax
 import jax.numpy as jnp
 
+from metajax.arguments import check_choice
 from metajax.models.normalization import STATISTICS
 from metajax.types import Array, Model, PyTree
 
@@ -29,10 +30,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 def check_precision(precision: str) -> None:
     """Raises a ValueError unless `precision` is one of `PRECISIONS`."""
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}."
-        )
+    check_choice(PRECISIONS, precision=precision)
 
 
 def with_precision(model: Model, precision: str) -> Model:

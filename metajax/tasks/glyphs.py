@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.arguments import check_choice
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.types import Array, Examples, Task
 
@@ -179,8 +180,7 @@ def glyphs(
     """
     way_range, shot_range = as_range("way", way), as_range("shot", shot)
     check_num_queries(num_queries)
-    if split not in SPLITS:
-        raise ValueError(f"`split` must be one of {SPLITS}, got {split!r}.")
+    check_choice(SPLITS, split=split)
     return Glyphs(
         way=way_range, shot=shot_range, num_queries=int(num_queries), split=split
     )

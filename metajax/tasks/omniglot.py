@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metajax.arguments import check_choice
 from metajax.tasks.class_table import ClassTable, class_table
 from metajax.tasks.loaders import import_tfds, require_network
 
@@ -109,8 +110,7 @@ def omniglot_classes(split: str, *, protocol: str = "vinyals") -> np.ndarray:
     """
     if protocol not in ("vinyals", "lake"):
         raise ValueError(f"`protocol` must be 'vinyals' or 'lake', got {protocol!r}.")
-    if split not in _SPLITS:
-        raise ValueError(f"`split` must be one of {', '.join(_SPLITS)}, got {split!r}.")
+    check_choice(_SPLITS, split=split)
     chosen: list[int] = []
     class_id = 0
     for _, part, run_split, first, last in _runs():

@@ -19,6 +19,7 @@ sum.
 
 from collections.abc import Callable
 
+from metajax.arguments import check_choice
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import descent
 from metajax.objectives import cross_entropy
@@ -79,10 +80,7 @@ def learn_optimizer(
             "learned(optax.sgd, learning_rate=HyperParameter(0.1)), as it is all that "
             f"is learned; got {inner_optimizer!r}."
         )
-    if judges not in JUDGES:
-        raise ValueError(
-            f"`judges` must be one of {', '.join(JUDGES)}, got {judges!r}."
-        )
+    check_choice(JUDGES, judges=judges)
     if isinstance(steps, int) and steps < 1:
         raise ValueError(f"`steps` must be at least 1 to learn from, got {steps}.")
     return descent(
