@@ -41,9 +41,12 @@ from metajax.learners.representation.graph import graph as graph
 from metajax.learners.representation.label_propagation import (
     label_propagation as label_propagation,
 )
+from metajax.learners.representation.warm_start import fit_warm_start as fit_warm_start
+from metajax.learners.representation.warm_start import recommend as recommend
 from metajax.learners.solver.logistic import logistic as logistic
 from metajax.learners.solver.ridge import ridge as ridge
 from metajax.learners.solver.svm import svm as svm
+from metajax.meta_features import meta_features as meta_features
 from metajax.models.adapters import from_functions as from_functions
 from metajax.models.adapters import from_linen as from_linen
 from metajax.models.adapters import from_nnx as from_nnx
@@ -106,6 +109,7 @@ __all__ = [
     "explain",
     "feat",
     "few_shot",
+    "fit_warm_start",
     "from_arrays",
     "from_folder",
     "from_functions",
@@ -132,6 +136,7 @@ __all__ = [
     "maml_plus_plus",
     "matching",
     "meta_curvature",
+    "meta_features",
     "meta_lstm",
     "meta_sgd",
     "mlp",
@@ -143,6 +148,7 @@ __all__ = [
     "proto_maml",
     "prototypical",
     "read_molecules",
+    "recommend",
     "relation",
     "reptile",
     "ridge",

@@ -12,6 +12,7 @@ from benchmarks import (
     gradients,
     omniglot,
     quadratics,
+    recommend_trees,
     record,
     results_page,
     sequences,
@@ -106,6 +107,18 @@ def test_tables(tmp_path, monkeypatch):
     difference = rows[0]["mean"] - rows[2]["mean"]
     assert rows[2]["maml_is_better_by"]["mean"] == pytest.approx(difference, abs=1e-6)
     assert "Meta-SGD is better by" in results_page.page(tmp_path / "results")
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_recommend_trees(tmp_path):
+    settings = recommend_trees.Settings(
+        num_tables=3, tasks_per_table=2, num_neighbors=(1, 2)
+    )
+    recommend_trees.main(settings)
+    rows = read_result(tmp_path)["results"]
+    assert {row["trials"] for row in rows} == set(recommend_trees.TRIALS)
+    assert all(0 <= row["mean"] <= 1 for row in rows)
+    assert "lower than random" in results_page.page(tmp_path / "results")
 
 
 def test_sequences(tmp_path):

@@ -243,7 +243,7 @@ def random_regret_curve(scores: Any) -> Array:
     return jnp.asarray(chances, regrets.dtype) @ regrets
 
 
-def _means(values: Array, missing: float = jnp.inf) -> Array:
+def _means(values: Array, *, missing: float = jnp.inf) -> Array:
     """Means `[C]` over the rows of `[k, C]` that are not NaN, `missing` if all are."""
     is_run = ~jnp.isnan(values)
     sums = jnp.sum(jnp.where(is_run, values, 0), axis=0)
@@ -257,8 +257,8 @@ def _portfolio(regrets: Array) -> Array:
     def take(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
         so_far, is_taken = state
         # Gains rather than what is left, as tasks that did not run it have no part.
-        gains = _means(jnp.maximum(so_far[:, None] - regrets, 0), missing=-1)
-        best = jnp.argmax(jnp.where(is_taken, -2, gains))
+        gains = _means(jnp.maximum(so_far[:, None] - regrets, 0), missing=0)
+        best = jnp.argmax(jnp.where(is_taken, -1, gains))
         # `fmin` passes over NaN.
         so_far = jnp.fmin(so_far, regrets[:, best])
         return (so_far, is_taken.at[best].set(True)), best  # noqa: FBT003

@@ -1,0 +1,312 @@
+"""Depth and leaf size of a decision tree, recommended from meta-features.
+
+    python -m benchmarks.recommend_trees
+
+A configuration is a `max_depth` and a `min_samples_leaf` of scikit-learn's CART, 35 in
+all. A task is a support set of 20 to 200 rows of a PMLB table; the score of a
+configuration is its accuracy on all other rows of the table. For each table in turn,
+the tasks of all other tables are known, and configurations are tried in an order:
+
+* warm start: of `recommend`. The number of neighbours is chosen on the known
+  tasks alone: each is answered while its own table is excluded, and the number with the
+  least mean regret over the first ten trials is taken.
+* default: of `recommend` with all known tasks as neighbours, so without
+  meta-features.
+* random: at random; the expected value over all orders.
+
+The first two are measured with both rankings, the greedy portfolio and the mean.
+
+Measured is the normalised regret after 1, 5 and 10 trials, (best - best so far) / (best
+- worst) on the query rows: what a perfect judge of trials would reach. It is averaged
+over the tasks of a table, then over tables; differences are paired over tables, with
+the 95 % interval of Student's t and the two-sided sign test.
+
+Near copies of a table (`COPIES`) are never known while it is tested, nor the reverse.
+PMLB's `schizo` is left out: it has two columns `target`.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+import warnings
+from collections.abc import Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks.record import write_result
+from metajax.learners.representation.warm_start import (
+    RANKINGS,
+    WarmStart,
+    fit_warm_start,
+    random_regret_curve,
+    recommend,
+    regret_curve,
+)
+from metajax.meta_features import meta_features
+from metajax.tasks.tables import Table, from_table
+from metajax.types import Examples
+
+DEPTHS = (1, 2, 3, 4, 6, 8, None)
+LEAVES = (1, 2, 4, 8, 16)
+CONFIGURATIONS = [(depth, leaf) for depth in DEPTHS for leaf in LEAVES]
+COPIES = (("monk1", "monk2", "monk3"), ("spect", "spectf"))
+TRIALS = (1, 5, 10)
+# Support sets are padded to these, so that three programs serve all tables.
+ROWS, COLUMNS, CLASSES = 200, (10, 24, 70), 18
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the comparison is made of."""
+
+    seed: int = 0
+    tasks_per_table: int = 10
+    num_tables: int | None = None
+    """The first of them only; None for all."""
+    num_neighbors: tuple[int, ...] = (5, 10, 20, 50, 100, 200)
+    """From which the number is chosen, if there are so many known tasks."""
+
+
+class Measured(NamedTuple):
+    """All tasks of all tables, M of them.
+
+    Attributes:
+      tables: names `[M]`.
+      groups: `[M]`, one name for all near copies.
+      features: `[M, F]`.
+      scores: accuracies `[M, C]`.
+    """
+
+    tables: np.ndarray
+    groups: np.ndarray
+    features: np.ndarray
+    scores: np.ndarray
+
+
+def main(settings: Settings) -> None:
+    """Measures, recommends and writes the result."""
+    measured = measure(settings, read_tables(settings.num_tables))
+    rows = compare(measured, settings.num_neighbors)
+    for row in rows:
+        print(row, flush=True)
+    write_result("recommend-trees", dataclasses.asdict(settings), rows)
+
+
+def read_tables(count: int | None) -> list[Table]:
+    """PMLB's classification tables, in order of name."""
+    folder = pathlib.Path(os.environ["METAJAX_DATA_DIR"], "tabular", "classification")
+    paths = [
+        path for path in sorted(folder.glob("*.tsv.gz")) if path.name != "schizo.tsv.gz"
+    ]
+    return [from_table(path, target="target") for path in paths[:count]]
+
+
+def measure(settings: Settings, tables: list[Table]) -> Measured:
+    """Draws tasks, describes their support sets, and fits all trees to them."""
+    names, features, scores = [], [], []
+    for number, table in enumerate(tables):
+        generator = np.random.default_rng([settings.seed, number])
+        supports = [draw(table, generator) for _ in range(settings.tasks_per_table)]
+        features.append(describe(table, supports))
+        scores += [accuracies(table, support) for support in supports]
+        names += [table.name] * len(supports)
+    groups = {name: "+".join(copies) for copies in COPIES for name in copies}
+    return Measured(
+        np.asarray(names),
+        np.asarray([groups.get(name, name) for name in names]),
+        np.concatenate(features),
+        np.asarray(scores),
+    )
+
+
+def draw(table: Table, generator: np.random.Generator) -> np.ndarray:
+    """Rows of a support set: 20 to 200, and at most half, of at least two classes."""
+    most = min(ROWS, len(table.y) // 2)
+    size = int(np.exp(generator.uniform(np.log(20), np.log(most))))
+    while True:
+        rows = generator.choice(len(table.y), size, replace=False)
+        if len(np.unique(table.y[rows])) > 1:
+            return rows
+
+
+def describe(table: Table, supports: list[np.ndarray]) -> np.ndarray:
+    """Meta-features `[len(supports), F]`."""
+    num_columns = table.x.shape[1]
+    size = min(width for width in COLUMNS if width >= num_columns)
+    x = np.zeros((len(supports), ROWS, size), np.float32)
+    y = np.zeros((len(supports), ROWS), np.int32)
+    mask = np.zeros((len(supports), ROWS), bool)
+    for index, rows in enumerate(supports):
+        x[index, : len(rows), :num_columns] = table.x[rows]
+        y[index, : len(rows)] = table.y[rows]
+        mask[index, : len(rows)] = True
+    column_mask = np.arange(size) < num_columns
+    examples = Examples(jnp.asarray(x), jnp.asarray(y), jnp.asarray(mask))
+    return np.asarray(_describe(examples, jnp.asarray(column_mask)))
+
+
+@jax.jit
+def _describe(supports: Examples, column_mask: jax.Array) -> jax.Array:
+    def one(support: Examples) -> jax.Array:
+        return meta_features(support, num_classes=CLASSES, column_mask=column_mask)
+
+    return jax.vmap(one)(supports)
+
+
+def accuracies(table: Table, support: np.ndarray) -> np.ndarray:
+    """Accuracy `[C]` of each tree on the rows outside the support set."""
+    from sklearn.tree import DecisionTreeClassifier
+
+    is_query = np.ones(len(table.y), bool)
+    is_query[support] = False
+    x, y = table.x[is_query], table.y[is_query]
+    scores = []
+    for depth, leaf in CONFIGURATIONS:
+        tree = DecisionTreeClassifier(
+            max_depth=depth, min_samples_leaf=leaf, random_state=0
+        )
+        with warnings.catch_warnings():
+            # Few rows of many classes; that is what is asked of them here.
+            warnings.filterwarnings("ignore", "The number of unique classes")
+            tree.fit(table.x[support], table.y[support])
+        scores.append(np.mean(tree.predict(x) == y))
+    return np.asarray(scores)
+
+
+def compare(measured: Measured, grid: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Regret of each method over tables, and of the warm start less the others.
+
+    Args:
+      measured: all tasks.
+      grid: numbers of neighbours to choose from.
+    """
+    features = measured.features
+    shape = (len(features), len(CONFIGURATIONS))
+    regrets = {
+        f"{method}, {ranking}": np.zeros(shape)
+        for ranking in RANKINGS
+        for method in ("warm start", "default")
+    } | {"random": np.asarray(jax.vmap(random_regret_curve)(measured.scores))}
+    taken: dict[str, list[int]] = {ranking: [] for ranking in RANKINGS}
+    for group in np.unique(measured.groups):
+        is_test = measured.groups == group
+        groups, scores = measured.groups[~is_test], measured.scores[~is_test]
+        known = fit_warm_start(features[~is_test], scores)
+        own = groups[:, None] == groups[None, :]
+        new, truth = features[is_test], measured.scores[is_test]
+        nobody = np.zeros((len(new), len(groups)), bool)
+        for ranking in RANKINGS:
+            number = choose(known, features[~is_test], scores, own, grid, ranking)
+            taken[ranking].append(number)
+            for method, k in (("warm start", number), ("default", len(groups))):
+                found = curves(known, new, truth, nobody, k, ranking)
+                regrets[f"{method}, {ranking}"][is_test] = found
+    return [
+        row
+        for trials in TRIALS
+        for row in summary(measured.tables, regrets, taken, trials)
+    ]
+
+
+def summary(
+    tables: np.ndarray,
+    regrets: dict[str, np.ndarray],
+    taken: dict[str, list[int]],
+    trials: int,
+) -> Iterator[dict[str, Any]]:
+    """A row for each method, after so many trials."""
+    means = {
+        method: np.asarray(
+            [curve[tables == name, trials - 1].mean() for name in np.unique(tables)]
+        )
+        for method, curve in regrets.items()
+    }
+    for method, values in means.items():
+        row: dict[str, Any] = {"trials": trials, "method": method} | interval(values)
+        name, _, ranking = method.partition(", ")
+        if name == "warm start":
+            numbers = taken[ranking]
+            row["num_neighbors"] = [min(numbers), median(numbers), max(numbers)]
+            for rival in ("default", "random"):
+                other = means[rival if rival in means else f"{rival}, {ranking}"]
+                lower = other - values
+                row[f"lower_than_{rival}_by"] = interval(lower) | signs(lower)
+        yield row
+
+
+def choose(
+    known: WarmStart,
+    features: np.ndarray,
+    scores: np.ndarray,
+    own: np.ndarray,
+    grid: tuple[int, ...],
+    ranking: str,
+) -> int:
+    """The number of neighbours that serves known tasks best, without their tables."""
+    allowed = [number for number in grid if number <= len(own)]
+    means = [
+        curves(known, features, scores, own, number, ranking)[:, : max(TRIALS)].mean()
+        for number in allowed
+    ]
+    return allowed[int(np.argmin(means))]
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def curves(
+    known: WarmStart,
+    features: np.ndarray,
+    scores: np.ndarray,
+    exclude: np.ndarray,
+    num_neighbors: int,
+    ranking: str,
+) -> jax.Array:
+    """Regret curves `[M, C]` of the orders that M tasks are recommended.
+
+    Args:
+      known: the tasks that may speak.
+      features: `[M, F]`.
+      scores: `[M, C]`, the truth.
+      exclude: `[M, T]`, known tasks that must not speak to a task.
+      num_neighbors: of `recommend`.
+      ranking: of `recommend`.
+    """
+
+    def one(features: Any, scores: Any, exclude: Any) -> jax.Array:
+        order = recommend(
+            known,
+            features,
+            num_neighbors=num_neighbors,
+            ranking=ranking,
+            exclude=exclude,
+        )
+        return regret_curve(order, scores)
+
+    return jax.vmap(one)(features, scores, exclude)
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """Mean over tables, and the half-width of its 95 % interval."""
+    from scipy.stats import t
+
+    spread = values.std(ddof=1) / np.sqrt(len(values))
+    width = t.ppf(0.975, len(values) - 1) * spread
+    return {"mean": float(values.mean()), "half_width": float(width)}
+
+
+def signs(differences: np.ndarray) -> dict[str, float]:
+    """Tables where the difference is above and below 0, and the sign test's p."""
+    above, below = int(np.sum(differences > 0)), int(np.sum(differences < 0))
+    total, fewer = above + below, min(above, below)
+    tail = sum(math.comb(total, count) for count in range(fewer + 1)) / 2**total
+    return {"better": above, "worse": below, "sign_test_p": min(1.0, 2 * tail)}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
