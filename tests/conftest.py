@@ -19,10 +19,14 @@ _cache = os.environ.setdefault(
 )
 jax.config.update("jax_compilation_cache_dir", _cache)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-# Most of the time of these tests is LLVM's. In this process only: subprocesses, which
-# train for longer, have programs as users have them.
-jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Drops the compiled programs of a file behind it: all together take gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

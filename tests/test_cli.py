@@ -235,7 +235,7 @@ def test_unknown_names_are_answered_by_the_allowed_ones(command, allowed, capsys
     ("command", "message"),
     [
         ("train maml mlp sinusoid --steps 0", "`steps` must be an integer of at least"),
-        ("train maml mlp sinusoid --tasks.shot 0", "`shot` must be at least 1, got 0"),
+        ("train maml mlp sinusoid --tasks.shot 0", "`shot` must be an integer of at"),
         ("train maml mlp sinusoid --learner.steps -1", "`steps` must be an integer"),
         ("train maml mlp sinusoid --learner.adapts some", "`only:PART` or `all_but"),
         ("train maml mlp sinusoid --optimizer.clip-norm 0", "`optimizer.clip_norm`"),

@@ -206,7 +206,7 @@ def test_normalization_without_weights_is_explained(key):
 
 
 ERRORS = {
-    "steps": ({"steps": 0}, "`steps` must be at least 1, got 0"),
+    "steps": ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
     "fractional steps": ({"steps": 1.5}, "`steps` must be an integer.*got 1.5"),
     "rate": ({"rate": -0.1}, "`rate` must be above 0 and finite, got -0.1"),
     "multi_step_until": (
