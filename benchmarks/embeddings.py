@@ -26,7 +26,6 @@ import tyro
 from benchmarks.record import write_result
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
-from metajax.heads import identity
 from metajax.learners.metric.baseline import baseline
 from metajax.learners.metric.feat import feat
 from metajax.learners.metric.matching import matching
@@ -37,7 +36,7 @@ from metajax.learners.representation.label_propagation import label_propagation
 from metajax.learners.solver.logistic import logistic
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
-from metajax.models.networks import conv4
+from metajax.models.networks import conv4, identity
 from metajax.models.normalization import calibrate
 from metajax.reports import Report, interval
 from metajax.tasks.class_table import few_shot, whole_classes

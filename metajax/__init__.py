@@ -13,7 +13,6 @@ from metajax.features import without_embedding as without_embedding
 from metajax.filters import all_but as all_but
 from metajax.filters import everything as everything
 from metajax.filters import only as only
-from metajax.heads import identity as identity
 from metajax.learned_optimizer import HyperParameter as HyperParameter
 from metajax.learned_optimizer import LearnedOptimizer as LearnedOptimizer
 from metajax.learned_optimizer import learned as learned
@@ -43,6 +42,7 @@ from metajax.learners.representation.label_propagation import (
 )
 from metajax.learners.representation.warm_start import fit_warm_start as fit_warm_start
 from metajax.learners.representation.warm_start import recommend as recommend
+from metajax.learners.solver.kernel_svm import kernel_svm as kernel_svm
 from metajax.learners.solver.logistic import logistic as logistic
 from metajax.learners.solver.ridge import ridge as ridge
 from metajax.learners.solver.svm import svm as svm
@@ -52,6 +52,7 @@ from metajax.models.adapters import from_linen as from_linen
 from metajax.models.adapters import from_nnx as from_nnx
 from metajax.models.lora import with_lora as with_lora
 from metajax.models.networks import conv4 as conv4
+from metajax.models.networks import identity as identity
 from metajax.models.networks import mlp as mlp
 from metajax.models.normalization import calibrate as calibrate
 from metajax.models.precision import with_precision as with_precision
@@ -122,6 +123,7 @@ __all__ = [
     "graph",
     "identity",
     "imaml",
+    "kernel_svm",
     "label_propagation",
     "leakage",
     "learn_optimizer",

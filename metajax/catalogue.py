@@ -43,10 +43,11 @@ from metajax.learners.optimizer.lstm_optimizer import lstm_optimizer
 from metajax.learners.optimizer.meta_lstm import meta_lstm
 from metajax.learners.representation.graph import graph
 from metajax.learners.representation.label_propagation import label_propagation
+from metajax.learners.solver.kernel_svm import KERNELS, LEARNED, kernel_svm
 from metajax.learners.solver.logistic import logistic
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
-from metajax.models.networks import POOLINGS, conv4, mlp
+from metajax.models.networks import POOLINGS, conv4, identity, mlp
 from metajax.models.normalization import NORMALIZATIONS
 from metajax.models.precision import PRECISIONS
 from metajax.tasks.class_table import few_shot
@@ -96,11 +97,16 @@ LEARNERS: dict[str, Constructor] = {
     "ridge": ridge,
     "logistic": logistic,
     "svm": svm,
+    "kernel_svm": kernel_svm,
     "label_propagation": label_propagation,
     "graph": graph,
     "baseline": baseline,
 }
-MODELS: dict[str, Constructor] = {"conv4": conv4, "mlp": mlp}
+MODELS: dict[str, Constructor] = {
+    "conv4": conv4,
+    "mlp": mlp,
+    "identity": identity,
+}
 TASKS: dict[str, Constructor] = {
     "glyphs": glyphs,
     "omniglot": omniglot,
@@ -120,12 +126,15 @@ EMBEDDING_LEARNERS = (
     "ridge",
     "logistic",
     "svm",
+    "kernel_svm",
     "label_propagation",
     "graph",
     "baseline",
 )
+# They read their inputs themselves: their model is `identity`.
+LEARNERS_WITHOUT_MODEL = ("kernel_svm",)
 # They have an answer for each class of a task, and so a number of classes.
-LEARNERS_OF_ONE_WAY = ("lstm_generator", "graph")
+LEARNERS_OF_ONE_WAY = ("lstm_generator", "graph", "kernel_svm")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,6 +222,8 @@ _TYPES: dict[str, Any] = {
     "imaml.gradient": Literal[("implicit", *GRADIENT_MODES)],
     "inner_optimizer": InnerOptimizer,
     "judges": Literal[JUDGES],
+    "kernel_svm.kernel": Literal[KERNELS],
+    "kernel_svm.learn": tuple[Literal[LEARNED], ...],
     "normalization": Literal[NORMALIZATIONS],
     "num_outputs": int | None,
     "objective": Literal["cross_entropy", "squared_error"] | None,

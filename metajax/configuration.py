@@ -16,6 +16,7 @@ from metajax.catalogue import (
     EMBEDDING_LEARNERS,
     LEARNERS,
     LEARNERS_OF_ONE_WAY,
+    LEARNERS_WITHOUT_MODEL,
     MODELS,
     TASKS,
     InnerOptimizer,
@@ -135,8 +136,9 @@ def build_learner(config: Config) -> tuple[Model, Learner]:
       ValueError: as the constructors.
     """
     model = _call(MODELS[type(config.model).__name__], config.model)
-    learner = LEARNERS[type(config.learner).__name__]
-    return model, _call(learner, config.learner, model=model)
+    name = type(config.learner).__name__
+    others = {} if name in LEARNERS_WITHOUT_MODEL else {"model": model}
+    return model, _call(LEARNERS[name], config.learner, **others)
 
 
 def train_run(
@@ -191,11 +193,21 @@ def resolve(config: Config) -> Config:
     task = jax.eval_shape(build_tasks(config.tasks, "meta_train"), jax.random.key(0))
     model, learner = config.model, config.learner
     classifies = jnp.issubdtype(task.query.y.dtype, jnp.integer)
-    embeds = type(learner).__name__ in EMBEDDING_LEARNERS
-    tasks_name, model_name = type(config.tasks).__name__, type(model).__name__
+    learner_name, model_name = type(learner).__name__, type(model).__name__
+    embeds, tasks_name = learner_name in EMBEDDING_LEARNERS, type(config.tasks).__name__
+    if learner_name in LEARNERS_WITHOUT_MODEL and model_name != "identity":
+        raise ValueError(
+            f"`{learner_name}` reads its inputs itself and takes no model, got "
+            f"`{model_name}`; write `identity`."
+        )
+    if model_name == "identity" and not embeds:
+        raise ValueError(
+            f"`{learner_name}` adapts the parameters of a model, and `identity` has "
+            "none; use `mlp` or `conv4`."
+        )
     if embeds and not classifies:
         raise ValueError(
-            f"`{type(learner).__name__}` classifies, but the targets of "
+            f"`{learner_name}` classifies, but the targets of "
             f"{tasks_name!r} tasks are real numbers; use `maml`."
         )
     if model_name == "conv4" and task.query.x.ndim != 4:
@@ -203,18 +215,19 @@ def resolve(config: Config) -> Config:
             f"`conv4` needs images, but the inputs of {tasks_name!r} tasks have shape "
             f"{list(task.query.x.shape[1:])}; use `mlp`."
         )
-    if model.num_outputs is None and not embeds:
-        size = max_way(config.tasks) if classifies else task.query.y.shape[-1]
-        model = dataclasses.replace(model, num_outputs=size)
-    elif model.num_outputs is None and model_name == "mlp":
-        model = dataclasses.replace(model, num_outputs=_EMBEDDING_SIZE)
+    if "num_outputs" in _names(model) and model.num_outputs is None:
+        if not embeds:
+            size = max_way(config.tasks) if classifies else task.query.y.shape[-1]
+            model = dataclasses.replace(model, num_outputs=size)
+        elif model_name == "mlp":
+            model = dataclasses.replace(model, num_outputs=_EMBEDDING_SIZE)
     if "objective" in _names(learner) and learner.objective is None:
         objective = "cross_entropy" if classifies else "squared_error"
         learner = dataclasses.replace(learner, objective=objective)
-    if type(learner).__name__ in LEARNERS_OF_ONE_WAY and learner.way is None:
+    if learner_name in LEARNERS_OF_ONE_WAY and learner.way is None:
         way = max_way(config.tasks) if classifies else None
         learner = dataclasses.replace(learner, way=way)
-    if type(learner).__name__ == "baseline" and learner.num_classes is None:
+    if learner_name == "baseline" and learner.num_classes is None:
         tasks: Any = _training_tasks(config)
         num_classes = tasks.table.num_classes
         learner = dataclasses.replace(learner, num_classes=num_classes)

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from metajax.arguments import check_positive, check_way
-from metajax.models.adapters import from_functions
 from metajax.models.normalization import (
     freeze_support_statistics,
     hide_padding,
@@ -30,7 +29,6 @@ __all__ = [
     "MetaParams",
     "embedded",
     "head_learner",
-    "identity",
     "solved_head",
     "unit",
 ]
@@ -165,11 +163,6 @@ def solved_head(
         return jnp.exp(head_params["log_scale"]) * outputs
 
     return Head(fit, classify, init)
-
-
-def identity() -> Model:
-    """A model without parameters that gives back its inputs, as float32 `[n, ...]`."""
-    return from_functions(lambda key, x: {}, lambda params, x: x.astype(jnp.float32))
 
 
 def unit(vectors: Array) -> Array:

@@ -209,7 +209,7 @@ def test_folder_splits_share_no_class(images):
 @pytest.mark.parametrize(
     ("command", "allowed"),
     [
-        ("train maml conv5 glyphs", "conv4, mlp"),
+        ("train maml conv5 glyphs", "conv4, mlp, identity"),
         ("train mamml conv4 glyphs", "maml, meta_sgd, maml_plus_plus, proto_maml"),
         ("train maml conv4 glyph", "glyphs, omniglot, folder, tfds, sinusoid"),
         ("train maml conv4 glyphs --model.normalization no", "'layer', 'group'"),
@@ -241,6 +241,8 @@ def test_unknown_names_are_answered_by_the_allowed_ones(command, allowed, capsys
         ("train maml mlp sinusoid --optimizer.clip-norm 0", "`optimizer.clip_norm`"),
         ("train maml conv4 sinusoid", "`conv4` needs images, but the inputs of"),
         ("train prototypical mlp sinusoid", "`prototypical` classifies, but the"),
+        ("train maml identity sinusoid", "`identity` has none; use `mlp` or `conv4`"),
+        ("train kernel_svm mlp synthetic_table", "takes no model, got `mlp`; write"),
         ("train maml mlp sinusoid --validation.way 3", "have no `way` to change"),
         ("train maml mlp folder --tasks.path nowhere", "'nowhere' is not a folder"),
         ("evaluate nowhere", "There is no nowhere/config.json; give the folder"),
@@ -372,10 +374,13 @@ def test_config_survives_json(tasks):
 def test_every_learner_is_built_from_json(name):
     tasks = ARGUMENTS["tasks"]["synthetic_table"](shot=2, columns=10)
     given = {"num_classes": 2} if name == "baseline" else {}
+    model = ARGUMENTS["model"]["mlp"](hidden=(4,), normalization="layer")
+    if name in catalogue.LEARNERS_WITHOUT_MODEL:
+        model = ARGUMENTS["model"]["identity"]()
     config = resolve(
         Config(
             learner=ARGUMENTS["learner"][name](**given),
-            model=ARGUMENTS["model"]["mlp"](hidden=(4,), normalization="layer"),
+            model=model,
             tasks=tasks,
             validation=tasks,
             optimizer=OuterOptimizer(),

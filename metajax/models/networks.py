@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.arguments import check_choice, check_integers
-from metajax.models.adapters import from_linen
+from metajax.models.adapters import from_functions, from_linen
 from metajax.models.convolution import Conv, max_pool
 from metajax.models.normalization import Normalize
 from metajax.models.precision import with_precision
 from metajax.types import Array, Model
 
-__all__ = ["conv4", "mlp"]
+__all__ = ["conv4", "identity", "mlp"]
 
 POOLINGS = ("max", "stride", "maps")
 
@@ -196,3 +196,8 @@ def _check_groups(name: str, size: int, normalization: str) -> None:
             f"`{name}` must be a multiple of {Normalize.num_groups}, the number of "
             f"groups of normalization='group', got {size}."
         )
+
+
+def identity() -> Model:
+    """A model without parameters that gives back its inputs, as float32 `[n, ...]`."""
+    return from_functions(lambda key, x: {}, lambda params, x: x.astype(jnp.float32))

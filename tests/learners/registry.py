@@ -116,6 +116,10 @@ REGISTRY = {
     ),
     "logistic": Entry(lambda: metajax.logistic(_mlp(5), way=4)),
     "svm": Entry(lambda: metajax.svm(_mlp(8), way=4, learn_penalty=True)),
+    "kernel_svm": Entry(lambda: metajax.kernel_svm(way=WAY)),
+    "kernel_svm, linear": Entry(
+        lambda: metajax.kernel_svm(way=4, kernel="linear", learn=("penalty", "scale"))
+    ),
     "label_propagation": Entry(
         lambda: metajax.label_propagation(_mlp(5), way=4, alpha=0.9), is_inductive=False
     ),

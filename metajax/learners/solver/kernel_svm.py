@@ -118,8 +118,7 @@ def kernel_svm(
         rows `[n, D]`, or not of as many columns as there are scales.
 
     Example:
-      >>> from metajax import row_tasks
-      >>> from metajax.learners.solver.kernel_svm import kernel_svm
+      >>> from metajax import kernel_svm, row_tasks
       >>> tasks = row_tasks(tables, rows=(20, 60), num_queries=100)
       >>> learner = kernel_svm(way=2, learn=("penalty", "width", "scale"))
       >>> meta_params = learner.init(key, tasks(key))
