@@ -6,7 +6,8 @@
     python -m benchmarks.omniglot maml-plus-plus --no-per-step-rates
     python -m benchmarks.omniglot prototypical --source glyphs
 
-and likewise `fomaml`, `maml-mlp`, `meta-sgd`, `reptile`, `imaml`, `cavia`, `meta-lstm`.
+and likewise `fomaml`, `maml-mlp`, `meta-sgd`, `reptile`, `imaml`, `cavia`, `meta-lstm`,
+`matching`, `relation`.
 
 Trains on the meta-train characters of the Vinyals split (rotations by quarter turns are
 classes of their own) or on drawn glyphs, keeps the parameters of the best validation,
@@ -21,12 +22,14 @@ shots; `fomaml` is the same to first order, and `maml-mlp` the same with the pap
 network without convolutions (256, 128, 64 and 64 units). The others with a head have
 the same network and tasks, and what their classes below say. Prototypical Networks:
 Snell et al., NeurIPS 2017: Conv-4 with max-pooling, 60-way tasks with 5 queries per
-class, statistics frozen after training. Different from the papers: the outer rate
-decays along a cosine, because the default schedules are shorter than theirs (MAML's are
-`--steps 60000` with a rate of 1e-3).
+class, statistics frozen after training; `matching` and `relation` have the same tasks,
+the latter Conv-4 with two poolings, which keeps maps. Different from the papers: the
+outer rate decays along a cosine, because the default schedules are shorter than theirs
+(MAML's are `--steps 60000` with a rate of 1e-3).
 """
 
 import dataclasses
+import functools
 import gzip
 import os
 import pathlib
@@ -46,7 +49,9 @@ from metajax.learners.gradient.maml import maml
 from metajax.learners.gradient.maml_plus_plus import maml_plus_plus
 from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.learners.gradient.reptile import reptile
+from metajax.learners.metric.matching import matching
 from metajax.learners.metric.prototypical import prototypical
+from metajax.learners.metric.relation import relation
 from metajax.learners.optimizer.meta_lstm import meta_lstm
 from metajax.models.networks import conv4, mlp
 from metajax.models.normalization import calibrate
@@ -271,7 +276,31 @@ class Prototypical(Settings):
 
     def build(self, model: Model) -> Learner:
         """As the paper has it."""
-        return prototypical(model)
+        return prototypical(model, way=self.way)
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching(Prototypical):
+    """Matching Networks by squared Euclidean distance, its scale learned."""
+
+    def build(self, model: Model) -> Learner:
+        """With one shot, the same loss as Prototypical Networks but for the scale."""
+        return matching(model, way=self.way, similarity="squared_euclidean")
+
+
+@dataclasses.dataclass(frozen=True)
+class Relation(Prototypical):
+    """Relation Networks; 20-way tasks, as work grows with the square of ways."""
+
+    way: int = 20
+
+    def model(self) -> Model:
+        """With maps for the comparing network."""
+        return conv4(pooling="maps", normalization="calibrated")
+
+    def build(self, model: Model) -> Learner:
+        """As the paper has it."""
+        return relation(model, way=self.way)
 
 
 NAMES: dict[type[Settings], str] = {
@@ -285,6 +314,8 @@ NAMES: dict[type[Settings], str] = {
     Cavia: "cavia",
     MetaLSTM: "meta-lstm",
     Prototypical: "prototypical",
+    Matching: "matching",
+    Relation: "relation",
 }
 
 
@@ -321,13 +352,23 @@ def main(settings: Settings) -> None:
     )
     params = result.best_params
     if model.normalization == "calibrated":
-        params = calibrate(model, params, tasks, jax.random.key(settings.seed))
+        key = jax.random.key(settings.seed)
+        has_head = hasattr(params, "embedding")
+        embedding = params.embedding if has_head else params
+        embedding = calibrate(model, embedding, tasks, key)
+        params = params._replace(embedding=embedding) if has_head else embedding
+
+    @functools.cache
+    def learner_of(way: int) -> Learner:
+        same = way == settings.way
+        return learner if same else dataclasses.replace(settings, way=way).build(model)
+
     rows = []
     for images, table in test_tables().items():
         for way, shot, queries in test_protocols(settings, images):
             test = few_shot(table, way=way, shot=shot, num_queries=queries)
             num_tasks = settings.num_test_tasks * 15 // queries
-            report = evaluate(learner, params, test, num_tasks=num_tasks)
+            report = evaluate(learner_of(way), params, test, num_tasks=num_tasks)
             name_of_test = f"{images} {way}-way {shot}-shot, {queries} queries"
             print(f"{name_of_test}: {report}", flush=True)
             row = {"images": images, "way": way, "shot": shot, "num_queries": queries}

@@ -41,6 +41,12 @@ PUBLISHED = {
     ("prototypical", "omniglot", 5, 5, 15): "99.7 paper, 99.4 reproduction",
     ("prototypical", "omniglot", 20, 1, 15): "96.0 paper, 95.8 reproduction",
     ("prototypical", "omniglot", 20, 5, 15): "98.9 paper, 98.6 reproduction",
+    ("matching", "omniglot", 5, 1, 15): "98.1 paper, 98.3 reproduction",
+    ("matching", "omniglot", 5, 5, 15): "98.9 paper, 99.8 reproduction",
+    ("matching", "omniglot", 20, 1, 15): "93.8 paper, 92.8 reproduction",
+    ("matching", "omniglot", 20, 5, 15): "98.5 paper, 98.2 reproduction",
+    ("relation", "omniglot", 5, 1, 15): "99.6 paper, 98.0 reproduction",
+    ("relation", "omniglot", 5, 5, 15): "99.8 paper, 99.3 reproduction",
 }
 
 

@@ -223,7 +223,7 @@ _TYPES: dict[str, Any] = {
     "inner_optimizer": InnerOptimizer,
     "judges": Literal[JUDGES],
     "kernel_svm.kernel": Literal[KERNELS],
-    "kernel_svm.learn": tuple[Literal[LEARNED], ...],
+    "kernel_svm.learn": tuple[Literal[LEARNED], ...],  # type: ignore[valid-type]
     "normalization": Literal[NORMALIZATIONS],
     "num_outputs": int | None,
     "objective": Literal["cross_entropy", "squared_error"] | None,

@@ -13,6 +13,7 @@ from benchmarks import (
     ablation,
     engine,
     gradients,
+    kernel_svm,
     molecules,
     omniglot,
     quadratics,
@@ -123,6 +124,24 @@ def test_recommend_trees(tmp_path):
     assert {row["trials"] for row in rows} == set(recommend_trees.TRIALS)
     assert all(0 <= row["mean"] <= 1 for row in rows)
     assert "lower than random" in results_page.page(tmp_path / "results")
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_kernel_svm(tmp_path):
+    settings = kernel_svm.Settings(
+        folds=2, tasks_per_table=2, num_tables=2, outer_steps=2, num_family_tasks=4
+    )
+    kernel_svm.main(settings)
+    rows = read_result(tmp_path)["results"]
+    folds = [row for row in rows if "fold" in row]
+    assert sum((row["tables"] for row in folds), []) != []
+    assert len(folds[0]["numbers"]["learned"]["relevance"]) == 4
+    folded = [row for row in rows if row["part"] == "tables" and "fold" not in row]
+    means = {row["method"]: row for row in folded}
+    difference = means["learned"]["mean"] - means["default"]["mean"]
+    found = means["default"]["learned_is_higher_by"]
+    assert found["mean"] == pytest.approx(difference, abs=1e-9)
+    assert "| mix, not learned |" in results_page.page(tmp_path / "results")
 
 
 def test_sequences(tmp_path):

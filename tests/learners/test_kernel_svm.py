@@ -46,9 +46,18 @@ def program(kernel, way, steps=2000):
     return jax.jit(answer)
 
 
-def numbers(penalty=1.0, width=1.0, scales=(1.0,) * SIZE, scale=1.0):
-    values = {"penalty": penalty, "width": width, "scales": scales, "scale": scale}
-    return {f"log_{k}": jnp.log(jnp.float32(v)) for k, v in values.items()}
+def numbers(
+    penalty=1.0,
+    width=(1.0,),
+    scales=(1.0,) * SIZE,
+    scale=1.0,
+    weights=(1.0,),
+    relevance=(0.0,),
+):
+    values = {"penalty": penalty, "width": width, "weights": weights}
+    values |= {"scales": scales, "scale": scale}
+    logarithms = {f"log_{k}": jnp.log(jnp.float32(v)) for k, v in values.items()}
+    return logarithms | {"relevance": jnp.float32(relevance)}
 
 
 def machine(kernel, penalty, width, x):
@@ -64,7 +73,7 @@ def machine(kernel, penalty, width, x):
 @pytest.mark.parametrize("width", [0.5, 2.0])
 def test_two_classes_are_those_of_scikit_learn(kernel, penalty, width):
     task = table()
-    head = numbers(penalty, width, scale=3.0)
+    head = numbers(penalty, (width,), scale=3.0)
     logits, gap = program(kernel, 2)(head, task)
     x = task.support.x
     expected = machine(kernel, penalty, width, x).fit(x, task.support.y)
@@ -99,7 +108,7 @@ def test_wide_kernels_at_a_low_penalty():
     y = (x[:, 0] + 0.7 * generator.normal(size=20) > 0).astype(np.int32)
     x = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
     task = Task(Examples(x, y), Examples(x, y))
-    logits, _ = program("rbf", 2)(numbers(0.01, 10.0, (1.0,) * 3), task)
+    logits, _ = program("rbf", 2)(numbers(0.01, (10.0,), (1.0,) * 3), task)
     expected = machine("rbf", 0.01, 10.0, x).fit(x, y).decision_function(x)
     np.testing.assert_allclose(logits[:, 1], expected, atol=1e-3)
 
@@ -127,6 +136,39 @@ def test_scales_are_of_columns():
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "linear"])
+def test_a_mix_is_that_of_scikit_learn_on_the_mixed_kernel(kernel):
+    """Two widths and powers with weights 1 : 3, by NumPy, for three classes."""
+    task = table(way=3)
+    x, y, others = task.support.x, task.support.y, task.query.x
+    widths, powers, shares = (0.7, 1.5), (0.0, 0.5), (0.25, 0.75)
+    means = np.stack([x[y == c].mean(axis=0) for c in range(3)])
+    between = np.square(means[y] - x.mean(axis=0)).sum(axis=0)
+    relevance = between / np.square(x - x.mean(axis=0)).sum(axis=0) + 1 / len(x)
+
+    def gram(rows):
+        total = 0.0
+        for width, power, share in zip(widths, powers, shares, strict=True):
+            factors = relevance**power
+            factors /= width * np.sqrt(spread(x * factors))
+            z, z_support = ((r - x.mean(axis=0)) * factors for r in (rows, x))
+            if kernel == "linear":
+                total += share * z @ z_support.T
+            else:
+                apart = z[:, None] - z_support[None]
+                total += share * np.exp(-np.square(apart).sum(axis=-1))
+        return total
+
+    head = numbers(
+        2.0, widths, weights=np.multiply(8.0, shares), relevance=np.float32(powers)
+    )
+    logits, _ = program(kernel, 3)(head, task)
+    svc = SVC(C=2.0, kernel="precomputed", tol=1e-8)
+    expected = OneVsRestClassifier(svc).fit(gram(x), y)
+    decisions = expected.decision_function(gram(others))
+    np.testing.assert_allclose(logits, decisions, atol=1e-3)
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "linear"])
 def test_rows_and_columns_of_padding_change_nothing(kernel, key):
     task = sample(key)
     learner = kernel_svm(kernel=kernel, way=3, steps=100)
@@ -139,9 +181,9 @@ def test_rows_and_columns_of_padding_change_nothing(kernel, key):
     (value, found), got = gradient(learner.init(key, other), other)
     np.testing.assert_allclose(value, loss, rtol=1e-5)
     np.testing.assert_allclose(found["accuracy"], metrics["accuracy"])
-    for name in LEARNED:
-        ours, theirs = got.head[f"log_{name}"], slope.head[f"log_{name}"]
-        if name == "scales":
+    for name, theirs in slope.head.items():
+        ours = got.head[name]
+        if name == "log_scales":
             np.testing.assert_array_equal(ours[SIZE:], 0)
             ours = ours[:SIZE]
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
@@ -153,11 +195,13 @@ def test_gradient_is_that_of_finite_differences(kernel):
         task = jax.tree.map(
             lambda a: jnp.asarray(a, jnp.float64 if a.ndim == 2 else a.dtype), table()
         )
-        learner = kernel_svm(kernel=kernel, way=2, steps=3000)
+        learner = kernel_svm(kernel=kernel, way=2, width=(1, 1), steps=3000)
         start = learner.init(jax.random.key(0), task)
         head = {
             "log_penalty": jnp.float64(0.3),
-            "log_width": jnp.float64(-0.2),
+            "log_width": jnp.asarray([-0.2, 0.5], jnp.float64),
+            "log_weights": jnp.asarray([0.3, -0.1], jnp.float64),
+            "relevance": jnp.asarray([0.1, 0.6], jnp.float64),
             "log_scale": jnp.float64(0.4),
             "log_scales": jnp.asarray([0.2, -0.1, 0.3, -0.4], jnp.float64),
         }
@@ -192,7 +236,7 @@ def test_gradient_where_no_row_is_free():
         for name, value in head.items():
             ends = [loss(head | {name: value + change}) for change in (1e-5, -1e-5)]
             expected = (ends[0] - ends[1]) / 2e-5
-            np.testing.assert_allclose(slope[name], expected, rtol=1e-4)
+            np.testing.assert_allclose(jnp.sum(slope[name]), expected, rtol=1e-4)
 
 
 def test_loss_says_how_far_the_solver_got():
@@ -222,7 +266,7 @@ def test_only_what_is_asked_is_learned(learned, key):
     task = sample(key)
     learner = kernel_svm(way=3, penalty=0.5, width=2.0, scale=3.0, learn=learned)
     head = learner.init(key, task).head
-    assert set(head) == {f"log_{name}" for name in learned}
+    assert {name.removeprefix("log_") for name in head} == set(learned)
     for name, value in (("penalty", 0.5), ("width", 2.0), ("scale", 3.0)):
         if name in learned:
             np.testing.assert_allclose(head[f"log_{name}"], np.log(value), rtol=1e-6)
@@ -265,7 +309,14 @@ BAD = {
     "infinite": ({"penalty": float("inf")}, "`penalty` must be above 0 and finite"),
     "steps": ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
     "way": ({"way": 0}, "`way` must be None or an integer of at least 1, got 0"),
-    "learn": ({"learn": ("C",)}, "`learn` must be one of penalty, width, scales, "),
+    "widths": ({"width": (1, -1)}, "`width` must be above 0 and finite, got -1"),
+    "no width": ({"width": ()}, "`width` must have at least one number, got none"),
+    "relevance": (
+        {"width": (1, 2, 3), "relevance": (0, 1)},
+        r"one for each of the 3 widths, got \(0, 1\)",
+    ),
+    "infinite power": ({"relevance": float("nan")}, "`relevance` must be one finite"),
+    "learn": ({"learn": ("C",)}, "`learn` must be one of penalty, width, relevance, "),
     "word": ({"learn": "width"}, "list of names, got the one word 'width'"),
 }
 

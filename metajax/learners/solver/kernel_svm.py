@@ -7,16 +7,24 @@ numbers y_i = 1 or -1 and a kernel k is, with the sign of y_i in a_i,
     with              0 <= y_i a_i <= C,   sum of a = 0
     f(x) = sum over i of a_i k(x_i, x) + b
 
-    k(x, x') = exp(-|z - z'|^2)  or  <z, z'>,   z = s (x - mean) / (width sqrt(V))
+    k(x, x') = sum over m of beta_m k_m(z_m, z_m'),   beta above 0 with sum 1
+    k_m(z, z') = exp(-|z - z'|^2)  or  <z, z'>,   z_m = u_m (x - mean)
+    u_m = s r^p_m / (width_m sqrt(V_m)),   r = eta^2 + 1/n
 
-V is the sum over columns of the variance of s x in the support set, so that a width of
-1 is that of scikit-learn's `gamma="scale"` on centred columns. It makes one width, and
-one C, fit tables of any number of columns, and columns of 0 change nothing.
+V_m is the sum over columns of the variance of s r^p_m x in the support set, so that a
+width of 1 is that of scikit-learn's `gamma="scale"` on centred columns. It makes one
+width, and one C, fit tables of any number of columns, and columns of 0 change nothing.
+eta^2 is the correlation ratio of a column in the support set, the share of its variance
+that lies between classes, and 1/n of n rows what chance gives to about that: with a
+power p above 0, columns that tell classes apart count for more. One kernel (m = 1) with
+p = 0 is the textbook's machine; several are multiple kernel learning, and hold where
+some tables want a narrow kernel, or all columns alike, and others do not.
 
-C, the width, the scale of each column s and that of the logits are learned over tasks
-through their logarithms, by the gradient of the query loss through the solution of the
-dual, as S. Keerthi, V. Sindhwani, O. Chapelle, NIPS 2006, "An Efficient Method for
-Gradient-Based Adaptation of Hyperparameters in SVM Models", do for one data set.
+C, widths, powers p, weights beta, the scale of each column s and that of the logits are
+learned over tasks, most through their logarithms, by the gradient of the query loss
+through the solution of the dual, as S. Keerthi, V. Sindhwani, O. Chapelle, NIPS 2006,
+"An Efficient Method for Gradient-Based Adaptation of Hyperparameters in SVM Models", do
+for one data set.
 
 b is the multiplier of the sum. Where 0 < y_i a_i < C, y_i - (K a)_i is b, and its
 derivative that of b, as the derivative of a keeps all these equal; a weighted mean over
@@ -37,6 +45,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metajax.arguments import check_choice, check_integers, check_positive
 from metajax.heads import Embedded, Head, head_learner
@@ -47,7 +56,7 @@ from metajax.types import Array, Learner, Model, PyTree
 __all__ = ["KERNELS", "LEARNED", "Machine", "kernel_svm"]
 
 KERNELS = ("rbf", "linear")
-LEARNED = ("penalty", "width", "scales", "scale")
+LEARNED = ("penalty", "width", "relevance", "weights", "scales", "scale")
 
 # A variable is free if it is so far, in units of C, from both ends. More than rounding,
 # and harmless: if only variables that are hardly free are left, both ends of the
@@ -56,12 +65,13 @@ _MARGIN = 1e-3
 
 
 class Machine(NamedTuple):
-    """A fitted machine; D columns, N classes.
+    """A fitted machine; D columns, N classes, M kernels.
 
     Attributes:
       center: `[D]`, mean of the support rows.
-      factors: `[D]`, s / (width sqrt(V)).
-      rows: `[n, D]`, z of the support rows; 0 for padding.
+      factors: u `[M, D]`.
+      rows: `[M, n, D]`, z of the support rows; 0 for padding.
+      mixture: beta `[M]`.
       weights: a `[n, N]`, one machine for each class; 0 for padding.
       bias: b `[N]`.
     """
@@ -69,6 +79,7 @@ class Machine(NamedTuple):
     center: Array
     factors: Array
     rows: Array
+    mixture: Array
     weights: Array
     bias: Array
 
@@ -78,7 +89,8 @@ def kernel_svm(
     way: int | None = None,
     kernel: str = "rbf",
     penalty: float = 1.0,
-    width: float = 1.0,
+    width: float | Sequence[float] = 1.0,
+    relevance: float | Sequence[float] = 0.0,
     scale: float = 1.0,
     learn: Sequence[str] = LEARNED,
     steps: int = 300,
@@ -87,7 +99,9 @@ def kernel_svm(
 
     Choose it for tasks that are small tables. With `scales`, all tasks must have the
     same columns in the same order; leave them out for tables of different meaning,
-    padded to one width by columns of 0. Columns should be standardised, as
+    padded to one width by columns of 0. There, a mix such as `width=(0.7, 1.4, 0.7,
+    1.4), relevance=(0, 0, 0.5, 0.5), penalty=3` did better on PMLB's tables than one
+    kernel, see `benchmarks/kernel_svm.py`. Columns should be standardised, as
     `metajax.table_tasks` does. Tables of text, gaps and files: `metajax.from_table`.
 
     Args:
@@ -97,17 +111,21 @@ def kernel_svm(
       penalty: C at first, above 0: the price of a row inside the margin.
       width: of the kernel at first, above 0, in units of the root mean square distance
         of support rows from their mean: gamma is 1 / (width^2 V). 1 is the default of
-        scikit-learn. A linear kernel is divided by its square, as if C were.
+        scikit-learn. A linear kernel is divided by its square, as if C were. Several
+        are those of a mix of kernels with equal weights at first.
+      relevance: power p at first, 0 for columns that all count alike, finite; one, or
+        one for each width.
       scale: factor of the logits at first, above 0, the inverse of a temperature.
-      learn: which of `"penalty"`, `"width"`, `"scales"` and `"scale"` the outer loop
-        learns; the others stay, scales at 1. A common factor of all scales changes
-        nothing, as V takes it up.
+      learn: which of `"penalty"`, `"width"`, `"relevance"`, `"weights"` (beta),
+        `"scales"` and `"scale"` the outer loop learns; the others stay, scales at 1. A
+        common factor of all scales changes nothing, as V takes it up.
       steps: iterations of the solver, at least 1. A high C or a large width needs more.
 
     Returns:
       A learner whose `meta_params` are `metajax.heads.MetaParams`: `head` is a dict of
-      `log_penalty`, `log_width`, `log_scale` (scalars) and `log_scales` `[D]`, of those
-      that are learned, and `embedding` is empty. `adapted` holds a `Machine` as
+      `log_penalty`, `log_scale` (scalars), `log_width`, `relevance`, `log_weights`
+      `[M]` (of which the softmax is beta) and `log_scales` `[D]`, of those that are
+      learned, and `embedding` is empty. `adapted` holds a `Machine` as
       `fitted`; `predict` takes rows `[n, D]` and gives logits `[n, N]`, scale f(x),
       minus infinity for classes without a support example. Its loss reports
       `duality_gap`, (primal - dual) / primal over the machines of all classes: above
@@ -120,11 +138,21 @@ def kernel_svm(
     Example:
       >>> from metajax import kernel_svm, row_tasks
       >>> tasks = row_tasks(tables, rows=(20, 60), num_queries=100)
-      >>> learner = kernel_svm(way=2, learn=("penalty", "width", "scale"))
+      >>> learner = kernel_svm(way=2, width=(0.5, 2), learn=("penalty", "weights"))
       >>> meta_params = learner.init(key, tasks(key))
     """
     check_choice(KERNELS, kernel=kernel)
-    check_positive(penalty=penalty, width=width, scale=scale)
+    widths, powers = np.atleast_1d(width), np.atleast_1d(relevance)
+    if not widths.size:
+        raise ValueError("`width` must have at least one number, got none.")
+    for one in widths.tolist():
+        check_positive(width=one)
+    check_positive(penalty=penalty, scale=scale)
+    if powers.shape not in ((1,), widths.shape) or not np.isfinite(powers).all():
+        raise ValueError(
+            "`relevance` must be one finite number, or one for each of the "
+            f"{widths.size} widths, got {relevance!r}."
+        )
     check_integers(1, steps=steps)
     if isinstance(learn, str):
         raise ValueError(
@@ -135,12 +163,18 @@ def kernel_svm(
         check_choice(LEARNED, learn=name)
 
     def start(num_columns: int) -> dict[str, Array]:
-        ones = jnp.ones(num_columns, jnp.float32)
-        numbers = {"penalty": penalty, "width": width, "scale": scale}
-        return {k: jnp.float32(v) for k, v in numbers.items()} | {"scales": ones}
+        numbers = {
+            "penalty": penalty,
+            "width": widths,
+            "relevance": np.broadcast_to(powers, widths.shape),
+            "weights": np.ones(widths.shape),
+            "scales": np.ones(num_columns),
+            "scale": scale,
+        }
+        return {name: jnp.asarray(v, jnp.float32) for name, v in numbers.items()}
 
     def current(head_params: PyTree, num_columns: int) -> dict[str, Array]:
-        learned = {name: jnp.exp(head_params[f"log_{name}"]) for name in learn}
+        learned = {name: _read(head_params, name) for name in learn}
         numbers = start(num_columns) | learned
         if numbers["scales"].shape != (num_columns,):
             raise ValueError(
@@ -153,7 +187,7 @@ def kernel_svm(
     def init(key: Array, support: Embedded) -> dict[str, Array]:
         del key
         numbers = start(support.features.shape[1])
-        return {f"log_{name}": jnp.log(numbers[name]) for name in learn}
+        return dict(_entry(name, numbers[name]) for name in learn)
 
     def fit(
         head_params: PyTree, support: Embedded, key: Array | None
@@ -161,10 +195,10 @@ def kernel_svm(
         del key
         numbers = current(head_params, support.features.shape[1])
         is_real = support.is_real[:, None]
-        center, factors = _ruler(support, numbers["scales"], numbers["width"])
-        rows = (support.features - center[None, :]) * factors[None, :]
-        rows = jnp.where(is_real, rows, 0)
-        gram = _kernel(kernel, rows, rows)
+        center, factors = _ruler(support, numbers)
+        rows = jnp.where(is_real[None], _scaled(support.features, center, factors), 0)
+        mixture = numbers["weights"] / jnp.sum(numbers["weights"])
+        gram = _kernel(kernel, mixture, rows, rows)
         signs = jnp.where(is_real, 2 * support.one_hot - 1, 0)
         lower, upper = jnp.minimum(signs, 0), jnp.maximum(signs, 0)
         # In units of C the box is that of the signs, and C is a factor of the kernel.
@@ -180,7 +214,8 @@ def kernel_svm(
         outputs = gram @ weights
         bias = _bias(signs - outputs, share, lower, upper)
         gap = _duality_gap(outputs, weights, bias, signs, numbers["penalty"])
-        return Machine(center, factors, rows, weights, bias), {"duality_gap": gap}
+        machine = Machine(center, factors, rows, mixture, weights, bias)
+        return machine, {"duality_gap": gap}
 
     def classify(
         head_params: PyTree,
@@ -191,11 +226,23 @@ def kernel_svm(
     ) -> Array:
         del mask, key
         scale = current(head_params, features.shape[1])["scale"]
-        rows = (features - machine.center[None, :]) * machine.factors[None, :]
-        outputs = _kernel(kernel, rows, machine.rows) @ machine.weights
-        return scale * (outputs + machine.bias[None, :])
+        rows = _scaled(features, machine.center, machine.factors)
+        gram = _kernel(kernel, machine.mixture, rows, machine.rows)
+        return scale * (gram @ machine.weights + machine.bias[None, :])
 
     return head_learner(_columns(), Head(fit, classify, init), way=way)
+
+
+def _entry(name: str, number: Array) -> tuple[str, Array]:
+    """How a number is learned: powers as they are, the others by their logarithms."""
+    is_power = name == "relevance"
+    return (name, number) if is_power else (f"log_{name}", jnp.log(number))
+
+
+def _read(head_params: PyTree, name: str) -> Array:
+    """Undoes `_entry`."""
+    is_power = name == "relevance"
+    return head_params[name] if is_power else jnp.exp(head_params[f"log_{name}"])
 
 
 def _columns() -> Model:
@@ -213,26 +260,39 @@ def _columns() -> Model:
     return from_functions(lambda key, x: {}, apply)
 
 
-def _ruler(support: Embedded, scales: Array, width: Array) -> tuple[Array, Array]:
-    """Mean of the support rows and factors of the columns, both `[D]`."""
-    is_real = support.is_real[:, None]
-    num = jnp.maximum(jnp.sum(is_real), 1)
+def _ruler(support: Embedded, numbers: dict[str, Array]) -> tuple[Array, Array]:
+    """Mean of the support rows `[D]`, and factors of the columns u `[M, D]`."""
+    num = jnp.maximum(jnp.sum(support.is_real), 1)
     center = jnp.sum(support.features, axis=0) / num
-    scaled = (support.features - center[None, :]) * scales[None, :]
-    spread = jnp.sum(jnp.square(jnp.where(is_real, scaled, 0))) / num
+    centred = support.features - center[None, :]
+    centred = jnp.where(support.is_real[:, None], centred, 0)
+    total = jnp.sum(jnp.square(centred), axis=0)
+    count = jnp.sum(support.one_hot, axis=0)[:, None]
+    sums = support.one_hot.T @ centred
+    between = jnp.sum(jnp.square(sums) / jnp.maximum(count, 1), axis=0)
+    ratio = jnp.where(total > 0, between / jnp.where(total > 0, total, 1), 0)
+    powers = numbers["relevance"][:, None]
+    scales = numbers["scales"][None, :] * (ratio + 1 / num)[None, :] ** powers
+    spread = jnp.square(scales) @ total / num
     # Rows that all agree have no unit of their own.
     spread = jnp.where(spread > 0, spread, 1)
-    return center, scales * jax.lax.rsqrt(spread) / width
+    units = jax.lax.rsqrt(spread) / numbers["width"]
+    return center, scales * units[:, None]
 
 
-def _kernel(kind: str, rows: Array, others: Array) -> Array:
-    """Kernel `[n, m]` of rows `[n, D]` and `[m, D]`, in units of the width."""
-    products = rows @ others.T
+def _scaled(rows: Array, center: Array, factors: Array) -> Array:
+    """Rows `[n, D]` as the kernels see them, z `[M, n, D]`."""
+    return (rows - center[None, :])[None] * factors[:, None, :]
+
+
+def _kernel(kind: str, mixture: Array, rows: Array, others: Array) -> Array:
+    """Mixed kernel `[n, m]` of rows `[M, n, D]` and `[M, m, D]`."""
+    products = jnp.einsum("knd,kmd->knm", rows, others)
     if kind == "linear":
-        return products
-    of_rows, of_others = (jnp.sum(jnp.square(r), axis=1) for r in (rows, others))
-    squares = of_rows[:, None] + of_others[None, :] - 2 * products
-    return jnp.exp(-jnp.maximum(squares, 0))
+        return jnp.tensordot(mixture, products, 1)
+    of_rows, of_others = (jnp.sum(jnp.square(r), axis=2) for r in (rows, others))
+    squares = of_rows[:, :, None] + of_others[:, None, :] - 2 * products
+    return jnp.tensordot(mixture, jnp.exp(-jnp.maximum(squares, 0)), 1)
 
 
 def _centred(gram: Array, is_real: Array) -> Array:
