@@ -67,11 +67,11 @@ class Settings:
 
     seed: int = 0
     folds: int = 5
-    tasks_per_table: int = 30
+    tasks_per_table: int = 60
     num_tables: int | None = None
     """The first of them only; None for all."""
     outer_steps: int = 200
-    outer_rate: float = 0.1
+    outer_rate: float = 0.03
     """At the start of a cosine."""
     tasks_per_step: int = 16
     family: int = 0

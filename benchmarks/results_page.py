@@ -242,6 +242,57 @@ def _kernel_svm(records: Named) -> str:
     return "\n".join(parts)
 
 
+def _embeddings(records: Named) -> str:
+    [(_, record)] = records
+    settings, results = record["settings"], record["results"]
+    protocols = list(dict.fromkeys((r["way"], r["shot"]) for r in results))
+    rows = []
+    for name in dict.fromkeys(r["learner"] for r in results):
+        of_learner = {(r["way"], r["shot"]): r for r in results if r["learner"] == name}
+        row = [name, next(iter(of_learner.values()))["protocol"]]
+        for protocol in protocols:
+            r = of_learner.get(protocol)
+            row.append("" if r is None else _interval(r, 2, 100))
+            if r is not None and "better_by" in r:
+                row[-1] += f" ({_interval(r['better_by'], 2, 100)})"
+        rows.append(row)
+    text = (
+        f"Omniglot, {settings['num_test_tasks']:,} tasks with 15 queries, after "
+        f"{settings['outer_steps']:,} steps of one {settings['way']}-way 1-shot task "
+        f"with {settings['num_queries']} queries, one seed; in brackets, how much "
+        "better than `prototypical` on the same tasks. One short budget for all, see "
+        "`benchmarks/embeddings.py`.\n\n"
+    )
+    header = ["learner", "protocol", *(f"{w}-way {s}-shot" for w, s in protocols)]
+    return text + _markdown(header, rows)
+
+
+def _cached_features(records: Named) -> str:
+    [(_, record)] = records
+    settings, results = record["settings"], record["results"]
+    first, *of_learners = results
+    shots = settings["shots"]
+    rows = [
+        [
+            name,
+            *(
+                f"{r['seconds']:.1f}"
+                for shot in shots
+                for r in of_learners
+                if (r["learner"], r["shot"]) == (name, shot)
+            ),
+        ]
+        for name in dict.fromkeys(r["learner"] for r in of_learners)
+    ]
+    text = (
+        f"Seconds to adapt to {settings['num_tasks']:,} {settings['way']}-way tasks "
+        f"and to answer {settings['num_queries']} queries of each class, in one "
+        f"compiled call, on {record['device']}. To embed the {first['images']:,} "
+        f"images once took {first['seconds']:.1f} s.\n\n"
+    )
+    return text + _markdown(["learner", *(f"{shot}-shot" for shot in shots)], rows)
+
+
 def _ablation(records: Named) -> str:
     [(_, record)] = records
     settings = record["settings"]
@@ -374,6 +425,8 @@ SECTIONS: list[tuple[str, str, Callable[[Named], str]]] = [
     ("Learned optimizers on random quadratics", "quadratics", _quadratics),
     ("A meta neural network on synthetic tables", "tables-*", _tables),
     ("Decision trees by meta-features", "recommend-trees", _recommend),
+    ("Embeddings with heads", "embeddings", _embeddings),
+    ("Tasks on embeddings computed once", "cached-features", _cached_features),
     ("A support vector machine with learned numbers", "kernel-svm", _kernel_svm),
     ("Parts of MAML++", "ablation", _ablation),
     ("Sequences: an LSTM that generates an LSTM", "sequences", _sequences),

@@ -11,6 +11,8 @@ import pytest
 import metajax
 from benchmarks import (
     ablation,
+    cached_features,
+    embeddings,
     engine,
     gradients,
     kernel_svm,
@@ -124,6 +126,43 @@ def test_recommend_trees(tmp_path):
     assert {row["trials"] for row in rows} == set(recommend_trees.TRIALS)
     assert all(0 <= row["mean"] <= 1 for row in rows)
     assert "lower than random" in results_page.page(tmp_path / "results")
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_cached_features(tmp_path, monkeypatch):
+    makers = {"prototypical": metajax.prototypical}
+    monkeypatch.setattr(cached_features, "LEARNERS", makers)
+    monkeypatch.setattr(cached_features, "omniglot", few_characters)
+    monkeypatch.setattr(
+        cached_features, "conv4", lambda **kw: metajax.conv4(features=2, **kw)
+    )
+    cached_features.main(cached_features.Settings(num_tasks=3, repeats=1))
+    first, one, five = read_result(tmp_path)["results"]
+    assert first["images"] == 8 * 4 * 20
+    assert [one["shot"], five["shot"]] == [1, 5]
+    assert "| prototypical |" in results_page.page(tmp_path / "results")
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_embeddings(tmp_path, monkeypatch):
+    """Differences are those of means, as all learners have the same tasks."""
+    monkeypatch.setattr(embeddings, "omniglot", few_characters)
+    monkeypatch.setattr(
+        embeddings, "conv4", lambda **kw: metajax.conv4(features=2, **kw)
+    )
+    monkeypatch.setattr(embeddings, "PROTOCOLS", ((5, 1),))
+    settings = embeddings.Settings(
+        learners=("ridge",), outer_steps=2, way=5, num_queries=1, num_test_tasks=3
+    )
+    embeddings.main(settings)
+    reference, ridge = read_result(tmp_path)["results"]
+    difference = ridge["mean"] - reference["mean"]
+    assert ridge["better_by"]["mean"] == pytest.approx(difference, abs=1e-6)
+    assert "| ridge | inductive |" in results_page.page(tmp_path / "results")
+
+
+def few_characters(split):
+    return metajax.omniglot(split).take(range(8))
 
 
 @pytest.mark.usefixtures("data_dir")
