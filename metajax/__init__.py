@@ -36,6 +36,7 @@ from metajax.learners.optimizer.learn_optimizer import (
 from metajax.learners.optimizer.lstm_generator import lstm_generator as lstm_generator
 from metajax.learners.optimizer.lstm_optimizer import lstm_optimizer as lstm_optimizer
 from metajax.learners.optimizer.meta_lstm import meta_lstm as meta_lstm
+from metajax.learners.representation.arml import arml as arml
 from metajax.learners.representation.graph import graph as graph
 from metajax.learners.representation.label_propagation import (
     label_propagation as label_propagation,
@@ -71,6 +72,9 @@ from metajax.tasks.molecules import from_molecules as from_molecules
 from metajax.tasks.molecules import molecule_tasks as molecule_tasks
 from metajax.tasks.molecules import read_molecules as read_molecules
 from metajax.tasks.omniglot import omniglot as omniglot
+from metajax.tasks.regression_families import (
+    regression_families as regression_families,
+)
 from metajax.tasks.sequences import sequence_sinusoid as sequence_sinusoid
 from metajax.tasks.sinusoid import sinusoid as sinusoid
 from metajax.tasks.synthetic_table import synthetic_table as synthetic_table
@@ -97,6 +101,7 @@ __all__ = [
     "__version__",
     "across_seeds",
     "all_but",
+    "arml",
     "baseline",
     "calibrate",
     "cavia",
@@ -151,6 +156,7 @@ __all__ = [
     "prototypical",
     "read_molecules",
     "recommend",
+    "regression_families",
     "relation",
     "reptile",
     "ridge",

@@ -41,6 +41,7 @@ from metajax.learners.optimizer.learn_optimizer import JUDGES, learn_optimizer
 from metajax.learners.optimizer.lstm_generator import lstm_generator
 from metajax.learners.optimizer.lstm_optimizer import lstm_optimizer
 from metajax.learners.optimizer.meta_lstm import meta_lstm
+from metajax.learners.representation.arml import arml
 from metajax.learners.representation.graph import graph
 from metajax.learners.representation.label_propagation import label_propagation
 from metajax.learners.solver.kernel_svm import KERNELS, LEARNED, kernel_svm
@@ -54,6 +55,7 @@ from metajax.tasks.class_table import few_shot
 from metajax.tasks.glyphs import glyphs
 from metajax.tasks.loaders import from_folder, from_tfds
 from metajax.tasks.omniglot import omniglot
+from metajax.tasks.regression_families import FAMILIES, regression_families
 from metajax.tasks.sinusoid import sinusoid
 from metajax.tasks.synthetic_table import synthetic_table
 from metajax.unroll import GRADIENT_MODES
@@ -90,6 +92,7 @@ LEARNERS: dict[str, Constructor] = {
     "meta_lstm": meta_lstm,
     "learn_optimizer": learn_optimizer,
     "lstm_generator": lstm_generator,
+    "arml": arml,
     "prototypical": prototypical,
     "matching": matching,
     "relation": relation,
@@ -113,6 +116,7 @@ TASKS: dict[str, Constructor] = {
     "folder": from_folder,
     "tfds": from_tfds,
     "sinusoid": sinusoid,
+    "regression_families": regression_families,
     "synthetic_table": synthetic_table,
 }
 # Their model has no head for the classes.
@@ -134,7 +138,7 @@ EMBEDDING_LEARNERS = (
 # They read their inputs themselves: their model is `identity`.
 LEARNERS_WITHOUT_MODEL = ("kernel_svm",)
 # They have an answer for each class of a task, and so a number of classes.
-LEARNERS_OF_ONE_WAY = ("lstm_generator", "graph", "kernel_svm")
+LEARNERS_OF_ONE_WAY = ("lstm_generator", "arml", "graph", "kernel_svm")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +149,8 @@ class InnerOptimizer:
     """`momentum` is SGD with momentum 0.9, `adam` has `eps_root` 1e-8, without which
     it cannot be differentiated, `lstm` is a learned network without learning rate."""
     learning_rate: float = 0.1
-    """Step size: 0.4 is MAML's on Omniglot, 0.01 on sinusoids, 1 CAVIA's."""
+    """Step size: 0.4 is MAML's on Omniglot, 0.01 on sinusoids, 0.001 ARML's,
+    1 CAVIA's."""
     learned: Literal["optimizer", "leaf", "parameter"] | None = None
     """Whether the rate is learned too: one for all, for each array of parameters, or
     for each parameter."""
@@ -231,6 +236,7 @@ _TYPES: dict[str, Any] = {
     "pooling": Literal[POOLINGS],
     "precision": Literal[PRECISIONS],
     "protocol": Literal["vinyals", "lake"],
+    "regression_families.family": Literal[FAMILIES] | None,
     "relation.normalization": Literal[OF_PAIRS],
     "rotations": Literal[1, 2, 4],
     "similarity": Literal[SIMILARITIES],
@@ -241,6 +247,7 @@ _DEFAULTS: dict[str, Any] = {
     "adapts": "everything",
     "dtype": "float32",
     "generates": "everything",
+    "arml.inner_optimizer": InnerOptimizer(learning_rate=0.001),
     "baseline.inner_optimizer": InnerOptimizer(name="momentum", learning_rate=0.01),
     "baseline.num_classes": None,
     "cavia.inner_optimizer": InnerOptimizer(learning_rate=1.0),
@@ -263,7 +270,7 @@ _HELP = {
     "objective": "Loss of every example; by default what the tasks call for.",
 }
 # What only the code has a use for.
-_HIDDEN = ("augment", "model", "table")
+_HIDDEN = ("augment", "embedding", "model", "table")
 
 
 def arguments(
@@ -340,6 +347,7 @@ ARGUMENTS: dict[str, dict[str, type]] = {
         "folder": arguments("folder", from_folder, few_shot, ClassSplit),
         "tfds": arguments("tfds", from_tfds, few_shot, ClassSplit),
         "sinusoid": arguments("sinusoid", sinusoid),
+        "regression_families": arguments("regression_families", regression_families),
         "synthetic_table": arguments("synthetic_table", synthetic_table),
     },
 }

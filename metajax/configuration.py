@@ -105,14 +105,14 @@ def build_tasks(values: Any, split: str) -> TaskDistribution:
 
     Args:
       values: arguments of a task distribution.
-      split: one of `SPLITS`. Sinusoids and synthetic tables have none: their tasks
-        differ by the seed.
+      split: one of `SPLITS`. Sinusoids, families of functions and synthetic tables
+        have none: their tasks differ by the seed.
 
     Raises:
       ValueError: as the constructors.
     """
     name = type(values).__name__
-    if name in ("sinusoid", "synthetic_table"):
+    if name in ("sinusoid", "regression_families", "synthetic_table"):
         return _call(TASKS[name], values)
     if name == "glyphs":
         return _call(TASKS[name], values, split=split)

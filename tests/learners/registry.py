@@ -120,6 +120,22 @@ REGISTRY = {
     "kernel_svm, linear": Entry(
         lambda: metajax.kernel_svm(way=4, kernel="linear", learn=("penalty", "scale"))
     ),
+    "arml": Entry(
+        lambda: metajax.arml(
+            _mlp(WAY), optax.sgd(0.1), steps=3, way=WAY, features=5, vertices=2
+        )
+    ),
+    "arml, own embedding, support statistics": Entry(
+        lambda: metajax.arml(
+            _mlp(WAY, "support"),
+            metajax.learned(optax.sgd, learning_rate=HyperParameter(0.05)),
+            steps=2,
+            way=4,
+            embedding=_mlp(3),
+            features=5,
+            layers=1,
+        )
+    ),
     "label_propagation": Entry(
         lambda: metajax.label_propagation(_mlp(5), way=4, alpha=0.9), is_inductive=False
     ),
