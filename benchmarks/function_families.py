@@ -10,9 +10,9 @@ same tasks in training and are judged on the same test tasks, as many of each fa
 Errors hold the noise on the queries, which is 0.09 of them.
 
 * `maml`: at the paper's rate, and at another that is given;
-* `meta-sgd`: a rate for each parameter, from the paper's;
+* `arml`: as it is here by default, and with one layer of propagation, as in the paper;
 * `cavia`: 5 numbers adapt, at a rate of its own;
-* `arml`, and with one layer of propagation, as in the paper.
+* `meta-sgd`: a rate for each parameter, from the paper's.
 
 The published errors are those of figure 2 in the paper, with the half-width over tasks.
 """
@@ -96,11 +96,11 @@ def learners(settings: Settings) -> dict[str, Learner]:
     }
     return {
         REFERENCE: maml(model, optax.sgd(rate), **common),
-        f"{REFERENCE}, rate {other:g}": maml(model, optax.sgd(other), **common),
-        "meta-sgd": meta_sgd(model, rate=rate, **common),
-        "cavia": cavia(model, optax.sgd(settings.cavia_rate), **common),
         "arml": arml(model, optax.sgd(rate), **common),
+        "cavia": cavia(model, optax.sgd(settings.cavia_rate), **common),
+        "meta-sgd": meta_sgd(model, rate=rate, **common),
         "arml, 1 layer": arml(model, optax.sgd(rate), layers=1, **common),
+        f"{REFERENCE}, rate {other:g}": maml(model, optax.sgd(other), **common),
     }
 
 
@@ -199,14 +199,12 @@ def draw(
         [["sinusoid", "line", "errors"], ["quadratic", "cubic", "errors"]],
         width_ratios=[1, 1, 1.3],
     )
-    sizes = {"shot": settings.shot, "noise": 0.0, "num_queries": 300}
     for family in FAMILIES[:4]:
         axes = panels[family]
-        support = bank_task(
-            regression_families(shot=settings.shot, family=family), 0
-        ).support
-        # The same key, so the same function and support inputs, without noise.
-        query = bank_task(regression_families(family=family, **sizes), 0).query
+        tasks = regression_families(shot=settings.shot, num_queries=300, family=family)
+        support = bank_task(tasks, 0).support
+        # By the same key, and so of the same function.
+        query = bank_task(dataclasses.replace(tasks, noise=0.0), 0).query
         order = np.argsort(query.x[:, 0])
         axes.plot(query.x[order, 0], query.y[order, 0], "0.6", lw=4, label="function")
         axes.plot(support.x[:, 0], support.y[:, 0], "ko", ms=5, label="support set")

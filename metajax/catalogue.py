@@ -221,6 +221,7 @@ _TYPES: dict[str, Any] = {
     "data_dir": str | None,
     "distance": Literal[metric.DISTANCES],
     "dtype": Literal["float32", "bfloat16", "float16"],
+    "gates": str,
     "generates": str,
     "graph.way": int | None,
     "gradient": Literal[GRADIENT_MODES],
@@ -246,6 +247,7 @@ _TYPES: dict[str, Any] = {
 _DEFAULTS: dict[str, Any] = {
     "adapts": "everything",
     "dtype": "float32",
+    "gates": "everything",
     "generates": "everything",
     "arml.inner_optimizer": InnerOptimizer(learning_rate=0.001),
     "baseline.inner_optimizer": InnerOptimizer(name="momentum", learning_rate=0.01),
@@ -265,6 +267,7 @@ _DEFAULTS: dict[str, Any] = {
 _HELP = {
     "adapts": "Which parameters adapt: `everything`, or `only:PART` or `all_but:PART` "
     "with a part of their path, such as `only:head`.",
+    "gates": "Which parameters are gated; as `adapts`.",
     "generates": "Which parameters are generated; as `adapts`.",
     "num_outputs": "Size of the output; by default what learner and tasks call for.",
     "objective": "Loss of every example; by default what the tasks call for.",

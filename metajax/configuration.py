@@ -308,7 +308,8 @@ def _to_object(name: str, value: Any) -> Any:
         return getattr(objectives, value)
     if name == "dtype":
         return jnp.dtype(value)
-    return _filter(name, value) if name in ("adapts", "generates") else value
+    is_filter = name in ("adapts", "gates", "generates")
+    return _filter(name, value) if is_filter else value
 
 
 def _filter(name: str, text: str) -> Callable[[str], bool]:

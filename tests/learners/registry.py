@@ -122,18 +122,7 @@ REGISTRY = {
     ),
     "arml": Entry(
         lambda: metajax.arml(
-            _mlp(WAY), optax.sgd(0.1), steps=3, way=WAY, features=5, vertices=2
-        )
-    ),
-    "arml, own embedding, support statistics": Entry(
-        lambda: metajax.arml(
-            _mlp(WAY, "support"),
-            metajax.learned(optax.sgd, learning_rate=HyperParameter(0.05)),
-            steps=2,
-            way=4,
-            embedding=_mlp(3),
-            features=5,
-            layers=1,
+            _mlp(WAY, "support"), optax.sgd(0.1), steps=2, way=4, features=5, vertices=2
         )
     ),
     "label_propagation": Entry(

@@ -19,11 +19,10 @@ from metajax.types import Examples, Task
 FEATURES, VERTICES, SCALE = 6, 4, 0.8
 
 
-def curves(key):
+def curves():
     """Five points of a line in two inputs, and four queries."""
-    key_x, key_line = jax.random.split(key)
-    x = jax.random.normal(key_x, (9, 2))
-    y = x @ jax.random.normal(key_line, (2, 1)) + 0.5
+    x = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+    y = x @ np.float32([[1.5], [-0.7]]) + np.float32(0.5)
     return Task(Examples(x[:5], y[:5]), Examples(x[5:], y[5:]))
 
 
@@ -37,22 +36,22 @@ def build(steps=2, **changes):
     )
 
 
-@functools.lru_cache
-def start(**changes):
-    """Meta-parameters away from where they start."""
-    task = (sample if changes.get("way") else curves)(jax.random.key(0))
-    meta_params = jax.jit(build(**changes).init)(jax.random.key(1), task)
-    return jax.tree.map(lambda leaf: 1.5 * leaf + 0.05, meta_params)
+def start(task, **changes):
+    """Meta-parameters at random; to draw them takes no compilation."""
+    shapes = jax.eval_shape(build(**changes).init, jax.random.key(0), task)
+    generator = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: generator.normal(size=leaf.shape).astype(np.float32) / 2, shapes
+    )
 
 
 def padded(support):
     """The examples in another order between rows of nonsense."""
-    order = jnp.array([2, 0, 9, 4, 9, 1, 3])
+    order = np.array([2, 0, 9, 4, 9, 1, 3])
     mask = order < 9
 
     def leaf(values):
-        rows = values[jnp.where(mask, order, 0)]
-        return jnp.where(mask[:, None], rows, 1e3)
+        return np.where(mask[:, None], values[np.where(mask, order, 0)], 1e3)
 
     return Examples(leaf(support.x), leaf(support.y), mask)
 
@@ -131,10 +130,10 @@ def found_gate(base, adapted):
     return np.concatenate(jax.tree.leaves(ratios))
 
 
-def test_clusters_and_graphs_match_numpy(key):
-    task = curves(key)
+def test_clusters_and_graphs_match_numpy():
+    task = curves()
     changes = {"clusters": 3, "reconstruction_weight": 0.3}
-    meta_params, learner = start(**changes), build(steps=0, **changes)
+    meta_params, learner = start(task, **changes), build(steps=0, **changes)
     adapted, (value, metrics) = run(learner, meta_params, task)
 
     params = jax.tree.map(np.float64, meta_params.relations["params"])
@@ -155,7 +154,7 @@ def test_classes_and_graphs_match_numpy(key):
     task = sample(key)
     loss = metajax.objectives.cross_entropy
     changes = {"way": 4, "layers": 1, "objective": loss}
-    meta_params, learner = start(**changes), build(steps=0, **changes)
+    meta_params, learner = start(task, **changes), build(steps=0, **changes)
     adapted, (value, metrics) = run(learner, meta_params, task)
 
     params = jax.tree.map(np.float64, meta_params.relations["params"])
@@ -170,9 +169,10 @@ def test_classes_and_graphs_match_numpy(key):
     np.testing.assert_allclose(value, metrics["query_loss"] + 0.01 * error, rtol=1e-4)
 
 
-def test_a_gate_of_ones_is_maml(key):
+def test_a_gate_of_ones_is_maml():
     """The same adapted parameters and the same meta-gradient, to the last bits."""
-    task, meta_params, learner = curves(key), start(), build()
+    task, learner = curves(), build()
+    meta_params = start(task)
     params = meta_params.relations["params"]
     gate = params["gate"] | {"bias": jnp.full(17, 100.0)}  # its sigmoid is 1
     meta_params = meta_params._replace(relations={"params": params | {"gate": gate}})
@@ -186,9 +186,10 @@ def test_a_gate_of_ones_is_maml(key):
     np.testing.assert_allclose(metrics["query_loss"], value, rtol=1e-6)
 
 
-def test_order_and_padding_change_nothing(key):
+def test_order_and_padding_change_nothing():
     """In regression; the battery has classification."""
-    task, meta_params, learner = curves(key), start(), build(steps=1)
+    task, learner = curves(), build(steps=1)
+    meta_params = start(task)
     changed = task._replace(support=padded(task.support))
     chex.assert_trees_all_close(
         run(learner, meta_params, changed),
@@ -198,8 +199,9 @@ def test_order_and_padding_change_nothing(key):
     )
 
 
-def test_meta_gradient_matches_finite_differences(key):
-    task, meta_params, learner = curves(key), start(), build(steps=1)
+def test_meta_gradient_matches_finite_differences():
+    task, learner = curves(), build(steps=1)
+    meta_params = start(task)
     with jax.enable_x64(True):
         meta_params, task = jax.tree.map(np.float64, (meta_params, task))
         loss = jax.jit(lambda params: learner.loss(params, task)[0])
@@ -211,16 +213,20 @@ def test_meta_gradient_matches_finite_differences(key):
 
 def test_starts_near_the_initial_values_of_the_model(key):
     """A gate of one half on twice these; what has no gate starts at them."""
-    task = curves(key)
-    learner = build(steps=0, gates=metajax.only("head"), adapts=metajax.only("head"))
-    meta_params = learner.init(key, task)
-    gate = meta_params.relations["params"]["gate"]
-    assert gate["kernel"].shape == (2 * FEATURES, 4 + 1)
-    gate["kernel"] = jnp.zeros_like(gate["kernel"])
-    initial = metajax.mlp(1, hidden=(4,)).init(
-        jax.random.split(key, 4)[0], task.support.x
-    )
-    chex.assert_trees_all_close(learner.adapt(meta_params, task.support), initial)
+    task, model = curves(), metajax.mlp(1, hidden=(4,))
+    head = metajax.only("head")
+    learner = build(steps=0, gates=head, adapts=head)
+
+    @jax.jit
+    def begin(key):
+        meta_params = learner.init(key, task)
+        gate = meta_params.relations["params"]["gate"]
+        assert gate["kernel"].shape == (2 * FEATURES, 4 + 1)
+        gate["kernel"] = jnp.zeros_like(gate["kernel"])
+        initial = model.init(jax.random.split(key, 4)[0], task.support.x)
+        return learner.adapt(meta_params, task.support), initial
+
+    chex.assert_trees_all_close(*begin(key))
 
 
 WRONG = {
@@ -251,14 +257,14 @@ def test_an_inner_optimizer_is_needed():
 
 
 def test_support_sets_that_do_not_fit_are_explained(key):
-    labels, numbers = sample(key), curves(key)
+    labels, numbers = sample(key), curves()
     with pytest.raises(ValueError, match="class labels: give `way`"):
         build().init(key, labels)
     with pytest.raises(ValueError, match="`way` is 3, and targets are not labels but"):
         build(way=3).init(key, numbers)
     pair = numbers.support._replace(x=(numbers.support.x, numbers.support.x))
     with pytest.raises(ValueError, match=r"`x` as one array.*got tuple"):
-        build().adapt(start(), pair)
+        build().adapt(start(numbers), pair)
     maps = metajax.from_functions(lambda key, x: {}, lambda params, x: x[:, :, None])
     with pytest.raises(ValueError, match=r"must give vectors.*gives \[6, 4, 1\]"):
         build(way=WAY, embedding=maps).init(key, labels)

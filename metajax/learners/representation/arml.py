@@ -34,7 +34,7 @@ MAML, whose published errors there are 0.438 and 2.292.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -195,9 +195,9 @@ def arml(
         """phi_0, and L_q + L_t."""
         gated, others = partition(meta_params.base, gates)
         theta, unravel = ravel_pytree(gated)
-        gate, error = relations(theta.size).apply(
-            meta_params.relations, *look(meta_params.embedding, support)
-        )
+        shown = look(meta_params.embedding, support)
+        outputs = relations(theta.size).apply(meta_params.relations, *shown)
+        gate, error = cast(tuple[Array, Array], outputs)
         return combine(unravel(gate * theta), others), error
 
     def run(
