@@ -37,6 +37,7 @@ from metajax.learners.optimizer.lstm_generator import lstm_generator as lstm_gen
 from metajax.learners.optimizer.lstm_optimizer import lstm_optimizer as lstm_optimizer
 from metajax.learners.optimizer.meta_lstm import meta_lstm as meta_lstm
 from metajax.learners.representation.arml import arml as arml
+from metajax.learners.representation.dataset2vec import dataset2vec as dataset2vec
 from metajax.learners.representation.graph import graph as graph
 from metajax.learners.representation.label_propagation import (
     label_propagation as label_propagation,
@@ -58,8 +59,10 @@ from metajax.models.networks import mlp as mlp
 from metajax.models.normalization import calibrate as calibrate
 from metajax.models.precision import with_precision as with_precision
 from metajax.models.recurrent import lstm as lstm
+from metajax.models.task_encoder import task_encoder as task_encoder
 from metajax.reports import across_seeds as across_seeds
 from metajax.reports import compare as compare
+from metajax.task2vec import task2vec as task2vec
 from metajax.tasks.class_table import few_shot as few_shot
 from metajax.tasks.class_table import split_classes as split_classes
 from metajax.tasks.class_table import whole_classes as whole_classes
@@ -78,6 +81,7 @@ from metajax.tasks.regression_families import (
 from metajax.tasks.sequences import sequence_sinusoid as sequence_sinusoid
 from metajax.tasks.sinusoid import sinusoid as sinusoid
 from metajax.tasks.synthetic_table import synthetic_table as synthetic_table
+from metajax.tasks.table_pairs import table_pairs as table_pairs
 from metajax.tasks.table_tasks import row_tasks as row_tasks
 from metajax.tasks.table_tasks import table_tasks as table_tasks
 from metajax.tasks.tables import from_table as from_table
@@ -108,6 +112,7 @@ __all__ = [
     "compare",
     "compare_gradients",
     "conv4",
+    "dataset2vec",
     "embed_table",
     "evaluate",
     "everything",
@@ -166,7 +171,10 @@ __all__ = [
     "split_classes",
     "svm",
     "synthetic_table",
+    "table_pairs",
     "table_tasks",
+    "task2vec",
+    "task_encoder",
     "train",
     "truncated",
     "whole_classes",

@@ -34,7 +34,9 @@ __all__ = [
     "StackedTables",
     "TableRows",
     "TableTasks",
+    "as_tables",
     "row_tasks",
+    "stack_tables",
     "table_tasks",
 ]
 
@@ -261,7 +263,7 @@ def table_tasks(
       >>> task.support.x.shape, task.query.x.shape
       ((15, 13), (30, 13))
     """
-    tables = _as_tables(tables)
+    tables = as_tables(tables)
     way_range, shot_range = as_range("way", way), as_range("shot", shot)
     check_num_queries(num_queries)
     check_choice(("error", "drop"), small_classes=small_classes)
@@ -296,7 +298,7 @@ def table_tasks(
             f"`way` goes up to {way_range[1]} classes, but no table has more than "
             f"{max(ways)}; lower `way`."
         )
-    stacked = _stack(tables, num_columns, standardize, needed)
+    stacked = stack_tables(tables, num_columns, standardize, needed)
     choices = jnp.arange(len(tables), dtype=jnp.int32)
     return TableTasks(stacked, choices, way_range, shot_range, num_queries, standardize)
 
@@ -342,7 +344,7 @@ def row_tasks(
       >>> for place, table in enumerate(tables):
       ...     print(table.name, evaluate(learner, meta_params, tasks.only(place)))
     """
-    tables = _as_tables(tables)
+    tables = as_tables(tables)
     low, high = as_range("rows", rows)
     check_num_queries(num_queries)
     many = [
@@ -366,7 +368,7 @@ def row_tasks(
             f"{listing(short, 5)}; lower `rows` or `num_queries`, or leave out these "
             "tables."
         )
-    stacked = _stack(tables, num_columns, standardize, 1)
+    stacked = stack_tables(tables, num_columns, standardize, 1)
     choices = jnp.arange(len(tables), dtype=jnp.int32)
     return RowTasks(stacked, choices, (low, high), num_queries, standardize)
 
@@ -381,7 +383,8 @@ def _only(tasks: _Tasks, table: int) -> _Tasks:
     return dataclasses.replace(tasks, choices=jnp.asarray([table], jnp.int32))
 
 
-def _as_tables(tables: Any) -> list[Table]:
+def as_tables(tables: Any) -> list[Table]:
+    """One or several tables as a list; a ValueError if they are anything else."""
     tables = [tables] if isinstance(tables, Table) else list(tables)
     if not tables or not all(isinstance(table, Table) for table in tables):
         raise ValueError(
@@ -397,7 +400,7 @@ def _counts(table: Table) -> np.ndarray:
     return np.bincount(table.y, minlength=len(table.class_names))
 
 
-def _stack(
+def stack_tables(
     tables: list[Table], num_columns: int | None, standardize: str | None, needed: int
 ) -> StackedTables:
     """Puts tables on the device, without classes of fewer than `needed` rows."""
