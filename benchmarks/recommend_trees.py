@@ -31,7 +31,7 @@ import math
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -112,8 +112,7 @@ def measure(settings: Settings, tables: list[Table]) -> Measured:
     """Draws tasks, describes their support sets, and fits all trees to them."""
     names, features, scores = [], [], []
     for number, table in enumerate(tables):
-        generator = np.random.default_rng([settings.seed, number])
-        supports = [draw(table, generator) for _ in range(settings.tasks_per_table)]
+        supports = draw_supports(settings, table, number)
         features.append(describe(table, supports))
         scores += [accuracies(table, support) for support in supports]
         names += [table.name] * len(supports)
@@ -124,6 +123,12 @@ def measure(settings: Settings, tables: list[Table]) -> Measured:
         np.concatenate(features),
         np.asarray(scores),
     )
+
+
+def draw_supports(settings: Settings, table: Table, number: int) -> list[np.ndarray]:
+    """Rows of the support sets of all tasks of a table, by its place in the list."""
+    generator = np.random.default_rng([settings.seed, number])
+    return [draw(table, generator) for _ in range(settings.tasks_per_table)]
 
 
 def draw(table: Table, generator: np.random.Generator) -> np.ndarray:
@@ -138,6 +143,13 @@ def draw(table: Table, generator: np.random.Generator) -> np.ndarray:
 
 def describe(table: Table, supports: list[np.ndarray]) -> np.ndarray:
     """Meta-features `[len(supports), F]`."""
+    examples = pack(table, supports)
+    column_mask = np.arange(examples.x.shape[2]) < table.x.shape[1]
+    return np.asarray(_describe(examples, jnp.asarray(column_mask)))
+
+
+def pack(table: Table, supports: list[np.ndarray]) -> Examples:
+    """Support sets with a leading axis, padded to few different shapes."""
     num_columns = table.x.shape[1]
     size = min(width for width in COLUMNS if width >= num_columns)
     x = np.zeros((len(supports), ROWS, size), np.float32)
@@ -147,9 +159,7 @@ def describe(table: Table, supports: list[np.ndarray]) -> np.ndarray:
         x[index, : len(rows), :num_columns] = table.x[rows]
         y[index, : len(rows)] = table.y[rows]
         mask[index, : len(rows)] = True
-    column_mask = np.arange(size) < num_columns
-    examples = Examples(jnp.asarray(x), jnp.asarray(y), jnp.asarray(mask))
-    return np.asarray(_describe(examples, jnp.asarray(column_mask)))
+    return Examples(jnp.asarray(x), jnp.asarray(y), jnp.asarray(mask))
 
 
 @jax.jit
@@ -187,32 +197,54 @@ def compare(measured: Measured, grid: tuple[int, ...]) -> list[dict[str, Any]]:
       measured: all tasks.
       grid: numbers of neighbours to choose from.
     """
-    features = measured.features
-    shape = (len(features), len(CONFIGURATIONS))
-    regrets = {
-        f"{method}, {ranking}": np.zeros(shape)
-        for ranking in RANKINGS
-        for method in ("warm start", "default")
-    } | {"random": np.asarray(jax.vmap(random_regret_curve)(measured.scores))}
-    taken: dict[str, list[int]] = {ranking: [] for ranking in RANKINGS}
-    for group in np.unique(measured.groups):
-        is_test = measured.groups == group
-        groups, scores = measured.groups[~is_test], measured.scores[~is_test]
-        known = fit_warm_start(features[~is_test], scores)
-        own = groups[:, None] == groups[None, :]
-        new, truth = features[is_test], measured.scores[is_test]
-        nobody = np.zeros((len(new), len(groups)), bool)
-        for ranking in RANKINGS:
-            number = choose(known, features[~is_test], scores, own, grid, ranking)
-            taken[ranking].append(number)
-            for method, k in (("warm start", number), ("default", len(groups))):
-                found = curves(known, new, truth, nobody, k, ranking)
-                regrets[f"{method}, {ranking}"][is_test] = found
+    regrets, taken = all_curves(measured, grid, lambda group: measured.features)
     return [
         row
         for trials in TRIALS
         for row in summary(measured.tables, regrets, taken, trials)
     ]
+
+
+def all_curves(
+    measured: Measured,
+    grid: tuple[int, ...],
+    features_for: Callable[[str], np.ndarray],
+    rankings: tuple[str, ...] = RANKINGS,
+) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+    """Regret curves of each method on all tasks, and numbers of neighbours.
+
+    Args:
+      measured: all tasks.
+      grid: numbers of neighbours to choose from.
+      features_for: name of a group -> `[M, F]`, what tasks are compared by while this
+        group is tested.
+      rankings: of `recommend`, to measure.
+
+    Returns:
+      Name of a method -> `[M, C]`, and name of a ranking -> the number of each group.
+    """
+    shape = measured.scores.shape
+    regrets = {
+        f"{method}, {ranking}": np.zeros(shape)
+        for ranking in rankings
+        for method in ("warm start", "default")
+    } | {"random": np.asarray(jax.vmap(random_regret_curve)(measured.scores))}
+    taken: dict[str, list[int]] = {ranking: [] for ranking in rankings}
+    for group in np.unique(measured.groups):
+        is_test = measured.groups == group
+        features = features_for(group)
+        groups, scores = measured.groups[~is_test], measured.scores[~is_test]
+        known = fit_warm_start(features[~is_test], scores)
+        own = groups[:, None] == groups[None, :]
+        new, truth = features[is_test], measured.scores[is_test]
+        nobody = np.zeros((len(new), len(groups)), bool)
+        for ranking in rankings:
+            number = choose(known, features[~is_test], scores, own, grid, ranking)
+            taken[ranking].append(number)
+            for method, k in (("warm start", number), ("default", len(groups))):
+                found = curves(known, new, truth, nobody, k, ranking)
+                regrets[f"{method}, {ranking}"][is_test] = found
+    return regrets, taken
 
 
 def summary(

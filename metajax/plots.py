@@ -1,20 +1,32 @@
-"""Pictures: tasks with predictions, learning curves, and gradients compared.
+"""Pictures: tasks with predictions, learning curves, gradients, and maps of tasks.
 
-They need matplotlib, which the extra `plots` installs.
+They need matplotlib, which the extra `plots` installs, and the places on a map
+scikit-learn, of the extra `sklearn`.
 """
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from metajax.arguments import check_choice
 from metajax.compare_gradients import GradientComparison
 from metajax.run_folder import Record
 from metajax.types import Task
 
-__all__ = ["plot_gradients", "plot_learning_curves", "plot_tasks"]
+__all__ = [
+    "LAYOUTS",
+    "TaskMap",
+    "plot_gradients",
+    "plot_learning_curves",
+    "plot_task_maps",
+    "plot_tasks",
+    "task_places",
+]
+
+LAYOUTS = ("tsne", "pca")
 
 _RIGHT, _WRONG = "#00825f", "#d55e00"  # also apart for the colour-blind
 
@@ -199,6 +211,135 @@ def plot_gradients(
         fontsize=10,
     )
     figure.savefig(path, format="png", dpi=130)
+
+
+class TaskMap(NamedTuple):
+    """A panel of `plot_task_maps`.
+
+    Attributes:
+      title: above it.
+      places: `[T, 2]`, of tasks, as `task_places` gives them.
+      labels: T names, of the domain or table that each task is from.
+    """
+
+    title: str
+    places: np.ndarray
+    labels: Sequence[str]
+
+
+def task_places(distances: Any, *, layout: str = "tsne", seed: int = 0) -> np.ndarray:
+    """Places on a plane for tasks with known distances.
+
+    Args:
+      distances: `[T, T]`, symmetric, of at least 4 tasks, for instance of
+        `metajax.task2vec.symmetric_distance`.
+      layout: `"tsne"` (L. van der Maaten, G. Hinton, JMLR 2008) keeps neighbours
+        together, and says little of what is far; `"pca"`, the two main axes (classical
+        scaling), keeps large distances.
+      seed: of the first.
+
+    Returns:
+      `[T, 2]`.
+
+    Raises:
+      ValueError: if the name is unknown, or distances are not as said.
+      ImportError: scikit-learn is not installed.
+    """
+    check_choice(LAYOUTS, layout=layout)
+    distances = np.asarray(distances, float)
+    num = len(distances)
+    if distances.shape != (num, num) or num < 4:
+        raise ValueError(
+            "`distances` must be [T, T] for at least 4 tasks, got "
+            f"{list(distances.shape)}."
+        )
+    if not np.isfinite(distances).all():
+        raise ValueError("`distances` must be finite, and some are not.")
+    if not np.allclose(distances, distances.T, rtol=1e-3, atol=1e-5):
+        raise ValueError(
+            "`distances` must be symmetric; take the mean with the transpose."
+        )
+    # To the last bit, and without the small negative numbers of rounding.
+    distances = np.maximum((distances + distances.T) / 2, 0)
+    np.fill_diagonal(distances, 0)
+    main = _main_axes(distances)
+    if layout == "pca":
+        return main
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ImportError(
+            "scikit-learn is not installed: pip install 'metajax[sklearn]'."
+        ) from error
+    # Where it starts, so that the seed matters little.
+    start = 1e-4 * main / max(float(main[:, 0].std()), 1e-12)
+    return TSNE(
+        metric="precomputed",
+        perplexity=min(30.0, (num - 1) / 3),
+        init=start,
+        random_state=seed,
+    ).fit_transform(distances)
+
+
+def _main_axes(distances: np.ndarray) -> np.ndarray:
+    """Classical scaling: places `[T, 2]` whose distances are near those given."""
+    products = -(distances**2) / 2
+    products -= products.mean(axis=0)
+    products -= products.mean(axis=1, keepdims=True)
+    values, vectors = np.linalg.eigh(products)
+    return vectors[:, :-3:-1] * np.sqrt(np.maximum(values[:-3:-1], 0))
+
+
+def plot_task_maps(
+    path: str | os.PathLike[str], maps: Sequence[TaskMap], *, columns: int = 2
+) -> None:
+    """Draws maps of tasks: a point for each, coloured by where it is from.
+
+    Args:
+      path: the PNG file to write.
+      maps: one for each panel. Axes are not drawn, as places have no units.
+      columns: panels in a row.
+
+    Raises:
+      ValueError: if there is no map, or one has not a label for each task.
+      ImportError: matplotlib is not installed.
+    """
+    figure_class = _figure_class()
+    if not maps:
+        raise ValueError("There is no map to draw; give at least one.")
+    for title, places, labels in maps:
+        if len(places) != len(labels):
+            raise ValueError(
+                f"Map {title!r} has {len(places)} places and {len(labels)} labels; "
+                "each task needs one of both."
+            )
+    rows = -(-len(maps) // columns)
+    figure = figure_class(figsize=(7.5 * columns, 5.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(maps) :]:
+        axes.set_axis_off()
+    for axes, (title, places, labels) in zip(panels, maps, strict=False):
+        places, names = np.asarray(places), np.asarray(labels)
+        for number, name in enumerate(dict.fromkeys(labels)):
+            axes.scatter(
+                *places[names == name].T,
+                s=26,
+                # Ten colours; further names have other markers too.
+                color=f"C{number % 10}",
+                marker="osD^v"[number // 10 % 5],
+                edgecolors="white",
+                linewidths=0.4,
+                label=name,
+            )
+        axes.set_title(title, fontsize=11)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color("0.8")
+        axes.set_aspect("equal", "datalim")
+        axes.legend(
+            loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False
+        )
+    figure.savefig(path, format="png", dpi=110)
 
 
 def _figure_class() -> Any:
