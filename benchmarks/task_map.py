@@ -19,7 +19,7 @@ no tested ones. Compared by:
 * pixels: mean and standard deviation of all pixels, Euclidean.
 
 Tables: samples of 20 to 200 rows of PMLB tables, of which each is held out in one of
-five folds, near copies in one, from everything that learns. Rows of a table are cut in
+four folds, near copies in one, from everything that learns. Rows of a table are cut in
 two, for reference and tested samples. The table is to be found among those of its fold.
 All are compared by the L1 distance of features, each divided by its standard deviation
 over samples of the tables that are not held out:
@@ -63,7 +63,7 @@ from metajax.models.networks import conv4
 from metajax.models.normalization import calibrate
 from metajax.plots import TaskMap, plot_task_maps, task_places
 from metajax.task2vec import symmetric_distance, task2vec
-from metajax.tasks.class_table import ClassTable, few_shot, split_classes
+from metajax.tasks.class_table import ClassTable, few_shot
 from metajax.tasks.loaders import from_arrays
 from metajax.tasks.omniglot import omniglot
 from metajax.tasks.table_pairs import TablePairs, table_pairs
@@ -95,7 +95,7 @@ class Settings:
     tasks_per_domain: int = 20
     tasks_per_alphabet: int = 8
     num_alphabets: int = 20
-    folds: int = 5
+    folds: int = 4
     samples_per_table: int = 10
     num_tables: int | None = None
     """The first of them only; None for all."""
@@ -191,24 +191,24 @@ def images(settings: Settings) -> Iterator[Any]:
 
 def draw_images(settings: Settings) -> tuple[Examples, np.ndarray, np.ndarray]:
     """Support sets `[T, WAY * SHOT, 28, 28, 1]`, where from, and whether reference."""
-    supports, names, is_reference = [], [], []
+    x, names, is_reference = [], [], []
     sources = read_domains() | read_alphabets(settings.num_alphabets)
     for number, (name, table) in enumerate(sources.items()):
+        generator = np.random.default_rng([settings.seed, number])
         is_alphabet = name.startswith("Omniglot")
         num = settings.tasks_per_alphabet if is_alphabet else settings.tasks_per_domain
-        key_half, *keys = jax.random.split(
-            jax.random.fold_in(jax.random.key(settings.seed), number), 3
-        )
-        halves = split_classes(table, key_half, (0.5, 0.5))
-        for part, (half, key) in enumerate(zip(halves, keys, strict=True)):
-            tasks = few_shot(half, way=WAY, shot=SHOT, num_queries=1)
-            drawn = jax.jit(jax.vmap(tasks))(jax.random.split(key, num)).support
-            supports.append(jax.tree.map(np.asarray, drawn))
-            names += [name] * num
-            is_reference += [part == 0] * num
-    x = np.concatenate([support.x for support in supports])
-    y = np.concatenate([support.y for support in supports])
-    return Examples(x, y), np.asarray(names), np.asarray(is_reference)
+        every, counts = np.asarray(table.images), np.asarray(table.counts)
+        classes = generator.permutation(len(counts))
+        for part, half in enumerate(np.split(classes, [len(classes) // 2])):
+            for _ in range(num):
+                for row in generator.choice(half, WAY, replace=False):
+                    columns = generator.choice(counts[row], SHOT, replace=False)
+                    x.append(every[row, columns])
+                names.append(name)
+                is_reference.append(part == 0)
+    images = np.asarray(x, np.float32).reshape(-1, WAY * SHOT, *x[0].shape[1:]) / 255
+    labels = np.tile(np.repeat(np.arange(WAY, dtype=np.int32), SHOT), (len(images), 1))
+    return Examples(images, labels), np.asarray(names), np.asarray(is_reference)
 
 
 def _rank_within(names: np.ndarray, is_reference: np.ndarray) -> np.ndarray:
@@ -288,9 +288,7 @@ def image_distances(
     for name, params in (("Task2Vec", trained), ("Task2Vec, random probe", random)):
         vectors = _task_vectors(probe, params, supports)
         print(name, "residual of heads", float(vectors.residual.max()), flush=True)
-        fisher = vectors.fisher
-        rows = [symmetric_distance(row, fisher) for row in fisher]
-        distances[name] = np.asarray(rows)
+        distances[name] = np.asarray(_fisher_distances(vectors.fisher))
     distances["mean embedding"] = between(means, np.sqrt(np.sum(means.var(axis=0))))
     summary = np.stack([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)
     return distances | {"pixels": between(summary, summary.std(axis=0))}
@@ -300,6 +298,11 @@ def image_distances(
 def _task_vectors(probe: Model, params: PyTree, supports: Examples) -> Any:
     # One task at a time, as all their gradients would not fit a small memory.
     return jax.lax.map(lambda s: task2vec(probe, params, s, way=WAY), supports)
+
+
+@jax.jit
+def _fisher_distances(fisher: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda f: symmetric_distance(f[None], fisher), fisher)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -322,12 +325,17 @@ def tables(settings: Settings) -> Iterator[Any]:
     names = np.asarray([table.name for table in every])
     num_classes = max(len(table.class_names) for table in every)
     learner = dataset2vec(num_classes=num_classes)
+    # Two lists for each table, reference and tested samples, of the same shapes.
     samples = [draw_samples(settings, i, table) for i, table in enumerate(every)]
     labels = np.repeat(names, 2 * settings.samples_per_table)
     half = [True, False]
     is_reference = np.tile(np.repeat(half, settings.samples_per_table), len(every))
     designed = np.concatenate(
-        [describe(table, drawn) for table, drawn in zip(every, samples, strict=True)]
+        [
+            describe(table, drawn)
+            for table, halves in zip(every, samples, strict=True)
+            for drawn in halves
+        ]
     )
     is_count = np.isin(META_FEATURES, COUNTS)
     only = np.isin(META_FEATURES, ("log_columns", "log_classes"))
@@ -357,7 +365,7 @@ def tables(settings: Settings) -> Iterator[Any]:
             found.setdefault(name, {}).update(places.neighbors(distances[name]))
         pairs.append(test_pairs(settings, learner, meta_params, every, is_test))
         own = [
-            recommend_trees.draw_supports(warm, table, number)
+            [recommend_trees.draw_supports(warm, table, number)]
             for number, table in enumerate(every)
         ]
         learned |= dict.fromkeys(
@@ -381,18 +389,19 @@ def tables(settings: Settings) -> Iterator[Any]:
     yield from warm_start(settings, measured, learned)
 
 
-def draw_samples(settings: Settings, number: int, table: Table) -> list[np.ndarray]:
-    """Rows of reference samples, then of tested ones, from two halves of a table."""
+def draw_samples(
+    settings: Settings, number: int, table: Table
+) -> list[list[np.ndarray]]:
+    """Rows of reference samples, and of tested ones, from two halves of a table."""
     generator = np.random.default_rng([settings.seed, number, 1])
-    rows = generator.permutation(len(table.y))
-    halves = np.split(rows, [len(rows) // 2])
-    samples = []
-    for half in halves:
+    halves = np.array_split(generator.permutation(len(table.y)), 2)
+
+    def draw(half: np.ndarray) -> np.ndarray:
         most = min(ROWS[1], len(half))
-        for _ in range(settings.samples_per_table):
-            size = int(np.exp(generator.uniform(np.log(ROWS[0]), np.log(most))))
-            samples.append(generator.choice(half, size, replace=False))
-    return samples
+        size = int(np.exp(generator.uniform(np.log(ROWS[0]), np.log(most))))
+        return generator.choice(half, size, replace=False)
+
+    return [[draw(half) for _ in range(settings.samples_per_table)] for half in halves]
 
 
 def learn(
@@ -444,13 +453,14 @@ def embed(
     learner: Learner,
     meta_params: PyTree,
     every: list[Table],
-    samples: list[list[np.ndarray]],
+    samples: list[list[list[np.ndarray]]],
 ) -> np.ndarray:
-    """Embeddings `[tables * samples, size]`."""
+    """Embeddings `[samples of all tables, size]`."""
     return np.concatenate(
         [
             np.asarray(_embed(learner, meta_params, pack(table, drawn)))
-            for table, drawn in zip(every, samples, strict=True)
+            for table, lists in zip(every, samples, strict=True)
+            for drawn in lists
         ]
     )
 
