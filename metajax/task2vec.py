@@ -17,8 +17,9 @@ numbering is without effect; the head itself is no part of theta.
     d_asym(a -> b) = d_sym(F_a, F_b) - alpha d_sym(F_a, F_0)
 
 The first weighs all units alike, however large their Fisher information. The second is
-for choosing a task a to transfer from: complex ones, far from the trivial task 0, are
-better; alpha is 0.15 in the paper.
+for choosing a task a to transfer from: of two that are as near, it prefers the one that
+is further from the trivial task 0, which the paper takes for more complex; alpha is
+0.15 there.
 
 Differs from the paper: there F is found by a variational method, which is the exact
 expectation here (or a Monte Carlo one, as in its code), and has the precision of a
@@ -138,13 +139,11 @@ def task2vec(
     fisher = fisher_diagonal(
         log_probabilities, params, examples, num_samples=num_samples, key=key
     )
-    leaves = [leaf for leaf in jax.tree.leaves(fisher) if leaf.ndim >= 2]
-    if not leaves:
-        raise ValueError(
-            "The probe has no array of two axes or more, so no units to describe a "
-            "task by; use a network, such as conv4()."
-        )
-    units = [jnp.mean(leaf, axis=tuple(range(leaf.ndim - 1))) for leaf in leaves]
+    units = [
+        jnp.mean(leaf, axis=tuple(range(leaf.ndim - 1)))
+        for leaf in jax.tree.leaves(fisher)
+        if leaf.ndim >= 2
+    ]
     return TaskVector(jnp.concatenate(units), residual)
 
 
@@ -238,7 +237,7 @@ def asymmetric_distance(
       target: F_b, of a shape that broadcasts.
       prior: added to both, and what the trivial task has, above 0: something small
         beside the Fisher information of most units.
-      alpha: what complexity of the source is worth, at least 0.
+      alpha: what distance of the source from the trivial task is worth, at least 0.
 
     Returns:
       `[...]`, in [-alpha, 1].
@@ -264,6 +263,11 @@ def _check_probe(model: Model, params: PyTree) -> None:
         raise ValueError(
             "The parameters of a probe with normalization='calibrated' hold no "
             "statistics yet; call `metajax.calibrate` first."
+        )
+    if all(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(params)):
+        raise ValueError(
+            "The probe has no array of two axes or more, so no units to describe a "
+            "task by; use a network, such as conv4()."
         )
 
 

@@ -186,15 +186,6 @@ def test_distances():
     np.testing.assert_allclose(
         asymmetric_distance(a, b, prior=0.1), expected, rtol=1e-4
     )
-    # Of two sources that are as far, the more complex one is nearer.
-    one = np.ones(3, np.float32)
-    sources = [np.asarray(v, np.float32) for v in ([4, 1, 1], [0.25, 1, 1])]
-    far = [float(symmetric_distance(v, one)) for v in sources]
-    np.testing.assert_allclose(*far, rtol=1e-5)
-    complex_one, simple_one = (
-        asymmetric_distance(v, one, prior=1e-3, alpha=0.15) for v in sources
-    )
-    assert complex_one < simple_one
     matrix = symmetric_distance(np.stack([a, b])[:, None], np.stack([a, b])[None])
     assert matrix.shape == (2, 2)
 
@@ -228,7 +219,7 @@ def test_maps_and_bad_numbers_are_refused():
     with pytest.raises(
         ValueError, match=r"vectors \[n, D\], and this one gives \[12, 4"
     ):
-        task2vec(maps, {}, examples(), way=WAY)
+        task2vec(maps, {"w": np.ones((1, 1))}, examples(), way=WAY)
     one = jnp.ones(3)
     with pytest.raises(ValueError, match="`prior` must be at least 0"):
         symmetric_distance(one, one, prior=-1.0)

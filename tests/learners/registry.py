@@ -25,12 +25,18 @@ class Entry(NamedTuple):
       is_inductive: whether queries are answered independently of one another.
       ignores_order: whether the order of the support set is without effect.
       uses_labels_untrained: whether it makes sense of labels at random parameters.
+      of_pairs: whether its tasks are those of `sample_pair`, and not of `sample`.
     """
 
     make: Callable[[], Learner]
     is_inductive: bool = True
     ignores_order: bool = True
     uses_labels_untrained: bool = True
+    of_pairs: bool = False
+
+    def sample(self, key: Array) -> Task:
+        """A task that the learner is for."""
+        return sample_pair(key) if self.of_pairs else sample(key)
 
 
 def _mlp(num_outputs: int, normalization: str = "none") -> Model:
@@ -132,6 +138,11 @@ REGISTRY = {
         lambda: metajax.graph(_mlp(5), way=WAY, features=4, edge_features=4),
         uses_labels_untrained=False,
     ),
+    "dataset2vec": Entry(
+        lambda: metajax.dataset2vec(num_classes=WAY, size=4, units=6, blocks=1),
+        uses_labels_untrained=False,
+        of_pairs=True,
+    ),
     "cavia": Entry(
         lambda: metajax.cavia(_mlp(WAY), optax.sgd(1.0), steps=2, context_size=3)
     ),
@@ -225,8 +236,21 @@ def sample(key: Array) -> Task:
     return Task(examples(x[:, :SHOT]), examples(x[:, SHOT:]))
 
 
+def sample_pair(key: Array) -> Task:
+    """Two of the above are the tables: a sample of one, and one more of each."""
+    first, second = (sample(key) for key in jax.random.split(key))
+    queries = jax.tree.map(lambda *leaves: jnp.stack(leaves), first.query, second.query)
+    return Task(first.support, Examples(queries, jnp.asarray([1, 0])))
+
+
 def pad(examples: Examples, num: int) -> Examples:
     """The same examples followed by `num` rows of nonsense that the mask hides."""
-    x = jnp.concatenate([examples.x, jnp.full((num, SIZE), 1e3)])
+
+    def append(leaf: Array) -> Array:
+        return jnp.concatenate(
+            [leaf, jnp.full((num, *leaf.shape[1:]), 1e3, leaf.dtype)]
+        )
+
+    x = jax.tree.map(append, examples.x)
     y = jnp.concatenate([examples.y, jnp.zeros(num, examples.y.dtype)])
     return Examples(x, y, jnp.arange(len(y)) < len(examples.y))
