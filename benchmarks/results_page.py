@@ -242,6 +242,50 @@ def _kernel_svm(records: Named) -> str:
     return "\n".join(parts)
 
 
+def _task_map(records: Named) -> str:
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    texts = {
+        "domain": (
+            "Six domains of images; reference tasks have other classes of the domain; "
+            "± over domains:\n"
+        ),
+        "alphabet": "The same for alphabets of Omniglot; ± over alphabets:\n",
+        "table": (
+            f"Samples of {settings['folds']} folds of held-out PMLB tables, to be "
+            "found among those of their fold; ± over tables:\n"
+        ),
+    }
+    parts = [
+        "Accuracy in percent with which the nearest reference task says where a task "
+        "is from; what is compared is said in `benchmarks/task_map.py`.\n"
+    ]
+    for of, text in texts.items():
+        found = [r for r in results if r.get("of") == of]
+        rows = [[r["representation"], _interval(r, 1, 100)] for r in found]
+        rows.append(["chance", f"{100 * found[0]['chance']:.1f}"])
+        parts += [text, _markdown(["representation", "accuracy"], rows)]
+    pairs = {r["metric"]: r for r in results if r["part"] == "pairs"}
+    parts += [
+        "Dataset2Vec, asked whether two samples are of one held-out table, is right in "
+        f"{_interval(pairs['accuracy'], 1, 100)} % of balanced pairs, at "
+        f"{_interval(pairs['nll'], 3)} nats; ± over folds.\n",
+        _picture(path),
+        "The warm start of decision trees (see above) by other features of tasks; "
+        "normalised regret, ± over tables, differences paired:\n",
+    ]
+    rows = []
+    for r in results:
+        if r["part"] == "warm start":
+            row = [r["trials"], r["features"], _interval(r, 3), ""]
+            if "lower_than_meta_features_by" in r:
+                lower = r["lower_than_meta_features_by"]
+                row[-1] = f"{_interval(lower, 3)} ({_signs(lower)})"
+            rows.append(row)
+    header = ["trials", "features", "regret", "lower than by meta-features"]
+    return "\n".join([*parts, _markdown(header, rows)])
+
+
 def _embeddings(records: Named) -> str:
     [(_, record)] = records
     settings, results = record["settings"], record["results"]
@@ -459,6 +503,7 @@ SECTIONS: list[tuple[str, str, Callable[[Named], str]]] = [
     ("Learned optimizers on random quadratics", "quadratics", _quadratics),
     ("A meta neural network on synthetic tables", "tables-*", _tables),
     ("Decision trees by meta-features", "recommend-trees", _recommend),
+    ("Maps of tasks", "task-map", _task_map),
     ("Embeddings with heads", "embeddings", _embeddings),
     ("Tasks on embeddings computed once", "cached-features", _cached_features),
     ("A support vector machine with learned numbers", "kernel-svm", _kernel_svm),

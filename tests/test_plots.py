@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metajax.plots import plot_learning_curves, plot_tasks
+from metajax.plots import (
+    LAYOUTS,
+    TaskMap,
+    plot_learning_curves,
+    plot_task_maps,
+    plot_tasks,
+    task_places,
+)
 from metajax.types import Examples, Task
 
 RIGHT, WRONG = (0, 130, 95), (213, 94, 0)
@@ -73,6 +80,76 @@ def test_learning_curves_show_validations(tmp_path):
     without = pixels(path, grey)
     plot_learning_curves(path, {"a": history}, {"b": 0.5})
     assert pixels(path, grey) > without + 100
+
+
+def far_apart(num: int = 8) -> np.ndarray:
+    """Distances of two clumps of as many tasks, in three dimensions."""
+    points = np.random.default_rng(0).normal(size=(2 * num, 3))
+    points[num:] += 20
+    return np.linalg.norm(points[:, None] - points[None], axis=-1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_places_keep_clumps_apart(layout):
+    places = task_places(far_apart(), layout=layout)
+    assert places.shape == (16, 2)
+    between = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    np.fill_diagonal(between, np.inf)
+    nearest = np.argmin(between, axis=1)
+    np.testing.assert_array_equal(nearest < 8, np.arange(16) < 8)
+    np.testing.assert_array_equal(places, task_places(far_apart(), layout=layout))
+
+
+def test_main_axes_keep_distances_of_a_plane():
+    points = np.random.default_rng(1).normal(size=(9, 2))
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    places = task_places(distances, layout="pca")
+    between = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    np.testing.assert_allclose(between, distances, atol=1e-8)
+
+
+def test_maps_have_a_colour_for_each_label(tmp_path):
+    path = tmp_path / "maps.png"
+    places = np.random.default_rng(2).normal(size=(12, 2))
+    blue, orange = (31, 119, 180), (255, 127, 14)
+    plot_task_maps(path, [TaskMap("one", places, ["a"] * 12)])
+    assert pixels(path, blue) > 300
+    assert pixels(path, orange) == 0
+    before = pixels(path, blue)
+    plot_task_maps(path, [TaskMap("two", places, ["a"] * 6 + ["b"] * 6)])
+    assert 0 < pixels(path, blue) < before
+    assert pixels(path, orange) > 100
+    with Image.open(path) as file:
+        one = file.size
+    plot_task_maps(path, [TaskMap("x", places, ["a"] * 12)] * 3, columns=2)
+    with Image.open(path) as file:
+        assert file.size == (one[0], 2 * one[1])
+
+
+@pytest.mark.parametrize(
+    ("distances", "message"),
+    [
+        (np.zeros((5, 4)), r"must be \[T, T\] for at least 4 tasks, got \[5, 4\]"),
+        (np.zeros((3, 3)), "for at least 4 tasks"),
+        (np.full((4, 4), np.nan), "must be finite"),
+        (np.triu(np.ones((4, 4))), "must be symmetric; take the mean"),
+    ],
+)
+def test_bad_distances(distances, message):
+    with pytest.raises(ValueError, match=message):
+        task_places(distances)
+
+
+def test_bad_maps(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="`layout` must be one of tsne, pca"):
+        task_places(far_apart(), layout="mds")
+    with pytest.raises(ValueError, match="no map to draw"):
+        plot_task_maps(tmp_path / "x.png", [])
+    with pytest.raises(ValueError, match="'x' has 2 places and 1 labels"):
+        plot_task_maps(tmp_path / "x.png", [TaskMap("x", np.zeros((2, 2)), ["a"])])
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(ImportError, match=r"pip install 'metajax\[sklearn\]'"):
+        task_places(far_apart())
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
