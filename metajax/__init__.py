@@ -1,5 +1,7 @@
 """metajax: functional meta-learning in JAX, one contract for all its families."""
 
+from metajax.buckets import bucketed as bucketed
+from metajax.buckets import fit_buckets as fit_buckets
 from metajax.checkpoints import load_meta_params as load_meta_params
 from metajax.compare_gradients import compare_gradients as compare_gradients
 from metajax.estimators import evolution_strategies as evolution_strategies
@@ -60,10 +62,12 @@ from metajax.models.normalization import calibrate as calibrate
 from metajax.models.precision import with_precision as with_precision
 from metajax.models.recurrent import lstm as lstm
 from metajax.models.task_encoder import task_encoder as task_encoder
+from metajax.ranks import rank_learners as rank_learners
 from metajax.reports import across_seeds as across_seeds
 from metajax.reports import compare as compare
 from metajax.task2vec import task2vec as task2vec
 from metajax.tasks.class_table import few_shot as few_shot
+from metajax.tasks.class_table import join_classes as join_classes
 from metajax.tasks.class_table import split_classes as split_classes
 from metajax.tasks.class_table import whole_classes as whole_classes
 from metajax.tasks.glyphs import glyphs as glyphs
@@ -71,6 +75,7 @@ from metajax.tasks.host import on_host as on_host
 from metajax.tasks.loaders import from_arrays as from_arrays
 from metajax.tasks.loaders import from_folder as from_folder
 from metajax.tasks.loaders import from_tfds as from_tfds
+from metajax.tasks.mixture import mixture as mixture
 from metajax.tasks.molecules import from_molecules as from_molecules
 from metajax.tasks.molecules import molecule_tasks as molecule_tasks
 from metajax.tasks.molecules import read_molecules as read_molecules
@@ -85,6 +90,7 @@ from metajax.tasks.table_pairs import table_pairs as table_pairs
 from metajax.tasks.table_tasks import row_tasks as row_tasks
 from metajax.tasks.table_tasks import table_tasks as table_tasks
 from metajax.tasks.tables import from_table as from_table
+from metajax.tasks.variable_tasks import meta_dataset_tasks as meta_dataset_tasks
 from metajax.trainer import NonFiniteError as NonFiniteError
 from metajax.trainer import train as train
 from metajax.types import Examples as Examples
@@ -107,6 +113,7 @@ __all__ = [
     "all_but",
     "arml",
     "baseline",
+    "bucketed",
     "calibrate",
     "cavia",
     "compare",
@@ -120,6 +127,7 @@ __all__ = [
     "explain",
     "feat",
     "few_shot",
+    "fit_buckets",
     "fit_warm_start",
     "from_arrays",
     "from_folder",
@@ -134,6 +142,7 @@ __all__ = [
     "identity",
     "imaml",
     "kernel_svm",
+    "join_classes",
     "label_propagation",
     "leakage",
     "learn_optimizer",
@@ -148,9 +157,11 @@ __all__ = [
     "maml_plus_plus",
     "matching",
     "meta_curvature",
+    "meta_dataset_tasks",
     "meta_features",
     "meta_lstm",
     "meta_sgd",
+    "mixture",
     "mlp",
     "molecule_tasks",
     "omniglot",
@@ -159,6 +170,7 @@ __all__ = [
     "pes",
     "proto_maml",
     "prototypical",
+    "rank_learners",
     "read_molecules",
     "recommend",
     "regression_families",

@@ -16,7 +16,7 @@ labels cannot leak: neither `adapt` nor `predict` is given them.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from metajax.buckets import Bucket, as_buckets, buckets_of_keys, cut
 from metajax.devices import COPIED, TASK_AXIS, spread, task_mesh
 from metajax.objectives import accuracy, cross_entropy, masked_mean, squared_error
 from metajax.programs import best_block
@@ -86,6 +87,7 @@ def evaluate(
     metrics_fn: MetricsFn | None = None,
     steps_curve: bool = False,
     check_leakage: bool = True,
+    buckets: Sequence[Bucket] = (),
     mesh: Mesh | Literal["auto"] | None = "auto",
 ) -> Report:
     """Adapts to every task of a fixed bank and judges the predictions on its queries.
@@ -108,15 +110,17 @@ def evaluate(
         `[n, C]`, with calibration; floats by `mse`.
       steps_curve: whether to judge every state of `learner.adapt_steps` as well.
       check_leakage: whether to measure if the learner is inductive; see `leakage`.
+      buckets: smaller shapes, `(support rows, query rows)`, for tasks of variable size;
+        see `metajax.buckets`. They change no task and results by rounding only.
       mesh: the devices to share the tasks of a block, see `metajax.devices`.
 
     Returns:
       A `Report`; `print` shows it in a few lines.
 
     Raises:
-      ValueError: if a number is out of range, meta-parameters hold NaN, the first task
-        of the bank is malformed, the metrics do not fit the task, or a curve is asked
-        of a learner without `adapt_steps`.
+      ValueError: if a number or bucket is out of range, meta-parameters hold NaN, the
+        first task of the bank is malformed, the metrics do not fit the task, or a curve
+        is asked of a learner without `adapt_steps`.
     """
     for name, value in (("num_tasks", num_tasks), ("tasks_per_block", tasks_per_block)):
         if value != "auto" and value < 1:
@@ -141,28 +145,43 @@ def evaluate(
             f"{type(first_task.query).__name__}; let the task distribution return "
             "`Task(support, Examples(x, y))`."
         )
+    all_keys = _bank_keys(seed, np.arange(num_tasks))
+    smaller = as_buckets(buckets)
+    shapes = (*smaller, None)
+    bucket = np.zeros(num_tasks, int)
+    if smaller:
+        bucket = buckets_of_keys(tasks, all_keys[0], smaller)
+    first_task = cut(first_task, shapes[bucket[0]])
     protocol = "unchecked"
     if check_leakage:
         protocol = leakage(learner, meta_params, first_task, keys_adapt[0]).protocol
     if tasks_per_block == "auto":
         traced = _answer.trace(learner, meta_params, first_task, keys_adapt[0])
         tasks_per_block = best_block(traced.jaxpr.jaxpr) or 20
-    indices = _blocks(num_tasks, tasks_per_block, share)
-    keys_task, keys_adapt = _bank_keys(seed, indices)
 
-    scores = _score_bank(
-        learner,
-        metrics_fn,
-        meta_params,
-        tasks,
-        keys_task,
-        keys_adapt,
-        steps_curve=steps_curve,
-        mesh=mesh,
-    )
-    scores = jax.tree.map(
-        lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[:num_tasks], scores
-    )
+    parts, members = [], []
+    for number in np.unique(bucket):
+        members.append(np.flatnonzero(bucket == number))
+        count = len(members[-1])
+        # Blocks are filled up with the last task.
+        places = np.minimum(_blocks(count, tasks_per_block, share), count - 1)
+        scores = _score_bank(
+            learner,
+            metrics_fn,
+            meta_params,
+            tasks,
+            *(keys[members[-1][places]] for keys in all_keys),
+            steps_curve=steps_curve,
+            mesh=mesh,
+            bucket=shapes[number],
+        )
+        parts.append(
+            jax.tree.map(
+                lambda x, n=count: np.asarray(x).reshape(-1, *x.shape[2:])[:n], scores
+            )
+        )
+    order = np.argsort(np.concatenate(members))
+    scores = jax.tree.map(lambda *x: np.concatenate(x)[order], *parts)
     calibration = None
     if scores.bins is not None:
         calibration = reliability(*scores.bins.astype(float).sum(axis=0))
@@ -245,8 +264,8 @@ def leakage(
 def _blocks(num_tasks: int, tasks_per_block: int, share: int = 1) -> np.ndarray:
     """Indices `[blocks, tasks]` with a number of tasks that `share` divides.
 
-    The last block is filled up with tasks beyond the bank. Sharing the tasks evenly
-    among the blocks keeps these few, and one block shape means one compilation.
+    The last block is filled up with indices beyond them. Sharing the tasks evenly among
+    the blocks keeps these few, and one block shape means one compilation.
     """
     num_blocks = math.ceil(num_tasks / _round_up(tasks_per_block, share))
     size = _round_up(math.ceil(num_tasks / num_blocks), share)
@@ -314,7 +333,7 @@ class _Scores(NamedTuple):
 
 
 @functools.partial(
-    jax.jit, static_argnums=(0, 1), static_argnames=("steps_curve", "mesh")
+    jax.jit, static_argnums=(0, 1), static_argnames=("steps_curve", "mesh", "bucket")
 )
 def _score_bank(
     learner: Learner,
@@ -326,10 +345,11 @@ def _score_bank(
     *,
     steps_curve: bool,
     mesh: Mesh | None,
+    bucket: Bucket | None,
 ) -> _Scores:
     """Scores for keys `[blocks, tasks]`, every leaf with these leading axes."""
     score_blocks = functools.partial(
-        _score_blocks, learner, metrics_fn, steps_curve=steps_curve
+        _score_blocks, learner, metrics_fn, steps_curve=steps_curve, bucket=bucket
     )
     if mesh is not None:
         cut = PartitionSpec(None, TASK_AXIS)
@@ -366,11 +386,13 @@ def _score_blocks(
     keys: tuple[Array, Array],
     *,
     steps_curve: bool = False,
+    bucket: Bucket | None = None,
 ) -> _Scores:
     def score(keys: tuple[Array, Array]) -> _Scores:
         key_task, key_adapt = keys
         # Constants in a task may still be NumPy arrays or Python numbers here.
-        task = jax.tree.map(jnp.asarray, tasks(key_task))
+        whole = jax.tree.map(jnp.asarray, tasks(key_task))
+        task = cut(whole, bucket)
         query = task.query
         outputs = _answer(learner, meta_params, task, key_adapt)
         metrics = _metrics(metrics_fn, outputs, query)
@@ -386,7 +408,7 @@ def _score_blocks(
             step_metrics = jax.vmap(judge)(states)
         has_bins = metrics_fn is None and "nll" in metrics
         bins = _bin_sums(outputs, query) if has_bins else None
-        return _Scores(metrics, step_metrics, bins, _fingerprint(task))
+        return _Scores(metrics, step_metrics, bins, _fingerprint(whole))
 
     return jax.lax.map(jax.vmap(score), keys)
 

@@ -24,8 +24,12 @@ __all__ = [
     "Report",
     "Spread",
     "across_seeds",
+    "check_same_bank",
+    "choose_metric",
     "compare",
+    "format_value",
     "interval",
+    "plain",
     "reliability",
 ]
 
@@ -168,12 +172,12 @@ class Report:
             }
         if per_task:
             result["values"] = self.values
-        return _plain(result)
+        return plain(result)
 
     def __str__(self) -> str:
         mean, half_width, median = self.mean, self.half_width, self.median
         names = sorted(self.values, key=lambda name: name != "accuracy")
-        lines = [f"{n} {_format(n, mean[n], half_width[n])}" for n in names]
+        lines = [f"{n} {format_value(n, mean[n], half_width[n])}" for n in names]
         lines[0] += f" ({self.num_tasks} tasks, {self.protocol})"
         if self.calibration is not None:
             lines.append(
@@ -181,7 +185,7 @@ class Report:
                 f"({len(self.calibration.num_queries)} bins)"
             )
         if self.num_non_finite:
-            medians = ", ".join(f"{n} {_format(n, median[n])}" for n in names)
+            medians = ", ".join(f"{n} {format_value(n, median[n])}" for n in names)
             lines.append(
                 f"{self.num_non_finite} of {self.num_tasks} tasks not finite; "
                 f"median of the others: {medians}"
@@ -215,7 +219,7 @@ class Comparison(NamedTuple):
     protocols: tuple[str, str]
 
     def __str__(self) -> str:
-        difference = _format(self.metric, self.difference, self.half_width)
+        difference = format_value(self.metric, self.difference, self.half_width)
         return (
             f"{self.metric} a - b: {difference} ({self.num_tasks} paired tasks, "
             f"a higher in {self.share_higher:.1%}, lower in {self.share_lower:.1%}; "
@@ -243,8 +247,8 @@ class Spread(NamedTuple):
     num_seeds: int
 
     def __str__(self) -> str:
-        mean = _format(self.metric, self.mean, self.half_width)
-        low, high = (_format(self.metric, v) for v in (self.minimum, self.maximum))
+        mean = format_value(self.metric, self.mean, self.half_width)
+        low, high = (format_value(self.metric, v) for v in (self.minimum, self.maximum))
         return (
             f"{self.metric} {mean} over {self.num_seeds} training seeds "
             f"({low} to {high})"
@@ -268,8 +272,8 @@ def compare(a: Report, b: Report, metric: str | None = None) -> Comparison:
     Raises:
       ValueError: if the reports are from different banks or lack the metric.
     """
-    metric = _choose_metric([a, b], metric)
-    _check_same_bank(a, b)
+    metric = choose_metric([a, b], metric)
+    check_same_bank(a, b)
     with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, and shows
         difference = a.values[metric].astype(float) - b.values[metric].astype(float)
     mean, half_width = interval(difference)
@@ -301,9 +305,9 @@ def across_seeds(reports: Sequence[Report], metric: str | None = None) -> Spread
     """
     if not reports:
         raise ValueError("`reports` must hold at least 1 report, got none.")
-    metric = _choose_metric(reports, metric)
+    metric = choose_metric(reports, metric)
     for report in reports[1:]:
-        _check_same_bank(reports[0], report)
+        check_same_bank(reports[0], report)
     means = np.array([report.mean[metric] for report in reports])
     mean, half_width = interval(means)
     return Spread(
@@ -367,7 +371,12 @@ def _t_test(difference: np.ndarray) -> float:
         return float(2 * stdtr(count - 1, -np.abs(np.mean(difference) / error)))
 
 
-def _choose_metric(reports: Sequence[Report], metric: str | None) -> str:
+def choose_metric(reports: Sequence[Report], metric: str | None) -> str:
+    """The metric, or for None `accuracy` or the only one that all reports have.
+
+    Raises:
+      ValueError: if a report lacks it.
+    """
     names = sorted(set.intersection(*(set(report.values) for report in reports)))
     if metric is None:
         if "accuracy" in names:
@@ -381,7 +390,15 @@ def _choose_metric(reports: Sequence[Report], metric: str | None) -> str:
     return metric
 
 
-def _check_same_bank(a: Report, b: Report) -> None:
+def check_same_bank(a: Report, b: Report, *, numbers: bool = True) -> None:
+    """Raises a ValueError if two reports are of different tasks.
+
+    Args:
+      a: one report.
+      b: the other.
+      numbers: whether to compare the numbers in the tasks too, up to rounding, and not
+        only the number of tasks and the seed of the bank.
+    """
     for name in ("num_tasks", "seed"):
         if getattr(a, name) != getattr(b, name):
             raise ValueError(
@@ -389,6 +406,8 @@ def _check_same_bank(a: Report, b: Report) -> None:
                 f"in one and {getattr(b, name)} in the other. Evaluate both learners "
                 f"with the same `{name}`."
             )
+    if not numbers:
+        return
     # Programs compiled for different learners, or other hardware, may round the same
     # task differently in its last bits.
     scale = np.abs(a.fingerprint[:, 1:]) + np.abs(b.fingerprint[:, 1:])
@@ -402,7 +421,7 @@ def _check_same_bank(a: Report, b: Report) -> None:
         )
 
 
-def _format(name: str, value: float, half_width: float | None = None) -> str:
+def format_value(name: str, value: float, half_width: float | None = None) -> str:
     """Accuracy in percent, other metrics in a few significant digits."""
     is_share = name == "accuracy"
     text = f"{100 * value:.2f} %" if is_share else f"{value:.4g}"
@@ -415,12 +434,12 @@ def _format(name: str, value: float, half_width: float | None = None) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Nested dicts and arrays as lists and numbers, with None for NaN and infinity."""
     if isinstance(value, dict):
-        return {name: _plain(v) for name, v in value.items()}
+        return {name: plain(v) for name, v in value.items()}
     if isinstance(value, np.ndarray | list):
-        return [_plain(v) for v in np.asarray(value).tolist()]
+        return [plain(v) for v in np.asarray(value).tolist()]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -36,11 +36,16 @@ __all__ = [
     "ClassTableTasks",
     "TaskIndices",
     "WholeClasses",
+    "as_floats",
+    "check_arrays",
+    "check_floating",
     "class_table",
     "distinct",
     "few_shot",
+    "join_classes",
     "quarter_turns",
     "split_classes",
+    "take_images",
     "whole_classes",
 ]
 
@@ -137,7 +142,7 @@ def class_table(
     Raises:
       ValueError: for any other dtype, rank, count or number of rotations.
     """
-    _check_arrays(images, counts, rotations, class_names)
+    check_arrays(images, counts, rotations, class_names)
     if counts is None:
         counts = np.full(images.shape[0], images.shape[1])
     return ClassTable(
@@ -229,13 +234,8 @@ class ClassTableTasks:
         """Draws one task; the key is consumed. Shapes are in `few_shot`."""
         # Without the barrier XLA may compute the indices anew for every pixel.
         indices = jax.lax.optimization_barrier(self.indices(key))
-        rows, columns = self.places(indices)
-        # One index for all images and one axis for all pixels: on CPU the gather alone
-        # is three times as fast as with the axes of images.
-        images = self.table.images
-        flat = images.reshape(images.shape[0] * images.shape[1], -1)
-        taken = flat[rows * images.shape[1] + columns]
-        return self.assemble(key, indices, taken.reshape(-1, *images.shape[2:]))
+        images = take_images(self.table, *self.places(indices))
+        return self.assemble(key, indices, images)
 
     def indices(self, key: Array) -> TaskIndices:
         """Which images the task of this key is made of, without touching images."""
@@ -277,8 +277,8 @@ class ClassTableTasks:
             turns = jnp.broadcast_to(turns, indices.example_ids.shape)
             images = quarter_turns(images, self._in_order(turns))
         way, shot = self.way[1], self.shot[1]
-        support = _as_floats(images[: way * shot], self.dtype)
-        query = _as_floats(images[way * shot :], self.dtype)
+        support = as_floats(images[: way * shot], self.dtype)
+        query = as_floats(images[way * shot :], self.dtype)
         if self.augment is not None:
             key_support, key_query = jax.random.split(jax.random.split(key, 4)[3])
             support = self.augment(key_support, support)
@@ -339,10 +339,10 @@ def few_shot(
       >>> task.support.x.shape, task.query.x.shape
       ((5, 28, 28, 1), (75, 28, 28, 1))
     """
-    _check_arrays(table.images, table.counts, table.rotations, table.class_names)
+    check_arrays(table.images, table.counts, table.rotations, table.class_names)
     way_range, shot_range = as_range("way", way), as_range("shot", shot)
     check_num_queries(num_queries)
-    _check_floating(dtype)
+    check_floating(dtype)
     if way_range[1] > table.num_classes:
         raise ValueError(
             f"`way` asks for {way_range[1]} classes but the table has "
@@ -389,7 +389,7 @@ class WholeClasses:
         images = table.images[rows, columns]
         if table.rotations > 1:
             images = quarter_turns(images, class_ids % table.rotations)
-        images = _as_floats(images, self.dtype)
+        images = as_floats(images, self.dtype)
         if self.augment is not None:
             images = self.augment(key_augment, images)
         batch = Examples(images, class_ids)
@@ -421,11 +421,71 @@ def whole_classes(
     Raises:
       ValueError: if an argument is out of range.
     """
-    _check_arrays(table.images, table.counts, table.rotations, table.class_names)
+    check_arrays(table.images, table.counts, table.rotations, table.class_names)
     check_integers(1, batch_size=batch_size)
-    _check_floating(dtype)
+    check_floating(dtype)
     table = dataclasses.replace(table, class_names=None)
     return WholeClasses(table, batch_size, augment, jnp.dtype(dtype))
+
+
+def join_classes(tables: Sequence[ClassTable]) -> ClassTable:
+    """One table with the classes of several, for one classifier of all of them.
+
+    A task from it may mix their classes; `metajax.tasks.mixture` keeps them apart.
+
+    Args:
+      tables: at least one, with images (or embeddings) of one shape and the same number
+        of rotations.
+
+    Returns:
+      A table with the rows of the first, then those of the second, and so on, padded to
+      the largest class. It has names if all of them have.
+
+    Raises:
+      ValueError: if there is no table, or they differ in shape, dtype or rotations.
+    """
+    if not tables:
+        raise ValueError("`tables` must hold at least one table, got none.")
+    kinds = [(t.images.shape[2:], str(t.images.dtype), t.rotations) for t in tables]
+    for number, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise ValueError(
+                "`tables` must agree in shape, dtype and rotations of their images, "
+                f"but table 0 has {kinds[0]} and table {number} has {kind}; the "
+                "readers convert by `size` and `channels`."
+            )
+    most = max(table.images.shape[1] for table in tables)
+    images = [
+        np.pad(
+            np.asarray(table.images),
+            [(0, 0), (0, most - table.images.shape[1])]
+            + [(0, 0)] * (table.images.ndim - 2),
+        )
+        for table in tables
+    ]
+    counts = np.concatenate([np.asarray(table.counts) for table in tables])
+    names: list[str] | None = []
+    for table in tables:
+        if table.class_names is None or names is None:
+            names = None
+        else:
+            names += table.class_names
+    return class_table(
+        np.concatenate(images),
+        counts,
+        rotations=tables[0].rotations,
+        class_names=names,
+    )
+
+
+def take_images(table: ClassTable, rows: Array, columns: Array) -> Array:
+    """Images `[n, ...]` of a table on the device, as they are, at `[n]` places."""
+    # One index for all images and one axis for all pixels: on CPU the gather alone
+    # is three times as fast as with the axes of images.
+    images = table.images
+    flat = images.reshape(images.shape[0] * images.shape[1], -1)
+    taken = flat[rows * images.shape[1] + columns]
+    return taken.reshape(-1, *images.shape[2:])
 
 
 def distinct(key: Array, size: Array | int, num_draws: int) -> Array:
@@ -440,7 +500,8 @@ def distinct(key: Array, size: Array | int, num_draws: int) -> Array:
       key: random key, consumed.
       size: integers `[...]`, how many integers to draw from; may be traced. Draws for
         different sizes are independent.
-      num_draws: how many to draw, at most `size` (not checked when traced).
+      num_draws: how many to draw, at most `size` (not checked when traced: of more, the
+        first `size` are as they should be, and the others mean nothing).
 
     Returns:
       int32 `[..., num_draws]` in [0, size), distinct along the last axis.
@@ -457,7 +518,7 @@ def distinct(key: Array, size: Array | int, num_draws: int) -> Array:
     return jax.lax.fori_loop(0, num_draws, put_back, draws, unroll=num_draws <= 32)
 
 
-def _as_floats(images: Array, dtype: Any) -> Array:
+def as_floats(images: Array, dtype: Any) -> Array:
     """From bytes to [0, 1].
 
     On CPU a loop over the short axes of images, to which XLA otherwise comes back by a
@@ -488,12 +549,13 @@ def quarter_turns(images: Array, turns: Array) -> Array:
     return jnp.where(turns >= 2, jnp.flip(images, 2), images)
 
 
-def _check_floating(dtype: Any) -> None:
+def check_floating(dtype: Any) -> None:
+    """Raises a ValueError unless it is a floating type."""
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"`dtype` must be a floating type, got {dtype!r}.")
 
 
-def _check_arrays(
+def check_arrays(
     images: Any, counts: Any, rotations: int, class_names: Sequence[str] | None
 ) -> None:
     """Raises ValueError unless these can be the fields of a `ClassTable`."""

@@ -16,9 +16,13 @@ import jax
 import numpy as np
 
 from metajax.tasks.class_table import ClassTableTasks, TaskIndices
+from metajax.tasks.variable_tasks import MetaDatasetTasks, RowIndices
 from metajax.types import Array, Task
 
 __all__ = ["HostClassTableTasks", "on_host"]
+
+TableTasks = ClassTableTasks | MetaDatasetTasks
+Indices = TaskIndices | RowIndices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,7 @@ class HostClassTableTasks:
     """
 
     images: np.ndarray
-    tasks: ClassTableTasks
+    tasks: TableTasks
     num_threads: int
     num_prefetch: int
 
@@ -80,12 +84,12 @@ class HostClassTableTasks:
 
 
 def on_host(
-    tasks: ClassTableTasks, *, num_threads: int = 2, num_prefetch: int = 4
+    tasks: TableTasks, *, num_threads: int = 2, num_prefetch: int = 4
 ) -> HostClassTableTasks:
     """Draws the tasks of `tasks` with the images left on the host.
 
     Args:
-      tasks: from `few_shot`, over a `ClassTable` whose `images` are a numpy array or a
+      tasks: from `few_shot` or `meta_dataset_tasks`, over a `ClassTable` whose `images` are a numpy array or a
         `numpy.memmap`: build that as `ClassTable(images, counts, ...)`, since
         `class_table` moves images to the device. (`take` and `split_classes` of such
         a table copy the rows they choose into memory.)
@@ -126,17 +130,13 @@ def on_host(
 
 
 @jax.jit
-def _draw(
-    tasks: ClassTableTasks, keys: Array
-) -> tuple[TaskIndices, tuple[Array, Array]]:
-    indices = jax.vmap(tasks.indices)(keys)
+def _draw(tasks: TableTasks, keys: Array) -> tuple[Indices, tuple[Array, Array]]:
+    indices: Indices = jax.vmap(tasks.indices)(keys)
     return indices, jax.vmap(tasks.places)(indices)
 
 
 @jax.jit
-def _assemble(
-    tasks: ClassTableTasks, keys: Array, indices: TaskIndices, images: Array
-) -> Task:
+def _assemble(tasks: TableTasks, keys: Array, indices: Indices, images: Array) -> Task:
     return jax.vmap(tasks.assemble)(keys, indices, images)
 
 

@@ -28,6 +28,8 @@ def from_arrays(
     images: Any,
     labels: Any,
     *,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
     rotations: int = 1,
     class_names: Sequence[str] | None = None,
 ) -> ClassTable:
@@ -37,6 +39,9 @@ def from_arrays(
       images: `[n, H, W, C]`, or `[n, H, W]` for one channel; uint8, or floats in
         [0, 1], which are rounded to multiples of 1/255.
       labels: integers `[n]`, any values; a class may have any number of examples.
+      size: `(H, W)` to resize to (Lanczos, aspect not kept), or None.
+      channels: 1 (grey, 0.299 R + 0.587 G + 0.114 B), 3 (RGB) or 4 (RGBA) to convert
+        to, or None.
       rotations: 1, 2 or 4, as for `class_table`.
       class_names: the name of label `i` at place `i`; None names classes by their
         labels.
@@ -47,8 +52,11 @@ def from_arrays(
 
     Raises:
       ValueError: for NaN or floats outside [0, 1], other types or shapes, labels that
-        are not integers, lengths that differ, or a label without a name.
+        are not integers, lengths that differ, a label without a name, or a conversion
+        from other than 1, 3 or 4 channels.
+      ImportError: if there is something to convert, without Pillow.
     """
+    _check_conversion(size, channels)
     images, labels = _to_uint8(np.asarray(images)), np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -61,6 +69,7 @@ def from_arrays(
             f"`labels` must have one entry for each image, got {len(labels)} labels "
             f"for {len(images)} images."
         )
+    images = _converted(images, size, channels)
     values, rows, counts = np.unique(labels, return_inverse=True, return_counts=True)
     names = [str(value) for value in values]
     if class_names is not None:
@@ -336,12 +345,8 @@ def _decode(
     data: bytes, what: str, size: tuple[int, int] | None, channels: int | None
 ) -> np.ndarray:
     """An image file as uint8 `[H, W, C]`; `what` names it in errors."""
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise ImportError(
-            "Decoding images needs Pillow; install it by `pip install 'metajax[data]'`."
-        ) from error
+    Image = _pillow("Decoding")
+    from PIL import ImageOps
 
     try:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
@@ -356,10 +361,48 @@ def _decode(
         )
     if channels is None:
         channels = 1 if image.mode in ("1", "L") else 4 if "A" in image.mode else 3
+    return _convert(image, size, channels)
+
+
+def _convert(image: Any, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """A Pillow image as uint8 `[H, W, C]`."""
     image = image.convert(_MODES[channels])
     if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+        image = image.resize((size[1], size[0]), _pillow("Resizing").Resampling.LANCZOS)
     return np.asarray(image).reshape(image.size[1], image.size[0], channels)
+
+
+def _converted(
+    images: np.ndarray, size: tuple[int, int] | None, channels: int | None
+) -> np.ndarray:
+    """uint8 images `[n, H, W, C]` of another size or number of channels."""
+    shape = images.shape[1:]
+    size = shape[:2] if size is None else size
+    channels = shape[2] if channels is None else channels
+    if (*size, channels) == shape:
+        return images
+    if shape[2] not in _MODES:
+        raise ValueError(
+            f"Images can be converted from 1, 3 or 4 channels, got {shape[2]}; choose "
+            "some of the channels, or leave `size` and `channels` None."
+        )
+    pillow = _pillow("Converting")
+    # One channel has no axis in Pillow.
+    sources = images[..., 0] if shape[2] == 1 else images
+    return np.stack(
+        [_convert(pillow.fromarray(image), size, channels) for image in sources]
+    )
+
+
+def _pillow(what: str) -> Any:
+    """The module `PIL.Image`, or an ImportError that names the extra."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            f"{what} images needs Pillow; install it by `pip install 'metajax[data]'`."
+        ) from error
+    return Image
 
 
 def _to_uint8(images: np.ndarray) -> np.ndarray:
