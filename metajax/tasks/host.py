@@ -15,14 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from metajax.tasks.class_table import ClassTableTasks, TaskIndices
-from metajax.tasks.variable_tasks import MetaDatasetTasks, RowIndices
+from metajax.tasks.class_table import ClassTableTasks
+from metajax.tasks.variable_tasks import MetaDatasetTasks
 from metajax.types import Array, Task
 
 __all__ = ["HostClassTableTasks", "on_host"]
 
 TableTasks = ClassTableTasks | MetaDatasetTasks
-Indices = TaskIndices | RowIndices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +88,10 @@ def on_host(
     """Draws the tasks of `tasks` with the images left on the host.
 
     Args:
-      tasks: from `few_shot` or `meta_dataset_tasks`, over a `ClassTable` whose `images` are a numpy array or a
-        `numpy.memmap`: build that as `ClassTable(images, counts, ...)`, since
-        `class_table` moves images to the device. (`take` and `split_classes` of such
-        a table copy the rows they choose into memory.)
+      tasks: from `few_shot` or `meta_dataset_tasks`, over a `ClassTable` whose `images`
+        are a numpy array or a `numpy.memmap`: build that as `ClassTable(images, counts,
+        ...)`, since `class_table` moves images to the device. (`take` and
+        `split_classes` of such a table copy the rows they choose into memory.)
       num_threads: at least 1.
       num_prefetch: at least 1; each costs the memory of one batch.
 
@@ -130,13 +129,13 @@ def on_host(
 
 
 @jax.jit
-def _draw(tasks: TableTasks, keys: Array) -> tuple[Indices, tuple[Array, Array]]:
-    indices: Indices = jax.vmap(tasks.indices)(keys)
+def _draw(tasks: Any, keys: Array) -> tuple[Any, tuple[Array, Array]]:
+    indices = jax.vmap(tasks.indices)(keys)
     return indices, jax.vmap(tasks.places)(indices)
 
 
 @jax.jit
-def _assemble(tasks: TableTasks, keys: Array, indices: Indices, images: Array) -> Task:
+def _assemble(tasks: Any, keys: Array, indices: Any, images: Array) -> Task:
     return jax.vmap(tasks.assemble)(keys, indices, images)
 
 
