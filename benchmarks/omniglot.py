@@ -30,17 +30,14 @@ outer rate decays along a cosine, because the default schedules are shorter than
 
 import dataclasses
 import functools
-import gzip
-import os
-import pathlib
 from collections.abc import Callable
 from typing import Literal
 
 import jax
-import numpy as np
 import optax
 import tyro
 
+from benchmarks.images import read
 from benchmarks.record import write_result
 from metajax.evaluation import evaluate
 from metajax.learners.gradient.cavia import cavia
@@ -55,12 +52,13 @@ from metajax.learners.metric.relation import relation
 from metajax.learners.optimizer.meta_lstm import meta_lstm
 from metajax.models.networks import conv4, mlp
 from metajax.models.normalization import calibrate
-from metajax.tasks.class_table import ClassTable, few_shot
+from metajax.tasks.class_table import few_shot
 from metajax.tasks.glyphs import glyphs
-from metajax.tasks.loaders import from_arrays
 from metajax.tasks.omniglot import omniglot
 from metajax.trainer import train
 from metajax.types import Learner, Model, TaskDistribution
+
+TESTED_ON = ("omniglot", "devanagari", "mnist")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +362,7 @@ def main(settings: Settings) -> None:
         return learner if same else dataclasses.replace(settings, way=way).build(model)
 
     rows = []
-    for images, table in test_tables().items():
+    for images, table in read(TESTED_ON).items():
         for way, shot, queries in test_protocols(settings, images):
             test = few_shot(table, way=way, shot=shot, num_queries=queries)
             num_tasks = settings.num_test_tasks * 15 // queries
@@ -414,23 +412,6 @@ def test_protocols(settings: Settings, images: str) -> list[tuple[int, int, int]
         return tests if way <= 10 or images == "omniglot" else []
     protocols = [(5, 1, 15), (5, 5, 15)]
     return protocols + [(20, 1, 15), (20, 5, 15)] * (images == "omniglot")
-
-
-def test_tables() -> dict[str, ClassTable]:
-    """The images that models are tested on, by name."""
-    folder = pathlib.Path(os.environ["METAJAX_DATA_DIR"]) / "image_domains"
-    with np.load(folder / "devanagari_46x300_32x32.npz") as arrays:
-        # The outermost 2 of 32 pixels are empty margin, so a crop gives 28 x 28.
-        devanagari = from_arrays(arrays["images"][:, 2:30, 2:30], arrays["labels"])
-    with gzip.open(folder / "mnist_test/t10k-images-idx3-ubyte.gz") as file:
-        images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
-    with gzip.open(folder / "mnist_test/t10k-labels-idx1-ubyte.gz") as file:
-        labels = np.frombuffer(file.read(), np.uint8, offset=8)
-    return {
-        "omniglot": omniglot("meta_test"),
-        "devanagari": devanagari,
-        "mnist": from_arrays(images, labels.astype(np.int32)),
-    }
 
 
 if __name__ == "__main__":
