@@ -497,6 +497,44 @@ def _molecules(records: Named) -> str:
     return "\n".join(parts)
 
 
+def _domains(records: Named) -> str:
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    parts = [
+        "Accuracy in percent, and the rank in brackets, of learners that were trained "
+        f"on Omniglot and glyphs for {settings['outer_steps']:,} steps; all other "
+        "domains are new to them. Ranks as on Meta-Dataset's leaderboard: those "
+        "whose paired difference from the best has a 95 % interval that holds 0 share "
+        "a rank, and so on with the rest. All learners are inductive and answered the "
+        f"same tasks: {settings['num_test_tasks']} of each domain, "
+        f"{settings['num_variable_tasks']} with variable way and shot.\n"
+    ]
+    for row in results:
+        parts.append(f"{row['protocol'][0].upper()}{row['protocol'][1:]}:\n")
+        learners = row["learners"]
+        rows = [
+            [
+                name,
+                *(
+                    f"{100 * mean:.1f} ± {100 * width:.1f} ({rank:g})"
+                    for mean, width, rank in zip(
+                        found["mean"],
+                        found["half_width_95"],
+                        found["rank"],
+                        strict=True,
+                    )
+                ),
+                f"{found['average_rank']:.2f}",
+            ]
+            for name, found in sorted(
+                learners.items(), key=lambda item: item[1]["average_rank"]
+            )
+        ]
+        parts.append(_markdown(["learner", *row["domains"], "average rank"], rows))
+    parts.append(_picture(path))
+    return "\n".join(parts)
+
+
 SECTIONS: list[tuple[str, str, Callable[[Named], str]]] = [
     ("Sinusoids after one and ten inner steps", "sinusoid-*", _sinusoids),
     ("Hypergradient descent", "hypergradient-*", _hypergradient),
@@ -510,6 +548,7 @@ SECTIONS: list[tuple[str, str, Callable[[Named], str]]] = [
     ("Functions of six families", "function-families", _function_families),
     ("Parts of MAML++", "ablation", _ablation),
     ("Sequences: an LSTM that generates an LSTM", "sequences", _sequences),
+    ("Several domains, variable way and shot", "domains", _domains),
     ("Few-shot assays of molecules", "molecules-*", _molecules),
     ("Estimators of the outer gradient", "gradients", _gradients),
 ]

@@ -52,7 +52,7 @@ import optax
 import tyro
 
 from benchmarks import kernel_svm, recommend_trees
-from benchmarks.omniglot import test_tables
+from benchmarks.images import READERS
 from benchmarks.recommend_trees import describe, interval, pack, read_tables, signs
 from benchmarks.record import RESULTS, write_result
 from metajax.evaluation import evaluate
@@ -235,7 +235,7 @@ def read_domains() -> dict[str, ClassTable]:
         with np.load(folder / f"{file}_32x32.npz") as arrays:
             grey = arrays["images"][:, 2:30, 2:30].mean(axis=-1).round()
             tables[name] = from_arrays(grey.astype(np.uint8), arrays["labels"])
-    return tables | {"MNIST": test_tables()["mnist"]}
+    return tables | {"MNIST": READERS["mnist"]()}
 
 
 def read_alphabets(count: int) -> dict[str, ClassTable]:

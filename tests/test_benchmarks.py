@@ -13,10 +13,12 @@ import metajax
 from benchmarks import (
     ablation,
     cached_features,
+    domains,
     embeddings,
     engine,
     function_families,
     gradients,
+    images,
     kernel_svm,
     molecules,
     omniglot,
@@ -396,6 +398,79 @@ def test_prototypical_on_glyphs_and_then_real_images(tmp_path):
     assert {row["images"] for row in rows} == {"omniglot", "devanagari", "mnist"}
     assert {row["protocol"] for row in rows} == {"inductive"}
     assert len(rows) == 4 + 2 + 2
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_domains(tmp_path, monkeypatch):
+    def make_model(num_outputs, *, normalization, **_):
+        return metajax.mlp(num_outputs or 4, hidden=(3,), normalization=normalization)
+
+    monkeypatch.setattr(domains, "conv4", make_model)
+    monkeypatch.setattr(domains, "RESULTS", tmp_path / "results")
+    settings = domains.Settings(
+        learners=("prototypical", "maml", "baseline"),
+        domains=("mnist",),
+        outer_steps=2,
+        num_glyphs=32,
+        num_test_tasks=3,
+        num_variable_tasks=3,
+    )
+    domains.main(settings)
+    rows = read_result(tmp_path)["results"]
+    assert [row["protocol"] for row in rows] == list(domains.PROTOCOLS)
+    assert set(rows[0]["learners"]) == set(settings.learners)
+    assert set(rows[2]["learners"]) == {"prototypical", "baseline"}
+    for row in rows:
+        assert {found["protocol"] for found in row["learners"].values()} == {
+            "inductive"
+        }
+        ranks = [found["average_rank"] for found in row["learners"].values()]
+        assert sum(ranks) == len(ranks) * (len(ranks) + 1) / 2
+    assert (tmp_path / "results/domains.png").exists()
+    page = results_page.page(tmp_path / "results")
+    assert "| learner | mnist | average rank |" in page
+    # What is there already is not computed again.
+    monkeypatch.setattr(domains, "train", None)
+    domains.main(settings)
+    assert read_result(tmp_path)["results"] == rows
+
+
+@pytest.mark.parametrize("name", domains.MAKERS)
+def test_learners_of_the_domains(name):
+    model = metajax.conv4(
+        5 if name == "maml" else None,
+        features=8,
+        pooling="maps" if name == "relation" else "max",
+        normalization="layer",
+    )
+    learner = domains.MAKERS[name](model, 5, 10)
+    task = jax.eval_shape(
+        metajax.glyphs(way=5, shot=2, num_queries=1), jax.random.key(0)
+    )
+    meta_params = jax.eval_shape(learner.init, jax.random.key(1), task)
+    loss, _ = jax.eval_shape(learner.loss, meta_params, task)
+    assert loss.shape == ()
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_images_are_grey_and_of_one_size():
+    tables = images.read(images.READERS)
+    classes = {name: len(table.counts) for name, table in tables.items()}
+    assert classes == {
+        "omniglot": 423,
+        "devanagari": 46,
+        "mnist": 10,
+        "sign digits": 10,
+        "clothing": 10,
+        "cifar-10": 10,
+    }
+    assert {table.images.shape[2:] for table in tables.values()} == {(28, 28, 1)}
+    few = images.at_most(tables["clothing"], 300)
+    np.testing.assert_array_equal(
+        few.counts, np.minimum(tables["clothing"].counts, 300)
+    )
+    assert few.images.shape[1] == 300
+    assert images.at_most(tables["sign digits"], 500).images.shape[1] == 500
 
 
 def test_engine_describes_the_program_of_each_device(tmp_path, monkeypatch):
