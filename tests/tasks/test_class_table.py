@@ -1,6 +1,7 @@
 """Tasks from class tables: exact draws, disjoint sets, rotations, masks, bad input."""
 
 import collections
+import dataclasses
 import functools
 import itertools
 import math
@@ -17,6 +18,7 @@ from metajax.tasks.class_table import (
     class_table,
     distinct,
     few_shot,
+    join_classes,
     split_classes,
     whole_classes,
 )
@@ -392,6 +394,42 @@ def test_take_errors(case):
 def test_split_errors(key, fractions, message):
     with pytest.raises(ValueError, match=message):
         split_classes(numbered(3, 2), key, fractions)
+
+
+def test_joined_tables_have_all_classes():
+    first = numbered(2, 3, counts=[3, 2], rotations=4)
+    second = numbered(3, 5, counts=[1, 5, 4], rotations=4)
+    both = join_classes([first, second])
+    assert both.num_classes == 20
+    np.testing.assert_array_equal(both.counts, [3, 2, 1, 5, 4])
+    np.testing.assert_array_equal(both.images[:2, :3], first.images)
+    np.testing.assert_array_equal(both.images[2:], second.images)
+    assert np.all(np.asarray(both.images[:2, 3:]) == 0)
+    assert both.class_names is None
+    names = [dataclasses.replace(t, class_names=n) for t, n in ((first, ("a", "b")),)]
+    assert join_classes([*names, *names]).class_names == ("a", "b", "a", "b")
+    assert join_classes([*names, second]).class_names is None
+
+
+def test_joined_embeddings():
+    tables = [class_table(np.full((2, 3, 4), value, np.float32)) for value in (1, 2)]
+    assert join_classes(tables).images.shape == (4, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ([], "at least one table, got none"),
+        (
+            [numbered(2, 2), numbered(2, 2, side=5)],
+            r"table 0 has \(\(3, 3, 1\).*table 1",
+        ),
+        ([numbered(2, 2), numbered(2, 2, rotations=2)], "rotations of their images"),
+    ],
+)
+def test_join_errors(tables, message):
+    with pytest.raises(ValueError, match=message):
+        join_classes(tables)
 
 
 def test_whole_classes_draws_every_class_and_real_example():

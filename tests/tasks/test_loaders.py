@@ -52,6 +52,24 @@ def test_class_names_and_rotations():
     assert table.num_classes == 8
 
 
+def test_arrays_are_converted_as_files_are(tmp_path):
+    """Grey is luma, and resizing is Pillow's Lanczos, whoever reads."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 6, 8, 3), dtype=np.uint8)
+    for number, image in enumerate(images):
+        save(tmp_path / str(number) / "0.png", image)
+    for size, channels in (((4, 5), 1), (None, 1), ((4, 5), None), (None, 4)):
+        ours = from_arrays(images, [0, 1], size=size, channels=channels)
+        files = from_folder(tmp_path, size=size, channels=channels)
+        np.testing.assert_array_equal(ours.images, files.images)
+    grey = from_arrays(images, [0, 1], channels=1).images[:, 0, ..., 0]
+    luma = images @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(grey, luma, atol=0.51)
+    colours = from_arrays(grey, [0, 1], channels=3)
+    assert colours.images.shape == (2, 1, 6, 8, 3)
+    assert np.ptp(colours.images, axis=-1).max() == 0
+
+
 PIXELS = np.zeros((3, 2, 2, 1))
 ARRAY_ERRORS = {
     "nan": (
@@ -74,6 +92,10 @@ ARRAY_ERRORS = {
     "unnamed": (
         {"class_names": ["a", "b"]},
         r"2 names, for labels 0 to 1.*from 0 to 2",
+    ),
+    "two channels": (
+        {"images": np.zeros((3, 2, 2, 2)), "size": (4, 4)},
+        r"converted from 1, 3 or 4 channels, got 2; choose some",
     ),
     "negative": (
         {"labels": [-1, 0, 1], "class_names": ["a", "b"]},
@@ -170,7 +192,12 @@ def test_folder_layout_errors(folder):
 
 
 @pytest.mark.parametrize(
-    "load", [from_folder, lambda path, **k: from_tfds("a", "b", **k)]
+    "load",
+    [
+        from_folder,
+        lambda path, **k: from_tfds("a", "b", **k),
+        lambda path, **k: from_arrays(PIXELS, [0, 1, 2], **k),
+    ],
 )
 def test_conversion_errors(tmp_path, load):
     with pytest.raises(ValueError, match=r"`size` must be `\(H, W\)`.*got \(0, 3\)"):
@@ -204,6 +231,10 @@ def test_missing_pillow_names_the_extra(monkeypatch, folder):
     without(monkeypatch, "PIL")
     with pytest.raises(ImportError, match=r"Pillow.*metajax\[data\]"):
         from_folder(folder)
+    with pytest.raises(ImportError, match=r"Pillow.*metajax\[data\]"):
+        from_arrays(PIXELS, [0, 1, 2], size=(4, 4))
+    # What needs no conversion needs no Pillow.
+    from_arrays(PIXELS, [0, 1, 2], size=(2, 2), channels=1)
 
 
 def test_prepared_omniglot(data_dir):

@@ -130,7 +130,7 @@ def check_task(task, composition, counts):
         assert np.all(examples.x[~examples.mask] == 0)
 
 
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=4)
 @given(
     st.lists(st.integers(2, 12), min_size=8, max_size=8),
     st.integers(0, 2**32 - 1),
@@ -249,13 +249,13 @@ def test_augmentation_leaves_padding_alone(key):
 
 def test_the_same_tasks_from_the_host(key):
     pytest.importorskip("grain")
-    table = numbered([9, 4, 7, 5])
+    table = numbered([9, 4, 7])
     tasks = meta_dataset_tasks(table, way=(2, 3))
     on_disk = ClassTable(np.asarray(table.images), np.asarray(table.counts))
     source = on_host(meta_dataset_tasks(on_disk, way=(2, 3)))
     keys = jax.random.split(key, 3)
     batch = next(source.batches(lambda step: keys, 0, 1))
-    expected = jax.jit(jax.vmap(tasks))(keys)
+    expected, _ = draw(tasks, key, 3)
     jax.tree.map(np.testing.assert_array_equal, batch, expected)
 
 
