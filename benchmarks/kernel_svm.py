@@ -139,7 +139,9 @@ def across_tables(settings: Settings) -> list[dict[str, Any]]:
         "grid, test tables": grid[:, *best(grid)],
     }
     rows: list[dict[str, Any]] = []
-    for fold, is_test in enumerate(deal(names, settings)):
+    for fold, is_test in enumerate(
+        deal(names, folds=settings.folds, seed=settings.seed)
+    ):
         known = dataclasses.replace(tasks, choices=jnp.flatnonzero(~is_test))
         learned = {k: learn(settings, v, known) for k, v in learners.items()}
         first = learners["learned"].init(jax.random.key(0), tasks(keys[0]))
@@ -176,14 +178,12 @@ def draw(tasks: TableTasks, keys: jax.Array) -> Task:
     return jax.vmap(tasks)(keys)
 
 
-def deal(names: np.ndarray, settings: Settings) -> list[np.ndarray]:
+def deal(names: np.ndarray, *, folds: int, seed: int) -> list[np.ndarray]:
     """Bool `[tables]` for each fold, what it tests; near copies are in one."""
     groups = {name: "+".join(copies) for copies in COPIES for name in copies}
     of_table = np.asarray([groups.get(name, name) for name in names])
-    order = np.random.default_rng(settings.seed).permutation(np.unique(of_table))
-    return [
-        np.isin(of_table, order[i :: settings.folds]) for i in range(settings.folds)
-    ]
+    order = np.random.default_rng(seed).permutation(np.unique(of_table))
+    return [np.isin(of_table, order[i::folds]) for i in range(folds)]
 
 
 def grid_accuracies(bank: Task) -> np.ndarray:

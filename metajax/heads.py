@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.arguments import check_positive, check_way
+from metajax.models.adapters import from_functions
 from metajax.models.normalization import (
     freeze_support_statistics,
     hide_padding,
@@ -30,6 +31,7 @@ __all__ = [
     "embedded",
     "head_learner",
     "solved_head",
+    "table_rows",
     "unit",
 ]
 
@@ -163,6 +165,28 @@ def solved_head(
         return jnp.exp(head_params["log_scale"]) * outputs
 
     return Head(fit, classify, init)
+
+
+def table_rows(learner: str) -> Model:
+    """A model that gives back rows of a table `[n, D]`, in at least single precision.
+
+    Args:
+      learner: whose rows they are, for the error.
+
+    Raises:
+      ValueError: in its functions, if inputs are no such rows.
+    """
+
+    def apply(params: PyTree, x: Array) -> Array:
+        if x.ndim != 2 or x.shape[1] == 0:
+            raise ValueError(
+                f"`{learner}` takes rows of a table, `[n, D]` with D of at least 1, "
+                f"got inputs of shape {list(x.shape)}; flatten them, or use a learner "
+                "with a model, such as `svm`."
+            )
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    return from_functions(lambda key, x: {}, apply)
 
 
 def unit(vectors: Array) -> Array:

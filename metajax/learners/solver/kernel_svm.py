@@ -48,10 +48,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.arguments import check_choice, check_integers, check_positive
-from metajax.heads import Embedded, Head, head_learner
-from metajax.models.adapters import from_functions
+from metajax.heads import Embedded, Head, head_learner, table_rows
 from metajax.solvers import box_program
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Learner, PyTree
 
 __all__ = ["KERNELS", "LEARNED", "Machine", "kernel_svm"]
 
@@ -230,7 +229,7 @@ def kernel_svm(
         gram = _kernel(kernel, machine.mixture, rows, machine.rows)
         return scale * (gram @ machine.weights + machine.bias[None, :])
 
-    return head_learner(_columns(), Head(fit, classify, init), way=way)
+    return head_learner(table_rows("kernel_svm"), Head(fit, classify, init), way=way)
 
 
 def _entry(name: str, number: Array) -> tuple[str, Array]:
@@ -243,21 +242,6 @@ def _read(head_params: PyTree, name: str) -> Array:
     """Undoes `_entry`."""
     is_power = name == "relevance"
     return head_params[name] if is_power else jnp.exp(head_params[f"log_{name}"])
-
-
-def _columns() -> Model:
-    """Gives back rows `[n, D]`, as floats of at least single precision."""
-
-    def apply(params: PyTree, x: Array) -> Array:
-        if x.ndim != 2 or x.shape[1] == 0:
-            raise ValueError(
-                "`kernel_svm` takes rows of a table, `[n, D]` with D of at least 1, "
-                f"got inputs of shape {list(x.shape)}; flatten them, or use `svm` with "
-                "a model."
-            )
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-    return from_functions(lambda key, x: {}, apply)
 
 
 def _ruler(support: Embedded, numbers: dict[str, Array]) -> tuple[Array, Array]:

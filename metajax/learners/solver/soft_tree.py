@@ -1,0 +1,670 @@
+"""A soft decision tree with learned splits, depth and leaf size, which hardens.
+
+After N. Frosst, G. Hinton, "Distilling a Neural Network Into a Soft Decision Tree",
+CEX 2017, https://arxiv.org/abs/1711.09784, and S. Marton, S. Luedtke, C. Bartelt, H.
+Stuckenschmidt, "GradTree: Learning Axis-Aligned Decision Trees with Gradient Descent",
+AAAI 2024, https://arxiv.org/abs/2305.03515.
+
+A node m of a complete tree mixes splits c, each of one column and one threshold, midway
+between neighbouring support values; a row goes left, or on at all, with probability
+
+    l_m(x) = sum over c of pi_mc sigmoid((t_c - x[d_c]) / (temperature s[d_c])),
+    pi_m = softmax(score_m),       g_m = sigmoid(gate_m)
+
+s is the standard deviation of a column in the support set. g breaks the stick of
+depth: what arrives at a node stops there with 1 - g_m, so that the depth of a row has a
+distribution, whose mean is reported as `expected_depth`. The answer is the mixture,
+over all nodes where a row may stop, of the classes of the support mass w in each,
+
+    Q_m(k) = (w_mk + smoothing Q_parent(k)) / (w_m + smoothing),
+
+and the root's parent is uniform over the classes of the task. These are solved, not
+descended to.
+
+Columns mean something else in each table, so what is learned over tasks speaks of none.
+The score of a split is the same function in all tables, of what the split does to the
+classes of the support rows that reach its node: it is
+
+    sharpness * gain + network(features)
+    + penalty * log sigmoid(4 (lighter - (min_mass - 1/2)))
+
+where gain is that of information in nats, of all rows together, lighter is the mass of
+the lighter of the two leaves, and the features (`FEATURES`) also say what the whole
+column is worth. The network is 0 at first, so that the tree is at first that of CART
+with the criterion of entropy. The same features, in their mean over pi, move the gate
+of the node. Rows reach a node here along the splits of highest score above it, as the
+tree that is read is built of these. Where all tasks have the same columns, each column
+may also have a learned score of its own in each node.
+
+From there a few steps of an inner optimizer move all scores and gates together, down
+the loss of the support rows: each row is judged by leaves from which it was taken out
+itself, which their closed form makes exact for its own count, or every step would be
+towards purer and smaller leaves.
+
+The hard tree takes the best split and steps in place of sigmoids, and stops where g is
+below 1/2 or a leaf would be lighter than `min_mass`, rounded. The outer loss is that of
+the soft tree and that of the hard one, with the gradient of the soft one where there is
+none (straight through, as in GradTree).
+
+Differs from Frosst and Hinton: splits are mixtures of axis-aligned ones, not oblique;
+leaves are solved; inner nodes answer too. From GradTree: one threshold for each split
+and not for each column of a node, softmax in place of entmax, and few steps from a
+start that is learned.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.arguments import check_integers, check_positive
+from metajax.decision_tree import DecisionTree, level_slices
+from metajax.heads import Embedded, Fitted, Head, head_learner, table_rows
+from metajax.learned_optimizer import HyperParameter, LearnedOptimizer, learned
+from metajax.learners.gradient.descent import check_descent
+from metajax.objectives import cross_entropy, masked_mean, query_score, split_key
+from metajax.types import Array, Learner, PyTree, Task
+from metajax.unroll import unroll
+
+__all__ = ["FEATURES", "SoftTree", "harden", "soft_tree"]
+
+FEATURES = (
+    "gain",  # information gain of all rows, in nats
+    "gain per row",
+    "gini",  # fall of the Gini impurity, of all rows
+    "gini per row",
+    "saved errors",  # rows that the majority gets right after but not before
+    "lighter",  # mass of the lighter leaf, logarithm
+    "balance",  # share of the lighter leaf
+    "gap",  # between the values on both sides, in deviations, logarithm
+    "values",  # thresholds that the column has in the node, logarithm
+    "eta",  # share of the column's variance that is between classes
+    "eta of ranks",  # the same of its ranks
+)
+
+_NEVER = -jnp.inf
+
+
+class SoftTree(NamedTuple):
+    """A fitted tree; M splits, T = n candidate thresholds of each of D columns.
+
+    Attributes:
+      rows: `[n, D]`, the support rows; 0 for padding.
+      one_hot: `[n, N]`, their classes; 0 for padding.
+      scale: s `[D]`, 1 for constant columns.
+      thresholds: `[T, D]`; 0 where there is none.
+      scores: `[M, T * D]`, minus infinity where there is no split.
+      is_allowed: bool `[M, T * D]`, splits whose leaves are heavy enough.
+      gates: `[M]`, logits of going on.
+      temperature: of the sigmoids, in deviations.
+      smoothing: rows that a parent's classes count for.
+      min_mass: least rows of a leaf.
+      probabilities: Q `[2M + 1, N]` of the soft tree.
+    """
+
+    rows: Array
+    one_hot: Array
+    scale: Array
+    thresholds: Array
+    scores: Array
+    is_allowed: Array
+    gates: Array
+    temperature: Array
+    smoothing: Array
+    min_mass: Array
+    probabilities: Array
+
+
+def soft_tree(
+    *,
+    way: int | None = None,
+    depth: int = 3,
+    steps: int = 3,
+    inner_optimizer: optax.GradientTransformation | LearnedOptimizer | None = None,
+    gradient: str = "remat",
+    hidden: int = 16,
+    smoothing: float = 1.0,
+    min_mass: float = 1.0,
+    temperature: float = 0.1,
+    sharpness: float = 2.0,
+    same_columns: bool = False,
+    hard_weight: float = 0.5,
+) -> Learner:
+    """Builds a soft tree with meta-learned splits, depth and leaf size.
+
+    Choose it for tasks that are small tables, when a person is to read the answer:
+    `harden` makes a tree of one question at each node of it. Tables may have any
+    columns in any units, padded to one width by columns of 0. Memory of a task is of
+    the order of rows * D * (rows + 16 * 2^depth) numbers.
+
+    Args:
+      way: the most classes a task may have, N; labels are below it. None takes the
+        number of support examples: give it where there is more than one shot.
+      depth: levels of splits at most, at least 1; how many are used is learned.
+      steps: inner steps on scores and gates, at least 0.
+      inner_optimizer: what takes them, of Optax or learned, on a dict of `scores`
+        `[M, n * D]` and `gates` `[M]`. None for SGD whose two rates are learned.
+      gradient: how the outer gradient passes the inner steps; see `metajax.unroll`.
+      hidden: width of the network that scores splits, at least 1.
+      smoothing: rows that a parent's classes count for, at first, above 0.
+      min_mass: least rows of a leaf at first, above 0; it is rounded to harden.
+      temperature: of the sigmoids at first, in standard deviations, above 0.
+      sharpness: score of a nat of information gain at first, above 0.
+      same_columns: whether all tasks have the same columns in the same order; each then
+        has a learned score of its own in each node.
+      hard_weight: share of the hard tree's loss in the outer loss, in [0, 1].
+
+    Returns:
+      A learner whose `meta_params` are `metajax.heads.MetaParams`: `head` is a dict of
+      `log_smoothing`, `log_min_mass`, `log_penalty`, `log_temperature`, `log_sharpness`
+      (scalars), `depth_gates` `[depth]`, `gate_weights` `[F]`, the network's
+      `weights_in` `[F, hidden]`, `bias` `[hidden]` and `weights_out` `[hidden]`,
+      `columns` `[M, D]` if they are the same, and `optimizer`, parameters of a learned
+      one. `adapted` holds a `SoftTree` as `fitted`; `predict` takes rows `[n, D]` and
+      gives log probabilities `[n, N]` of the soft tree, minus infinity for classes
+      without a support example. The loss reports `hard_accuracy`, `expected_depth` of
+      query rows, and `hard_depth`, theirs in the hard tree.
+
+    Raises:
+      ValueError: if an argument is out of range; in its functions, if inputs are not
+        rows `[n, D]`, or not of as many columns as were learned.
+      TypeError: if the inner optimizer is none.
+
+    Example:
+      >>> from metajax import harden, row_tasks, soft_tree
+      >>> tasks = row_tasks(tables, rows=(5, 50), num_queries=30, standardize=None)
+      >>> learner = soft_tree(way=5)
+      >>> result = train(learner, tasks, optax.adam(0.03), steps=200)
+      >>> adapted = learner.adapt(result.meta_params, task.support)
+      >>> print(harden(adapted).text(column_names, class_names))
+    """
+    check_integers(1, depth=depth, hidden=hidden)
+    check_positive(
+        smoothing=smoothing,
+        min_mass=min_mass,
+        temperature=temperature,
+        sharpness=sharpness,
+    )
+    if not 0 <= hard_weight <= 1:
+        raise ValueError(f"`hard_weight` must be in [0, 1], got {hard_weight!r}.")
+    if inner_optimizer is None:
+        rate = HyperParameter(0.3, per="leaf", domain="positive")
+        inner_optimizer = learned(optax.sgd, learning_rate=rate)
+    check_descent(inner_optimizer, gradient, steps, None, may_be_learned=True)
+    num_splits, levels = 2**depth - 1, level_slices(depth)
+
+    def init(key: Array, support: Embedded) -> dict[str, Any]:
+        key_network, key_optimizer = jax.random.split(key)
+        num, num_columns = support.features.shape
+        weights = jax.random.normal(key_network, (len(FEATURES), hidden))
+        head_params = {
+            "log_smoothing": jnp.log(jnp.float32(smoothing)),
+            "log_min_mass": jnp.log(jnp.float32(min_mass)),
+            "log_penalty": jnp.float32(0),
+            "log_temperature": jnp.log(jnp.float32(temperature)),
+            "log_sharpness": jnp.log(jnp.float32(sharpness)),
+            "depth_gates": jnp.full(depth, 2.0),
+            "gate_weights": jnp.zeros(len(FEATURES)),
+            "weights_in": weights / len(FEATURES) ** 0.5,
+            "bias": jnp.zeros(hidden),
+            "weights_out": jnp.zeros(hidden),
+        }
+        if same_columns:
+            head_params["columns"] = jnp.zeros((num_splits, num_columns))
+        if isinstance(inner_optimizer, LearnedOptimizer):
+            moves = _no_moves(num_splits, num * num_columns)
+            head_params["optimizer"] = inner_optimizer.init(key_optimizer, moves)
+        return head_params
+
+    def fit(
+        head_params: PyTree, support: Embedded, key: Array | None
+    ) -> tuple[SoftTree, dict[str, Array]]:
+        tree = _grow(head_params, support, levels)
+        optimizer = inner_optimizer
+        if isinstance(optimizer, LearnedOptimizer):
+            optimizer = optimizer.build(head_params["optimizer"])
+
+        def loss(moves: PyTree, args: tuple, key: Array | None) -> Array:
+            tree, support = args
+            return _support_loss(_moved(tree, moves), support.is_real, levels)
+
+        moves = _no_moves(*tree.scores.shape)
+        result = unroll(
+            loss,
+            optimizer,
+            moves,
+            (tree, support),
+            steps=steps,
+            gradient=gradient,
+            key=key,
+        )
+        tree = _moved(tree, result.params)
+        reach, _ = _routes(*_choices(tree, tree.rows), levels)
+        probabilities = _probabilities(tree, reach, levels)
+        return tree._replace(probabilities=probabilities), {}
+
+    def classify(
+        head_params: PyTree,
+        tree: SoftTree,
+        features: Array,
+        mask: Array | None,
+        key: Array | None,
+    ) -> Array:
+        del head_params, mask, key
+        _, stop = _routes(*_choices(tree, features), levels)
+        return _logits(stop @ tree.probabilities)
+
+    learner = head_learner(table_rows("soft_tree"), Head(fit, classify, init), way=way)
+
+    def loss(
+        meta_params: PyTree, task: Task, *, key: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        key_adapt, key_predict = split_key(key, 2)
+        adapted = learner.adapt(meta_params, task.support, key=key_adapt)
+        soft, metrics = query_score(
+            learner.predict, adapted, task.query, cross_entropy, key_predict
+        )
+        tree, query = adapted.fitted, task.query
+        rows = query.x.astype(tree.rows.dtype)
+        if query.mask is not None:
+            rows = jnp.where(query.mask[:, None], rows, 0)
+        _, soft_stop = _routes(*_choices(tree, rows), levels)
+
+        def hard_logits(
+            adapted: Fitted, inputs: Array, *, mask: Array | None, key: Array | None
+        ) -> Array:
+            logits = _logits(hard_stop @ hard_probabilities)
+            return jnp.where(adapted.is_present[None, :], logits, -jnp.inf)
+
+        reach, _ = _hard_routes(tree, tree.rows, levels)
+        hard_probabilities = _probabilities(tree, reach, levels)
+        _, hard_stop = _hard_routes(tree, rows, levels)
+        hard, of_hard = query_score(hard_logits, adapted, query, cross_entropy)
+        level = jnp.concatenate(
+            [jnp.full(2**i, i, rows.dtype) for i in range(depth + 1)]
+        )
+        metrics |= {
+            "hard_accuracy": of_hard["accuracy"],
+            "expected_depth": masked_mean(soft_stop @ level, query.mask),
+            "hard_depth": masked_mean(hard_stop @ level, query.mask),
+        }
+        return (1 - hard_weight) * soft + hard_weight * hard, metrics
+
+    return learner._replace(loss=loss)
+
+
+def harden(adapted: Fitted) -> DecisionTree:
+    """The axis-aligned tree that a soft tree comes to.
+
+    Each node keeps its best split among those whose leaves are heavy enough, and is a
+    leaf where its gate is below 1/2, or where no split is left. Classes are those of
+    the support rows that end there, smoothed towards the parent's as in the soft tree.
+    Where the soft tree's gates, mixtures and sigmoids are nearly 0 or 1, both agree.
+
+    Args:
+      adapted: what `adapt` of `soft_tree` gave for one task.
+
+    Returns:
+      A tree for rows in the units of the support rows: `decide` answers, `print` shows
+      it, `metajax.plots.plot_tree` draws it, and its `in_units` undoes a
+      standardisation.
+    """
+    tree: SoftTree = adapted.fitted
+    levels = level_slices(tree.gates.shape[0].bit_length())
+    reach, _ = _hard_routes(tree, tree.rows, levels)
+    best, is_split = _hard_splits(tree, levels)
+    num_columns = tree.rows.shape[1]
+    is_split_here = jnp.ones(1, bool)
+    kept = []
+    for place in levels:
+        is_split_here &= is_split[place]
+        kept.append(is_split_here)
+        is_split_here = jnp.repeat(is_split_here, 2)
+    probabilities = _probabilities(tree, reach, levels)
+    return DecisionTree(
+        column=best % num_columns,
+        threshold=tree.thresholds.reshape(-1)[best],
+        is_split=jnp.concatenate(kept),
+        probabilities=jnp.where(adapted.is_present[None, :], probabilities, 0),
+        mass=jnp.sum(reach.T @ tree.one_hot, axis=1),
+    )
+
+
+# Growing.
+
+
+def _grow(numbers: dict[str, Any], support: Embedded, levels: list[slice]) -> SoftTree:
+    """Scores and gates before the first inner step, level by level."""
+    rows, one_hot, is_real = support
+    num, num_columns = rows.shape
+    order, thresholds, scale, ranks = _candidates(rows, is_real)
+    centred = (rows - _mean(rows, is_real)[None, :]) / scale[None, :]
+    smooth, min_mass, penalty, temperature, sharpness = (
+        jnp.exp(numbers[f"log_{name}"])
+        for name in ("smoothing", "min_mass", "penalty", "temperature", "sharpness")
+    )
+    mass = is_real[None, :].astype(rows.dtype)
+    all_scores, all_allowed, all_gates = [], [], []
+    for level, place in enumerate(levels):
+        described = _describe(mass, one_hot, order, centred, ranks)
+        features, gain, lighter, exists = described
+        # The network, and the mean of the features under the mixture.
+        bias = numbers["bias"][None, None, None, :]
+        hidden = jnp.tanh(features @ numbers["weights_in"] + bias)
+        scores = sharpness * gain + hidden @ numbers["weights_out"]
+        excess = 4 * (lighter - (min_mass - 0.5))
+        scores += penalty * jax.nn.log_sigmoid(excess)
+        if "columns" in numbers:
+            scores += _columns(numbers, num_columns)[place][:, None, :]
+        scores = jnp.where(exists, scores, _NEVER).reshape(len(mass), -1)
+        mixture = _mixture(scores)
+        mean = jnp.einsum(
+            "mc,mcf->mf", mixture, features.reshape(*scores.shape, len(FEATURES))
+        )
+        gates = numbers["depth_gates"][level] + mean @ numbers["gate_weights"]
+        allowed = (exists & (excess >= 0)).reshape(scores.shape)
+        all_scores.append(scores)
+        all_gates.append(gates)
+        all_allowed.append(allowed)
+        # Down the best split to the next level.
+        best = jnp.argmax(jnp.where(allowed, scores, _NEVER), axis=1)
+        below = thresholds.reshape(-1)[best][:, None]
+        goes_left = rows.T[best % num_columns] <= below
+        mass = jnp.stack([mass * goes_left, mass * ~goes_left], 1).reshape(-1, num)
+    return SoftTree(
+        rows,
+        one_hot,
+        scale,
+        thresholds,
+        jnp.concatenate(all_scores),
+        jnp.concatenate(all_allowed),
+        jnp.concatenate(all_gates),
+        temperature,
+        smooth,
+        min_mass,
+        probabilities=jnp.zeros((2 * levels[-1].stop + 1, one_hot.shape[1])),
+    )
+
+
+def _columns(numbers: dict[str, Any], num_columns: int) -> Array:
+    columns = numbers["columns"]
+    if columns.shape[1] != num_columns:
+        raise ValueError(
+            f"The columns' scores were made for {columns.shape[1]} columns, and these "
+            f"rows have {num_columns}; give all tasks the same columns, or use "
+            "`same_columns=False`."
+        )
+    return columns
+
+
+def _candidates(rows: Array, is_real: Array) -> tuple[Array, ...]:
+    """Where columns may be split.
+
+    Returns:
+      `order` int `[n, D]`, the rows by each column, padding last; `thresholds` `[n, D]`
+      after each of these, 0 where the next value is not larger; `scale` `[D]`; `ranks`
+      `[n, D]`, ties in the middle, in [0, 1).
+    """
+    padded = jnp.where(is_real[:, None], rows, jnp.inf)
+    order = jnp.argsort(padded, axis=0)
+    values = jnp.take_along_axis(padded, order, axis=0)
+    later = jnp.pad(values[1:], ((0, 1), (0, 0)), constant_values=jnp.inf)
+    exists = (later > values) & jnp.isfinite(later)
+    low, high = jnp.where(exists, values, 0), jnp.where(exists, later, 0)
+    middle = low + (high - low) / 2
+    # Neighbouring floats have no middle, and rows at a threshold go left.
+    thresholds = jnp.where(middle < high, middle, low)
+    centred = jnp.where(is_real[:, None], rows - _mean(rows, is_real)[None, :], 0)
+    num = jnp.maximum(jnp.sum(is_real), 1)
+    # In units of the largest, so that squares neither overflow nor vanish.
+    most = jnp.max(jnp.abs(centred), axis=0)
+    is_varied = jnp.any(exists, axis=0)
+    unit = jnp.where(is_varied, most, 1)
+    squares = jnp.sum(jnp.square(centred / unit[None, :]), axis=0)
+    scale = jnp.where(is_varied, unit * jnp.sqrt(squares / num), 1)
+    below = jnp.sum(padded[:, None, :] > padded[None, :, :], axis=1)
+    equal = jnp.sum(padded[:, None, :] == padded[None, :, :], axis=1)
+    ranks = jnp.where(is_real[:, None], (below + equal / 2) / num, 0)
+    return order, thresholds, scale, ranks
+
+
+def _describe(
+    mass: Array, one_hot: Array, order: Array, rows: Array, ranks: Array
+) -> tuple[Array, ...]:
+    """What each split would do in some nodes.
+
+    Args:
+      mass: `[m, n]`, which rows are in a node.
+      one_hot: `[n, N]`.
+      order: of the rows by each column, `[n, D]`.
+      rows: centred and in deviations, `[n, D]`.
+      ranks: `[n, D]`.
+
+    Returns:
+      Features `[m, n, D, F]`, each of the order of 1; gain and mass of the lighter leaf
+      `[m, n, D]`; and whether there is such a split, bool `[m, n, D]`.
+    """
+    total = mass @ one_hot
+    num = jnp.sum(total, axis=1)[:, None, None]
+    mass_in_order = mass[:, order]
+    left = jnp.cumsum(mass_in_order[..., None] * one_hot[order][None], axis=1)
+    right = total[:, None, None, :] - left
+    lighter = jnp.minimum(jnp.sum(left, axis=-1), jnp.sum(right, axis=-1))
+
+    # Between two rows of a node there may be values of rows that are elsewhere. One
+    # threshold is taken there, of the two values around the middle.
+    values = jnp.take_along_axis(rows, order, axis=0)[None]
+    is_here = mass_in_order > 0
+    low = jax.lax.cummax(jnp.where(is_here, values, -jnp.inf), axis=1)
+    high = jax.lax.cummin(jnp.where(is_here, values, jnp.inf), axis=1, reverse=True)
+    last = ((0, 0), (0, 1), (0, 0))
+    high = jnp.pad(high[:, 1:], last, constant_values=jnp.inf)
+    later = jnp.pad(values[:, 1:], last, constant_values=jnp.inf)
+    has_both = jnp.isfinite(low) & jnp.isfinite(high)
+    low, high = jnp.where(has_both, low, 0), jnp.where(has_both, high, 0)
+    middle = low + (high - low) / 2
+    middle = jnp.where(middle < high, middle, low)
+    is_pure = (jnp.sum(total > 0, axis=1) < 2)[:, None, None]
+    exists = (low < high) & (values <= middle) & (middle < later) & ~is_pure
+
+    parent = total[:, None, None, :]
+
+    def entropy(counts: Array) -> Array:
+        """Of all rows together, in nats."""
+        inside = jnp.sum(_x_log_x(counts), axis=-1)
+        return _x_log_x(jnp.sum(counts, axis=-1)) - inside
+
+    def agreement(counts: Array) -> Array:
+        """Rows less their Gini impurity."""
+        squares = jnp.sum(jnp.square(counts), axis=-1)
+        return squares / jnp.maximum(jnp.sum(counts, axis=-1), 1)
+
+    gain = jnp.maximum(entropy(parent) - entropy(left) - entropy(right), 0)
+    gini = agreement(left) + agreement(right) - agreement(parent)
+    saved = left.max(-1) + right.max(-1) - parent.max(-1)
+    some = jnp.maximum(num, 1)
+
+    def of_column(values: Array) -> Array:
+        """Share of the variance of columns `[n, D]` in a node, between classes."""
+        sums = jnp.einsum("mn,nk,nd->mkd", mass, one_hot, values)
+        squares = mass @ jnp.square(values)
+        level = jnp.square(jnp.sum(sums, axis=1)) / some[:, 0]
+        means = jnp.sum(jnp.square(sums) / jnp.maximum(total, 1)[..., None], axis=1)
+        # Constant columns have no variance to share, and rounding leaves them some.
+        share = (means - level) / jnp.maximum(squares - level, 1e-4)
+        return jnp.clip(share, 0, 1)[:, None, :]
+
+    features = {
+        "gain": gain / 3,
+        "gain per row": 3 * gain / some,
+        "gini": gini / 2,
+        "gini per row": 4 * gini / some,
+        "saved errors": saved / 3,
+        "lighter": jnp.log1p(lighter),
+        "balance": 2 * lighter / some,
+        "gap": jnp.log(high - low + 0.01),
+        "values": jnp.log1p(jnp.sum(exists, axis=1, keepdims=True)) - 2,
+        "eta": 2 * of_column(rows),
+        "eta of ranks": 2 * of_column(ranks),
+    }
+    stacked = [jnp.broadcast_to(features[name], gain.shape) for name in FEATURES]
+    return jnp.stack(stacked, axis=-1), gain, lighter, exists
+
+
+def _x_log_x(counts: Array) -> Array:
+    is_some = counts > 0
+    return jnp.where(is_some, counts * jnp.log(jnp.where(is_some, counts, 1)), 0)
+
+
+def _mean(rows: Array, is_real: Array) -> Array:
+    total = jnp.sum(jnp.where(is_real[:, None], rows, 0), axis=0)
+    return total / jnp.maximum(jnp.sum(is_real), 1)
+
+
+# Answering.
+
+
+def _choices(tree: SoftTree, rows: Array) -> tuple[Array, Array]:
+    """Probabilities of rows `[q, D]` to go left in each node `[q, M]`, and gates."""
+    mixture = _mixture(tree.scores)
+    return _sigmoids(tree, rows) @ mixture.T, _gates(tree)
+
+
+def _hard_routes(
+    tree: SoftTree, rows: Array, levels: list[slice]
+) -> tuple[Array, Array]:
+    """As `_routes`, of the hard tree; its gradient is that of the soft one."""
+    best, is_split = _hard_splits(tree, levels)
+    mixture = _mixture(tree.scores)
+    one_hot = jax.nn.one_hot(best, mixture.shape[1], dtype=mixture.dtype)
+    sigmoids = _sigmoids(tree, rows)
+    steps = (rows[:, None, :] <= tree.thresholds[None, :, :]).reshape(sigmoids.shape)
+    left = _straight_through(steps, sigmoids) @ _straight_through(one_hot, mixture).T
+    return _routes(left, _straight_through(is_split, _gates(tree)), levels)
+
+
+def _hard_splits(tree: SoftTree, levels: list[slice]) -> tuple[Array, Array]:
+    """The best split of each node, int `[M]`, and whether it is taken, bool `[M]`."""
+    scores = jnp.where(tree.is_allowed, tree.scores, _NEVER)
+    best = jnp.argmax(scores, axis=1)
+    column = best % tree.rows.shape[1]
+    threshold = tree.thresholds.reshape(-1)[best]
+    left = (tree.rows[:, column] <= threshold[None, :]).astype(tree.rows.dtype)
+    reach, _ = _routes(left, jnp.ones_like(tree.gates), levels)
+    mass = jnp.sum(reach.T @ tree.one_hot, axis=1)
+    # Inner steps may have changed the splits above those that were judged.
+    lighter = jnp.minimum(mass[1::2], mass[2::2])
+    is_heavy = (lighter > 0) & (lighter >= tree.min_mass - 0.5)
+    return best, is_heavy & (tree.gates > 0) & jnp.any(tree.is_allowed, axis=1)
+
+
+def _sigmoids(tree: SoftTree, rows: Array) -> Array:
+    """Probabilities `[q, T * D]` of rows `[q, D]` to go left at each candidate."""
+    distance = tree.thresholds[None, :, :] - rows[:, None, :]
+    width = tree.temperature * tree.scale
+    return jax.nn.sigmoid(distance / width[None, None, :]).reshape(len(rows), -1)
+
+
+def _mixture(scores: Array) -> Array:
+    """Softmax over the last axis; 0 where nothing is above minus infinity."""
+    is_any = jnp.any(scores > _NEVER, axis=-1, keepdims=True)
+    return jnp.where(is_any, jax.nn.softmax(jnp.where(is_any, scores, 0), axis=-1), 0)
+
+
+def _gates(tree: SoftTree) -> Array:
+    return jnp.where(
+        jnp.any(tree.scores > _NEVER, axis=1), jax.nn.sigmoid(tree.gates), 0
+    )
+
+
+def _straight_through(hard: Array, soft: Array) -> Array:
+    return soft + jax.lax.stop_gradient(hard.astype(soft.dtype) - soft)
+
+
+def _routes(left: Array, gates: Array, levels: list[slice]) -> tuple[Array, Array]:
+    """Where rows pass, and where they stop.
+
+    Args:
+      left: `[q, M]`, probabilities to go left.
+      gates: `[M]`, to go on.
+      levels: of the nodes.
+
+    Returns:
+      `[q, 2M + 1]` each: the probability to pass through a node or stop in it, if there
+      were no gates; and that to stop in it, which adds up to 1.
+    """
+    reach = arrive = jnp.ones((len(left), 1), left.dtype)
+    reaches, stops = [], []
+    for place in levels:
+        reaches.append(reach)
+        stops.append(arrive * (1 - gates[place])[None, :])
+        sides = jnp.stack([left[:, place], 1 - left[:, place]], axis=-1)
+        arrive = arrive * gates[place][None, :]
+        reach, arrive = (
+            (mass[..., None] * sides).reshape(len(left), -1) for mass in (reach, arrive)
+        )
+    return jnp.concatenate([*reaches, reach], 1), jnp.concatenate([*stops, arrive], 1)
+
+
+def _probabilities(tree: SoftTree, reach: Array, levels: list[slice]) -> Array:
+    """Q `[2M + 1, N]` from what support rows reach `[n, 2M + 1]`."""
+    is_present = jnp.sum(tree.one_hot, axis=0) > 0
+    prior = is_present / jnp.maximum(jnp.sum(is_present), 1)
+    counts = tree.one_hot.T @ reach
+    mass = jnp.sum(counts, axis=0, keepdims=True)
+    return _smoothed(counts, mass, prior, tree.smoothing, levels).T
+
+
+def _support_loss(tree: SoftTree, is_real: Array, levels: list[slice]) -> Array:
+    """Mean loss of the support rows, each without its own count in the leaves."""
+    reach, stop = _routes(*_choices(tree, tree.rows), levels)
+    counts = tree.one_hot.T @ reach
+    of_own_class = tree.one_hot @ counts - reach
+    others = jnp.sum(counts, axis=0)[None, :] - reach
+    num_present = jnp.maximum(jnp.sum(jnp.sum(tree.one_hot, axis=0) > 0), 1)
+    prior = jnp.full(len(reach), 1 / num_present, reach.dtype)
+    # Of padding these mean nothing, and rounding may take them below 0.
+    of_own_class, others = jnp.maximum(of_own_class, 0), jnp.maximum(others, 0)
+    of_leaf = _smoothed(of_own_class, others, prior, tree.smoothing, levels)
+    return masked_mean(-_logits(jnp.sum(stop * of_leaf, axis=1)), is_real)
+
+
+def _smoothed(
+    counts: Array, mass: Array, prior: Array, smoothing: Array, levels: list[slice]
+) -> Array:
+    """Shares `[k, 2M + 1]`, each drawn to its parent's.
+
+    Args:
+      counts: `[k, 2M + 1]`, of some class in each node.
+      mass: `[k or 1, 2M + 1]`, of all classes.
+      prior: `[k]`, the share that the root is drawn to.
+      smoothing: rows that the parent counts for.
+      levels: of the nodes but the last ones.
+    """
+    above, shares = prior[:, None], []
+    last = slice(levels[-1].stop, None)
+    for place in [*levels, last]:
+        share = counts[:, place] + smoothing * above
+        share /= mass[:, place] + smoothing
+        shares.append(share)
+        above = jnp.repeat(share, 2, axis=1)
+    return jnp.concatenate(shares, axis=1)
+
+
+def _logits(probabilities: Array) -> Array:
+    return jnp.log(jnp.maximum(probabilities, 1e-30))
+
+
+def _no_moves(num_splits: int, num_candidates: int) -> dict[str, Array]:
+    """Where the inner loop starts: what it adds to scores and gates."""
+    return {
+        "scores": jnp.zeros((num_splits, num_candidates)),
+        "gates": jnp.zeros(num_splits),
+    }
+
+
+def _moved(tree: SoftTree, moves: dict[str, Array]) -> SoftTree:
+    return tree._replace(
+        scores=tree.scores + moves["scores"], gates=tree.gates + moves["gates"]
+    )
