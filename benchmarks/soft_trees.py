@@ -70,7 +70,6 @@ class Settings:
     """The first of them only; None for all."""
     depth: int = 3
     inner_steps: int = 0
-    hard_weight: float = 0.5
     outer_steps: int = 200
     outer_rate: float = 0.03
     """At the start of a cosine."""
@@ -103,7 +102,6 @@ def main(settings: Settings) -> None:
         depth=settings.depth,
         steps=settings.inner_steps,
         smoothing=3.0,
-        hard_weight=settings.hard_weight,
     )
     sources, banks = draw_banks(settings, tables)
     carts = [fit_carts(bank, settings.depth) for bank in banks]

@@ -43,27 +43,35 @@ towards purer and smaller leaves.
 
 The hard tree takes the best split and steps in place of sigmoids, and stops where g is
 below 1/2 or a leaf would be lighter than `min_mass`, rounded. The outer loss is that of
-the soft tree and that of the hard one, with the gradient of the soft one where there is
-none (straight through, as in GradTree).
+the soft tree alone: that of the hard one, with the soft one's gradient straight through
+as in GradTree, closed the gates and left both trees worse.
 
 Differs from Frosst and Hinton: splits are mixtures of axis-aligned ones, not oblique;
 leaves are solved; inner nodes answer too. From GradTree: one threshold for each split
-and not for each column of a node, softmax in place of entmax, and few steps from a
-start that is learned.
+and not for each column of a node, softmax in place of entmax, no straight-through
+gradients, and few steps from a start that is learned.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from metajax.arguments import check_integers, check_positive
-from metajax.decision_tree import DecisionTree, level_slices
+from metajax.decision_tree import DecisionTree, leaf_of, level_slices
 from metajax.heads import Embedded, Fitted, Head, head_learner, table_rows
 from metajax.learned_optimizer import HyperParameter, LearnedOptimizer, learned
 from metajax.learners.gradient.descent import check_descent
-from metajax.objectives import cross_entropy, masked_mean, query_score, split_key
+from metajax.models.normalization import hide_padding
+from metajax.objectives import (
+    accuracy,
+    cross_entropy,
+    masked_mean,
+    query_score,
+    split_key,
+)
 from metajax.types import Array, Learner, PyTree, Task
 from metajax.unroll import unroll
 
@@ -129,7 +137,6 @@ def soft_tree(
     temperature: float = 0.1,
     sharpness: float = 2.0,
     same_columns: bool = False,
-    hard_weight: float = 0.5,
 ) -> Learner:
     """Builds a soft tree with meta-learned splits, depth and leaf size.
 
@@ -153,7 +160,6 @@ def soft_tree(
       sharpness: score of a nat of information gain at first, above 0.
       same_columns: whether all tasks have the same columns in the same order; each then
         has a learned score of its own in each node.
-      hard_weight: share of the hard tree's loss in the outer loss, in [0, 1].
 
     Returns:
       A learner whose `meta_params` are `metajax.heads.MetaParams`: `head` is a dict of
@@ -186,13 +192,12 @@ def soft_tree(
         temperature=temperature,
         sharpness=sharpness,
     )
-    if not 0 <= hard_weight <= 1:
-        raise ValueError(f"`hard_weight` must be in [0, 1], got {hard_weight!r}.")
     if inner_optimizer is None:
         rate = HyperParameter(0.3, per="leaf", domain="positive")
         inner_optimizer = learned(optax.sgd, learning_rate=rate)
     check_descent(inner_optimizer, gradient, steps, None, may_be_learned=True)
     num_splits, levels = 2**depth - 1, level_slices(depth)
+    level_of_node = np.repeat(np.arange(depth + 1), 2 ** np.arange(depth + 1))
 
     def init(key: Array, support: Embedded) -> dict[str, Any]:
         key_network, key_optimizer = jax.random.split(key)
@@ -262,34 +267,22 @@ def soft_tree(
     ) -> tuple[Array, dict[str, Array]]:
         key_adapt, key_predict = split_key(key, 2)
         adapted = learner.adapt(meta_params, task.support, key=key_adapt)
-        soft, metrics = query_score(
+        value, metrics = query_score(
             learner.predict, adapted, task.query, cross_entropy, key_predict
         )
-        tree, query = adapted.fitted, task.query
-        rows = query.x.astype(tree.rows.dtype)
-        if query.mask is not None:
-            rows = jnp.where(query.mask[:, None], rows, 0)
-        _, soft_stop = _routes(*_choices(tree, rows), levels)
-
-        def hard_logits(
-            adapted: Fitted, inputs: Array, *, mask: Array | None, key: Array | None
-        ) -> Array:
-            logits = _logits(hard_stop @ hard_probabilities)
-            return jnp.where(adapted.is_present[None, :], logits, -jnp.inf)
-
-        reach, _ = _hard_routes(tree, tree.rows, levels)
-        hard_probabilities = _probabilities(tree, reach, levels)
-        _, hard_stop = _hard_routes(tree, rows, levels)
-        hard, of_hard = query_score(hard_logits, adapted, query, cross_entropy)
-        level = jnp.concatenate(
-            [jnp.full(2**i, i, rows.dtype) for i in range(depth + 1)]
-        )
+        query = task.query
+        rows = hide_padding(query.x, query.mask)
+        level = jnp.asarray(level_of_node, rows.dtype)
+        _, stop = _routes(*_choices(adapted.fitted, rows), levels)
+        tree = harden(adapted)
+        leaf = leaf_of(tree, rows)
+        is_right = accuracy(tree.probabilities[leaf], query.y)
         metrics |= {
-            "hard_accuracy": of_hard["accuracy"],
-            "expected_depth": masked_mean(soft_stop @ level, query.mask),
-            "hard_depth": masked_mean(hard_stop @ level, query.mask),
+            "hard_accuracy": masked_mean(is_right, query.mask),
+            "expected_depth": masked_mean(stop @ level, query.mask),
+            "hard_depth": masked_mean(level[leaf], query.mask),
         }
-        return (1 - hard_weight) * soft + hard_weight * hard, metrics
+        return value, metrics
 
     return learner._replace(loss=loss)
 
@@ -312,23 +305,23 @@ def harden(adapted: Fitted) -> DecisionTree:
     """
     tree: SoftTree = adapted.fitted
     levels = level_slices(tree.gates.shape[0].bit_length())
-    reach, _ = _hard_routes(tree, tree.rows, levels)
-    best, is_split = _hard_splits(tree, levels)
-    num_columns = tree.rows.shape[1]
-    is_split_here = jnp.ones(1, bool)
-    kept = []
+    best = jnp.argmax(jnp.where(tree.is_allowed, tree.scores, _NEVER), axis=1)
+    column = best % tree.rows.shape[1]
+    threshold = tree.thresholds.reshape(-1)[best]
+    left = (tree.rows[:, column] <= threshold[None, :]).astype(tree.rows.dtype)
+    reach, _ = _routes(left, jnp.ones_like(tree.gates), levels)
+    mass = jnp.sum(tree.one_hot.T @ reach, axis=0)
+    # Inner steps may have changed the splits above those whose leaves were weighed.
+    lighter = jnp.minimum(mass[1::2], mass[2::2])
+    is_heavy = (lighter > 0) & (lighter >= tree.min_mass - 0.5)
+    is_split = is_heavy & (tree.gates > 0) & jnp.any(tree.is_allowed, axis=1)
+    # Below a leaf nothing splits.
+    is_reached, kept = jnp.ones(1, bool), []
     for place in levels:
-        is_split_here &= is_split[place]
-        kept.append(is_split_here)
-        is_split_here = jnp.repeat(is_split_here, 2)
+        kept.append(is_reached & is_split[place])
+        is_reached = jnp.repeat(kept[-1], 2)
     probabilities = _probabilities(tree, reach, levels)
-    return DecisionTree(
-        column=best % num_columns,
-        threshold=tree.thresholds.reshape(-1)[best],
-        is_split=jnp.concatenate(kept),
-        probabilities=jnp.where(adapted.is_present[None, :], probabilities, 0),
-        mass=jnp.sum(reach.T @ tree.one_hot, axis=1),
-    )
+    return DecisionTree(column, threshold, jnp.concatenate(kept), probabilities, mass)
 
 
 # Growing.
@@ -531,34 +524,6 @@ def _choices(tree: SoftTree, rows: Array) -> tuple[Array, Array]:
     return _sigmoids(tree, rows) @ mixture.T, _gates(tree)
 
 
-def _hard_routes(
-    tree: SoftTree, rows: Array, levels: list[slice]
-) -> tuple[Array, Array]:
-    """As `_routes`, of the hard tree; its gradient is that of the soft one."""
-    best, is_split = _hard_splits(tree, levels)
-    mixture = _mixture(tree.scores)
-    one_hot = jax.nn.one_hot(best, mixture.shape[1], dtype=mixture.dtype)
-    sigmoids = _sigmoids(tree, rows)
-    steps = (rows[:, None, :] <= tree.thresholds[None, :, :]).reshape(sigmoids.shape)
-    left = _straight_through(steps, sigmoids) @ _straight_through(one_hot, mixture).T
-    return _routes(left, _straight_through(is_split, _gates(tree)), levels)
-
-
-def _hard_splits(tree: SoftTree, levels: list[slice]) -> tuple[Array, Array]:
-    """The best split of each node, int `[M]`, and whether it is taken, bool `[M]`."""
-    scores = jnp.where(tree.is_allowed, tree.scores, _NEVER)
-    best = jnp.argmax(scores, axis=1)
-    column = best % tree.rows.shape[1]
-    threshold = tree.thresholds.reshape(-1)[best]
-    left = (tree.rows[:, column] <= threshold[None, :]).astype(tree.rows.dtype)
-    reach, _ = _routes(left, jnp.ones_like(tree.gates), levels)
-    mass = jnp.sum(reach.T @ tree.one_hot, axis=1)
-    # Inner steps may have changed the splits above those that were judged.
-    lighter = jnp.minimum(mass[1::2], mass[2::2])
-    is_heavy = (lighter > 0) & (lighter >= tree.min_mass - 0.5)
-    return best, is_heavy & (tree.gates > 0) & jnp.any(tree.is_allowed, axis=1)
-
-
 def _sigmoids(tree: SoftTree, rows: Array) -> Array:
     """Probabilities `[q, T * D]` of rows `[q, D]` to go left at each candidate."""
     distance = tree.thresholds[None, :, :] - rows[:, None, :]
@@ -576,10 +541,6 @@ def _gates(tree: SoftTree) -> Array:
     return jnp.where(
         jnp.any(tree.scores > _NEVER, axis=1), jax.nn.sigmoid(tree.gates), 0
     )
-
-
-def _straight_through(hard: Array, soft: Array) -> Array:
-    return soft + jax.lax.stop_gradient(hard.astype(soft.dtype) - soft)
 
 
 def _routes(left: Array, gates: Array, levels: list[slice]) -> tuple[Array, Array]:
