@@ -337,6 +337,65 @@ def _cached_features(records: Named) -> str:
     return text + _markdown(["learner", *(f"{shot}-shot" for shot in shots)], rows)
 
 
+def _soft_trees(records: Named) -> str:
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    of_part: dict[str, list[Record]] = {}
+    for r in results:
+        of_part.setdefault(r["part"], []).append(r)
+    rows = []
+    for r in of_part["methods"]:
+        row = [r["method"], _interval(r, 2, 100), ""]
+        if "learned_is_higher_by" in r:
+            found = r["learned_is_higher_by"]
+            row[-1] = f"{_interval(found, 2, 100)} ({_signs(found)})"
+        rows.append(row)
+    sizes = []
+    for r in of_part["sizes"]:
+        found = r["learned_is_higher_by"]
+        sizes.append(
+            [
+                "{} to {}".format(*r["rows"]),
+                _interval(r, 2, 100),
+                f"{_interval(found, 2, 100)} ({_signs(found)})",
+            ]
+        )
+    folds = [
+        [
+            r["fold"],
+            r["method"],
+            f"{r['expected_depth']:.2f}",
+            f"{r['hard_depth']:.2f}",
+            ", ".join(f"{gate:.2f}" for gate in r["learned"]["depth_gates"]),
+            *(
+                f"{r['learned'][name]:.2f}"
+                for name in ("min_mass", "penalty", "smoothing", "temperature")
+            ),
+        ]
+        for r in of_part["fold"]
+    ]
+    header = ["fold", "tree", "expected depth", "hard depth", "gates"]
+    header += ["least rows", "penalty", "smoothing", "temperature"]
+    return "\n".join(
+        [
+            f"Accuracy in percent on PMLB's tables in {settings['folds']} folds, tasks "
+            f"of 5 to 50 support rows, {settings['tasks_per_table']} of each table, "
+            f"trees of at most {settings['depth']} levels; ± over tables, differences "
+            "paired, with how many tables are better and worse. What is compared is "
+            "said in `benchmarks/soft_trees.py`.\n",
+            _markdown(["method", "accuracy", "learned is higher by"], rows),
+            "The learned tree, hardened, against CART of the same depth, by support "
+            "rows:\n",
+            _markdown(["rows", "accuracy", "higher than CART by"], sizes),
+            "What was learned: depth of the soft tree in the mean over query rows, "
+            "that of the hard one, probabilities to go on at each level before what "
+            "the node adds, and the numbers of `metajax.soft_tree`:\n",
+            _markdown(header, folds),
+            _picture(path),
+        ]
+    )
+
+
 def _ablation(records: Named) -> str:
     [(_, record)] = records
     settings = record["settings"]
@@ -546,6 +605,7 @@ SECTIONS: list[tuple[str, str, Callable[[Named], str]]] = [
     ("Tasks on embeddings computed once", "cached-features", _cached_features),
     ("A support vector machine with learned numbers", "kernel-svm", _kernel_svm),
     ("Functions of six families", "function-families", _function_families),
+    ("Soft decision trees, hardened", "soft-trees", _soft_trees),
     ("Parts of MAML++", "ablation", _ablation),
     ("Sequences: an LSTM that generates an LSTM", "sequences", _sequences),
     ("Several domains, variable way and shot", "domains", _domains),

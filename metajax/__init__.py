@@ -49,6 +49,8 @@ from metajax.learners.representation.warm_start import recommend as recommend
 from metajax.learners.solver.kernel_svm import kernel_svm as kernel_svm
 from metajax.learners.solver.logistic import logistic as logistic
 from metajax.learners.solver.ridge import ridge as ridge
+from metajax.learners.solver.soft_tree import harden as harden
+from metajax.learners.solver.soft_tree import soft_tree as soft_tree
 from metajax.learners.solver.svm import svm as svm
 from metajax.meta_features import meta_features as meta_features
 from metajax.models.adapters import from_functions as from_functions
@@ -139,6 +141,7 @@ __all__ = [
     "from_tfds",
     "glyphs",
     "graph",
+    "harden",
     "identity",
     "imaml",
     "kernel_svm",
@@ -180,6 +183,7 @@ __all__ = [
     "row_tasks",
     "sequence_sinusoid",
     "sinusoid",
+    "soft_tree",
     "split_classes",
     "svm",
     "synthetic_table",

@@ -47,6 +47,7 @@ from metajax.learners.representation.label_propagation import label_propagation
 from metajax.learners.solver.kernel_svm import KERNELS, LEARNED, kernel_svm
 from metajax.learners.solver.logistic import logistic
 from metajax.learners.solver.ridge import ridge
+from metajax.learners.solver.soft_tree import soft_tree
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import POOLINGS, conv4, identity, mlp
 from metajax.models.normalization import NORMALIZATIONS
@@ -101,6 +102,7 @@ LEARNERS: dict[str, Constructor] = {
     "logistic": logistic,
     "svm": svm,
     "kernel_svm": kernel_svm,
+    "soft_tree": soft_tree,
     "label_propagation": label_propagation,
     "graph": graph,
     "baseline": baseline,
@@ -131,14 +133,15 @@ EMBEDDING_LEARNERS = (
     "logistic",
     "svm",
     "kernel_svm",
+    "soft_tree",
     "label_propagation",
     "graph",
     "baseline",
 )
 # They read their inputs themselves: their model is `identity`.
-LEARNERS_WITHOUT_MODEL = ("kernel_svm",)
+LEARNERS_WITHOUT_MODEL = ("kernel_svm", "soft_tree")
 # They have an answer for each class of a task, and so a number of classes.
-LEARNERS_OF_ONE_WAY = ("lstm_generator", "arml", "graph", "kernel_svm")
+LEARNERS_OF_ONE_WAY = ("lstm_generator", "arml", "graph", "kernel_svm", "soft_tree")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,6 +260,7 @@ _DEFAULTS: dict[str, Any] = {
     "imaml.steps": 16,
     "inner_optimizer": InnerOptimizer(),
     "learn_optimizer.inner_optimizer": InnerOptimizer(learned="optimizer"),
+    "soft_tree.inner_optimizer": InnerOptimizer(learning_rate=0.3, learned="leaf"),
     "learn_optimizer.steps": 20,
     "num_outputs": None,
     "num_queries": 15,

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metajax.decision_tree import DecisionTree
 from metajax.plots import (
     LAYOUTS,
     TaskMap,
     plot_learning_curves,
     plot_task_maps,
     plot_tasks,
+    plot_tree,
     task_places,
 )
 from metajax.types import Examples, Task
@@ -150,6 +152,33 @@ def test_bad_maps(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(ImportError, match=r"pip install 'metajax\[sklearn\]'"):
         task_places(far_apart())
+
+
+def test_tree_shows_the_classes_of_its_leaves(tmp_path):
+    """Bars of both classes, a taller picture for a deeper tree, names that fit."""
+    first, second = (0, 114, 178), (230, 159, 0)
+    certain = np.asarray([[0.5, 0.5], [1.0, 0.0], [1.0, 0.0]])
+    tree = DecisionTree(
+        np.asarray([0]),
+        np.asarray([0.5]),
+        np.asarray([True]),
+        certain,
+        np.asarray([4.0, 3.0, 1.0]),
+    )
+    path, sizes = tmp_path / "tree.png", []
+    plot_tree(path, tree)
+    of_first, of_second = pixels(path, first), pixels(path, second)
+    plot_tree(path, tree._replace(probabilities=certain[[0, 1, 0]]))
+    # What one bar loses the other has; the legend shows both in any case.
+    assert pixels(path, first) < of_first - 500
+    assert pixels(path, second) > of_second + 500
+    for is_split in (True, False):
+        plot_tree(path, tree._replace(is_split=np.asarray([is_split])))
+        with Image.open(path) as file:
+            sizes.append(file.size)
+    assert sizes[0][1] > sizes[1][1]
+    with pytest.raises(ValueError, match="for each of the 2 classes, got 1"):
+        plot_tree(path, tree, class_names=["one"])
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):

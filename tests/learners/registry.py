@@ -131,6 +131,7 @@ REGISTRY = {
             _mlp(WAY, "support"), optax.sgd(0.1), steps=2, way=4, features=5, vertices=2
         )
     ),
+    "soft_tree": Entry(lambda: metajax.soft_tree(way=WAY, depth=2, steps=1)),
     "label_propagation": Entry(
         lambda: metajax.label_propagation(_mlp(5), way=4, alpha=0.9), is_inductive=False
     ),

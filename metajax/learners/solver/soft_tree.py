@@ -132,7 +132,7 @@ def soft_tree(
     inner_optimizer: optax.GradientTransformation | LearnedOptimizer | None = None,
     gradient: str = "remat",
     hidden: int = 16,
-    smoothing: float = 1.0,
+    smoothing: float = 3.0,
     min_mass: float = 1.0,
     temperature: float = 0.1,
     sharpness: float = 2.0,
@@ -272,7 +272,7 @@ def soft_tree(
         )
         query = task.query
         rows = hide_padding(query.x, query.mask)
-        level = jnp.asarray(level_of_node, rows.dtype)
+        level = jnp.asarray(level_of_node, adapted.fitted.rows.dtype)
         _, stop = _routes(*_choices(adapted.fitted, rows), levels)
         tree = harden(adapted)
         leaf = leaf_of(tree, rows)
