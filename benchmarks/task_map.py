@@ -345,8 +345,8 @@ def tables(settings: Settings) -> Iterator[Any]:
     found: dict[str, dict[str, float]] = {}
     chances, pairs = [], []
     learned: dict[str, np.ndarray] = {}
-    dealt = kernel_svm.Settings(seed=settings.seed, folds=settings.folds)
-    for fold, is_test in enumerate(kernel_svm.deal(names, dealt)):
+    folds = kernel_svm.deal(names, folds=settings.folds, seed=settings.seed)
+    for fold, is_test in enumerate(folds):
         held_out = np.isin(labels, names[is_test])
         meta_params, first = learn(settings, learner, every, is_test, fold)
         features = {
