@@ -211,6 +211,18 @@ def test_meta_gradient_matches_finite_differences():
         assert np.any(leaf), path
 
 
+def test_a_cluster_without_examples_is_finite():
+    """Its shares vanish in single precision, and divide one another all the same."""
+    task, learner = curves(), build(steps=1)
+    meta_params = start(task)
+    params = meta_params.relations["params"]
+    far = params["assign"] | {"bias": np.float32([200.0, -200.0])}
+    meta_params = meta_params._replace(relations={"params": params | {"assign": far}})
+    adapted, _, gradient = run_with_gradient(learner, meta_params, task)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(adapted))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+
+
 def test_starts_near_the_initial_values_of_the_model(key):
     """A gate of one half on twice these; what has no gate starts at them."""
     task, model = curves(), metajax.mlp(1, hidden=(4,))

@@ -334,9 +334,10 @@ class Relations(nn.Module):
     def _clusters(self, seen: Nodes) -> Nodes:
         """Eq. (3)."""
         scores = nn.Dense(self.num_clusters, name="assign")(seen.rows)
-        weights = jnp.where(seen.is_there[:, None], nn.softmax(scores, axis=1), 0)
-        rows = (weights.T @ seen.rows) / jnp.sum(weights, axis=0)[:, None]
-        return Nodes(rows, jnp.ones(self.num_clusters, bool))
+        # P over its sum, by logarithms: no example may belong to a cluster at all.
+        shares = nn.log_softmax(scores, axis=1)
+        weights = nn.softmax(shares, axis=0, where=seen.is_there[:, None])
+        return Nodes(weights.T @ seen.rows, jnp.ones(self.num_clusters, bool))
 
     def _propagate(self, prototypes: Nodes) -> Nodes:
         """The prototypes after they have read from the graph of knowledge."""
