@@ -9,6 +9,15 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Nearly all of the time goes into compiling, which may be careless here: it takes a
+# quarter of what it takes with the usual passes. `XLA_FLAGS=' ' .ci/run` tests with
+# those, as users have them.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+
 # However many cores a machine has: the same program, and so the same bits.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 
@@ -18,7 +27,7 @@ _cache = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="metajax-tests-")
 )
 jax.config.update("jax_compilation_cache_dir", _cache)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
