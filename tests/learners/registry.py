@@ -140,7 +140,7 @@ REGISTRY = {
         uses_labels_untrained=False,
     ),
     "dataset2vec": Entry(
-        lambda: metajax.dataset2vec(num_classes=WAY, size=4, units=6, blocks=1),
+        lambda: metajax.dataset2vec(num_classes=WAY, size=4, units=16, blocks=1),
         uses_labels_untrained=False,
         of_pairs=True,
     ),
