@@ -39,9 +39,9 @@ def test_products_are_in_half_precision_and_parameters_are_not(key):
     half, full = learner_of("bfloat16"), learner_of("float32")
     params = half.init(key, task)
     for learner, dtype in ((half, "bf16"), (full, "f32")):
-        step = jax.grad(lambda p, one=learner: one.loss(p, task)[0])
+        step = jax.jit(jax.grad(lambda p, one=learner: one.loss(p, task)[0]))
         assert products(step, params) == {dtype}
-        adapted = learner.adapt(params, task.support)
+        adapted = jax.jit(learner.adapt)(params, task.support)
         for tree in (params, adapted, step(params)):
             assert {leaf.dtype.name for leaf in jax.tree.leaves(tree)} == {"float32"}
         assert learner.predict(adapted, task.query.x).dtype == jnp.float32
@@ -55,7 +55,7 @@ def test_gradient_points_the_same_way(key, gradient):
 
     def gradient_of(precision):
         learner = learner_of(precision, gradient)
-        return flat(jax.grad(lambda p: learner.loss(p, task)[0])(params))
+        return flat(jax.jit(jax.grad(lambda p: learner.loss(p, task)[0]))(params))
 
     half, full = gradient_of("bfloat16"), gradient_of("float32")
     cosine = half @ full / jnp.linalg.norm(half) / jnp.linalg.norm(full)
