@@ -95,8 +95,11 @@ def mixture(
       >>> task.support.x.shape, task.query.x.shape
       ((25, 28, 28, 1), (100, 28, 28, 1))
     """
-    if not tasks:
-        raise ValueError("`tasks` must hold at least one distribution, got none.")
+    if not isinstance(tasks, Sequence) or not tasks:
+        got = "none" if isinstance(tasks, Sequence) else type(tasks).__name__
+        raise ValueError(
+            f"`tasks` must be a list of at least one distribution, got {got}."
+        )
     for number, domain in enumerate(tasks):
         if not callable(domain):
             raise ValueError(

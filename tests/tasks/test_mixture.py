@@ -115,6 +115,10 @@ def state_task(key):
 
 BAD = {
     "nothing": ({"tasks": []}, "at least one distribution, got none"),
+    "no list": (
+        {"tasks": metajax.sinusoid()},
+        "a list of at least one .* got Sinusoid",
+    ),
     "no function": ({"tasks": [constant(1.0), 7]}, "number 1 is a int"),
     "other shapes": (
         {"tasks": [constant(1.0), constant(1.0, shape=(3,))]},
