@@ -54,8 +54,6 @@ def test_first_cell_installs_where_metajax_is_missing(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_from_end_to_end(name, tmp_path, monkeypatch):
     monkeypatch.setenv("METAJAX_FAST", "1")
-    # Nearly all of the time goes into compiling, which may be careless here.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     notebook = read(name)
     client = nbclient.NotebookClient(
         notebook,
