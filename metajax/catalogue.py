@@ -260,7 +260,7 @@ _DEFAULTS: dict[str, Any] = {
     "imaml.steps": 16,
     "inner_optimizer": InnerOptimizer(),
     "learn_optimizer.inner_optimizer": InnerOptimizer(learned="optimizer"),
-    "soft_tree.inner_optimizer": InnerOptimizer(learning_rate=0.3, learned="leaf"),
+    "soft_tree.inner_optimizer": InnerOptimizer(learning_rate=10.0, learned="leaf"),
     "learn_optimizer.steps": 20,
     "num_outputs": None,
     "num_queries": 15,

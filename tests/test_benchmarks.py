@@ -247,7 +247,7 @@ def test_soft_trees(tmp_path, monkeypatch):
     monkeypatch.setattr(soft_trees, "RESULTS", tmp_path / "results")
     settings = soft_trees.Settings(
         folds=2,
-        tasks_per_table=3,
+        tasks_per_table=12,
         num_tables=2,
         depth=1,
         inner_steps=1,

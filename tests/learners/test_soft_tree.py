@@ -52,11 +52,11 @@ class Found(NamedTuple):
 @functools.lru_cache
 def program(steps=0):
     """All that a tree says, at any numbers: one compilation for most tests."""
-    learner = soft_tree(way=WAY, steps=steps, hidden=4)
+    depth = 2 if steps else 3
+    learner = soft_tree(way=WAY, depth=depth, steps=steps, hidden=4)
 
-    def answer(head, task):
-        meta_params = learner.init(jax.random.key(0), task)
-        meta_params = meta_params._replace(head=meta_params.head | head)
+    @jax.jit
+    def answer(meta_params, task):
         adapted = learner.adapt(meta_params, task.support)
         tree = harden(adapted)
         real = jnp.ones(NUM, bool)
@@ -66,10 +66,11 @@ def program(steps=0):
             decide(tree, task.query.x),
             adapted.fitted,
             *learner.loss(meta_params, task),
-            module._support_loss(adapted.fitted, real, level_slices(3)),
+            module._support_loss(adapted.fitted, real, level_slices(depth)),
         )
 
-    return jax.jit(answer)
+    start = jax.jit(learner.init)(jax.random.key(0), table())
+    return lambda head, task: answer(start._replace(head=start.head | head), task)
 
 
 def log(**numbers):
@@ -157,12 +158,12 @@ def test_no_leaf_is_lighter_than_the_least(min_mass, steps):
     is_split, mass = np.asarray(tree.is_split), np.asarray(tree.mass)
     children = np.concatenate([mass[1::2][is_split], mass[2::2][is_split]])
     assert children.min() >= round(min_mass)
-    assert len(children) >= 6
+    assert len(children) >= 4
 
 
 def test_inner_loss_takes_each_row_out_of_its_leaves():
     found = program(2)({}, table())
-    levels = level_slices(3)
+    levels = level_slices(2)
 
     @jax.jit
     def one_by_one(tree):
@@ -180,8 +181,12 @@ def test_inner_loss_takes_each_row_out_of_its_leaves():
 
 
 def test_inner_steps_descend():
-    before, after = (program(steps)({}, table()).support_loss for steps in (0, 2))
-    assert after < before - 1e-3
+    losses = []
+    for rate in (1e-9, 100):
+        rates = dict.fromkeys(("gates", "scores"), jnp.log(jnp.float32(rate)))
+        numbers = {"optimizer": {"learning_rate": rates}}
+        losses.append(program(2)(numbers, table()).support_loss)
+    assert losses[1] < losses[0] - 1e-3
 
 
 def test_columns_may_stand_in_any_order_and_unit():
@@ -214,7 +219,7 @@ def test_gradient_is_that_of_finite_differences():
             table(),
         )
         task = jax.tree.map(lambda a: a[:14], task)
-        learner = soft_tree(way=WAY, depth=2, steps=2, hidden=2)
+        learner = soft_tree(way=WAY, depth=2, steps=1, hidden=2)
         start = learner.init(jax.random.key(0), task)
         leaves, structure = jax.tree.flatten(start)
         generator = np.random.default_rng(0)
@@ -242,10 +247,12 @@ def test_learning_finds_the_column_that_matters():
     """One column carries the label, on either side; eight rows cannot tell which."""
 
     def tasks(key):
-        key_x, key_side = jax.random.split(key)
+        key_x, key_side, key_wrong = jax.random.split(key, 3)
         # Both classes are in the support set.
         x = jax.random.normal(key_x, (28, 6)).at[:2, 4].set(jnp.asarray([1, -1]))
-        y = ((x[:, 4] > 0) ^ jax.random.bernoulli(key_side)).astype(jnp.int32)
+        is_wrong = jax.random.bernoulli(key_wrong, 0.2, (28,)).at[:2].set(False)
+        y = (x[:, 4] > 0) ^ is_wrong ^ jax.random.bernoulli(key_side)
+        y = y.astype(jnp.int32)
         return Task(Examples(x[:8], y[:8]), Examples(x[8:], y[8:]))
 
     learner = soft_tree(way=2, depth=1, steps=0, hidden=2, same_columns=True)
@@ -259,10 +266,13 @@ def test_learning_finds_the_column_that_matters():
         log_every=1,
         progress=False,
     )
-    first, last = result.history[0], result.history[-1]
+    first, last = (
+        np.mean([record["hard_accuracy"] for record in records])
+        for records in (result.history[:5], result.history[-5:])
+    )
     columns = result.meta_params.head["columns"][0]
-    assert np.argmax(columns) == 4
-    assert first["hard_accuracy"] < 0.8 < 0.9 < last["hard_accuracy"]
+    assert columns[4] > 1 + np.max(np.delete(columns, 4))
+    assert first < last - 0.02
 
 
 def test_one_row_and_one_class():
@@ -270,7 +280,7 @@ def test_one_row_and_one_class():
     x = np.ones((1, SIZE), np.float32)
     y = np.ones(1, np.int32)
     task = Task(Examples(x, y), Examples(x + 1, y))
-    learner = soft_tree(way=2, depth=1, steps=1)
+    learner = soft_tree(way=2, depth=1, steps=0)
     meta_params = jax.jit(learner.init)(jax.random.key(0), task)
     gradient = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
     (loss, metrics), slope = gradient(meta_params, task)

@@ -193,7 +193,7 @@ def soft_tree(
         sharpness=sharpness,
     )
     if inner_optimizer is None:
-        rate = HyperParameter(0.3, per="leaf", domain="positive")
+        rate = HyperParameter(10.0, per="leaf", domain="positive")
         inner_optimizer = learned(optax.sgd, learning_rate=rate)
     check_descent(inner_optimizer, gradient, steps, None, may_be_learned=True)
     num_splits, levels = 2**depth - 1, level_slices(depth)
@@ -331,8 +331,7 @@ def _grow(numbers: dict[str, Any], support: Embedded, levels: list[slice]) -> So
     """Scores and gates before the first inner step, level by level."""
     rows, one_hot, is_real = support
     num, num_columns = rows.shape
-    order, thresholds, scale, ranks = _candidates(rows, is_real)
-    centred = (rows - _mean(rows, is_real)[None, :]) / scale[None, :]
+    candidates = _candidates(rows, is_real)
     smooth, min_mass, penalty, temperature, sharpness = (
         jnp.exp(numbers[f"log_{name}"])
         for name in ("smoothing", "min_mass", "penalty", "temperature", "sharpness")
@@ -340,8 +339,7 @@ def _grow(numbers: dict[str, Any], support: Embedded, levels: list[slice]) -> So
     mass = is_real[None, :].astype(rows.dtype)
     all_scores, all_allowed, all_gates = [], [], []
     for level, place in enumerate(levels):
-        described = _describe(mass, one_hot, order, centred, ranks)
-        features, gain, lighter, exists = described
+        features, gain, lighter, exists = _describe(mass, support, candidates)
         # The network, and the mean of the features under the mixture.
         bias = numbers["bias"][None, None, None, :]
         hidden = jnp.tanh(features @ numbers["weights_in"] + bias)
@@ -362,14 +360,13 @@ def _grow(numbers: dict[str, Any], support: Embedded, levels: list[slice]) -> So
         all_allowed.append(allowed)
         # Down the best split to the next level.
         best = jnp.argmax(jnp.where(allowed, scores, _NEVER), axis=1)
-        below = thresholds.reshape(-1)[best][:, None]
-        goes_left = rows.T[best % num_columns] <= below
+        goes_left = candidates.is_left.reshape(num, -1)[:, best].T
         mass = jnp.stack([mass * goes_left, mass * ~goes_left], 1).reshape(-1, num)
     return SoftTree(
         rows,
         one_hot,
-        scale,
-        thresholds,
+        candidates.scale,
+        candidates.thresholds,
         jnp.concatenate(all_scores),
         jnp.concatenate(all_allowed),
         jnp.concatenate(all_gates),
@@ -391,75 +388,98 @@ def _columns(numbers: dict[str, Any], num_columns: int) -> Array:
     return columns
 
 
-def _candidates(rows: Array, is_real: Array) -> tuple[Array, ...]:
-    """Where columns may be split.
+class _Candidates(NamedTuple):
+    """Where columns may be split: T = n places, between neighbouring values.
 
-    Returns:
-      `order` int `[n, D]`, the rows by each column, padding last; `thresholds` `[n, D]`
-      after each of these, 0 where the next value is not larger; `scale` `[D]`; `ranks`
-      `[n, D]`, ties in the middle, in [0, 1).
+    Attributes:
+      low: `[T, D]`, the values of each column in order; infinite for padding.
+      high: `[T, D]`, the next ones; infinite where there is none.
+      thresholds: `[T, D]`, midway; 0 where both are equal or one is infinite.
+      is_left: bool `[n, T, D]`, rows at or below the threshold.
+      scale: `[D]`, standard deviations, 1 for constant columns.
+      centred: `[n, D]`, the rows in deviations from their mean.
+      ranks: `[n, D]`, ranks of the rows, ties in the middle, in [0, 1).
     """
+
+    low: Array
+    high: Array
+    thresholds: Array
+    is_left: Array
+    scale: Array
+    centred: Array
+    ranks: Array
+
+
+def _candidates(rows: Array, is_real: Array) -> _Candidates:
+    """From rows `[n, D]`, of which some are real."""
     padded = jnp.where(is_real[:, None], rows, jnp.inf)
-    order = jnp.argsort(padded, axis=0)
-    values = jnp.take_along_axis(padded, order, axis=0)
-    later = jnp.pad(values[1:], ((0, 1), (0, 0)), constant_values=jnp.inf)
-    exists = (later > values) & jnp.isfinite(later)
-    low, high = jnp.where(exists, values, 0), jnp.where(exists, later, 0)
-    middle = low + (high - low) / 2
-    # Neighbouring floats have no middle, and rows at a threshold go left.
-    thresholds = jnp.where(middle < high, middle, low)
-    centred = jnp.where(is_real[:, None], rows - _mean(rows, is_real)[None, :], 0)
+    low = jnp.sort(padded, axis=0)
+    high = jnp.pad(low[1:], ((0, 1), (0, 0)), constant_values=jnp.inf)
+    exists = (low < high) & jnp.isfinite(high)
+    thresholds = _middle(jnp.where(exists, low, 0), jnp.where(exists, high, 0))
+
     num = jnp.maximum(jnp.sum(is_real), 1)
+    mean = jnp.sum(jnp.where(is_real[:, None], rows, 0), axis=0) / num
+    centred = jnp.where(is_real[:, None], rows - mean[None, :], 0)
     # In units of the largest, so that squares neither overflow nor vanish.
-    most = jnp.max(jnp.abs(centred), axis=0)
     is_varied = jnp.any(exists, axis=0)
-    unit = jnp.where(is_varied, most, 1)
+    unit = jnp.where(is_varied, jnp.max(jnp.abs(centred), axis=0), 1)
     squares = jnp.sum(jnp.square(centred / unit[None, :]), axis=0)
     scale = jnp.where(is_varied, unit * jnp.sqrt(squares / num), 1)
-    below = jnp.sum(padded[:, None, :] > padded[None, :, :], axis=1)
+
+    lower = jnp.sum(padded[:, None, :] > padded[None, :, :], axis=1)
     equal = jnp.sum(padded[:, None, :] == padded[None, :, :], axis=1)
-    ranks = jnp.where(is_real[:, None], (below + equal / 2) / num, 0)
-    return order, thresholds, scale, ranks
+    return _Candidates(
+        low,
+        high,
+        thresholds,
+        rows[:, None, :] <= thresholds[None, :, :],
+        scale,
+        centred / scale[None, :],
+        ranks=jnp.where(is_real[:, None], (lower + equal / 2) / num, 0),
+    )
+
+
+def _middle(low: Array, high: Array) -> Array:
+    """Midway between two numbers, but below the upper one: what is there goes left."""
+    middle = low + (high - low) / 2
+    return jnp.where(middle < high, middle, low)
 
 
 def _describe(
-    mass: Array, one_hot: Array, order: Array, rows: Array, ranks: Array
-) -> tuple[Array, ...]:
+    mass: Array, support: Embedded, candidates: _Candidates
+) -> tuple[Array, Array, Array, Array]:
     """What each split would do in some nodes.
 
     Args:
-      mass: `[m, n]`, which rows are in a node.
-      one_hot: `[n, N]`.
-      order: of the rows by each column, `[n, D]`.
-      rows: centred and in deviations, `[n, D]`.
-      ranks: `[n, D]`.
+      mass: `[m, n]`, 1 for the rows that are in a node, 0 for others.
+      support: the rows.
+      candidates: splits.
 
     Returns:
-      Features `[m, n, D, F]`, each of the order of 1; gain and mass of the lighter leaf
-      `[m, n, D]`; and whether there is such a split, bool `[m, n, D]`.
+      Features `[m, T, D, F]`, each of the order of 1; gain and mass of the lighter leaf
+      `[m, T, D]`; and whether there is such a split, bool `[m, T, D]`.
     """
+    rows, one_hot, _ = support
     total = mass @ one_hot
     num = jnp.sum(total, axis=1)[:, None, None]
-    mass_in_order = mass[:, order]
-    left = jnp.cumsum(mass_in_order[..., None] * one_hot[order][None], axis=1)
+    is_left = candidates.is_left.astype(rows.dtype)
+    left = jnp.einsum("mn,nk,ntd->mtdk", mass, one_hot, is_left)
     right = total[:, None, None, :] - left
     lighter = jnp.minimum(jnp.sum(left, axis=-1), jnp.sum(right, axis=-1))
 
     # Between two rows of a node there may be values of rows that are elsewhere. One
     # threshold is taken there, of the two values around the middle.
-    values = jnp.take_along_axis(rows, order, axis=0)[None]
-    is_here = mass_in_order > 0
-    low = jax.lax.cummax(jnp.where(is_here, values, -jnp.inf), axis=1)
-    high = jax.lax.cummin(jnp.where(is_here, values, jnp.inf), axis=1, reverse=True)
-    last = ((0, 0), (0, 1), (0, 0))
-    high = jnp.pad(high[:, 1:], last, constant_values=jnp.inf)
-    later = jnp.pad(values[:, 1:], last, constant_values=jnp.inf)
+    is_here = (mass > 0)[:, :, None, None]
+    is_left, values = candidates.is_left[None], rows[None, :, None, :]
+    low = jnp.max(jnp.where(is_here & is_left, values, -jnp.inf), axis=1)
+    high = jnp.min(jnp.where(is_here & ~is_left, values, jnp.inf), axis=1)
     has_both = jnp.isfinite(low) & jnp.isfinite(high)
     low, high = jnp.where(has_both, low, 0), jnp.where(has_both, high, 0)
-    middle = low + (high - low) / 2
-    middle = jnp.where(middle < high, middle, low)
+    middle = _middle(low, high)
+    is_around = (candidates.low[None] <= middle) & (middle < candidates.high[None])
     is_pure = (jnp.sum(total > 0, axis=1) < 2)[:, None, None]
-    exists = (low < high) & (values <= middle) & (middle < later) & ~is_pure
+    exists = (low < high) & is_around & ~is_pure
 
     parent = total[:, None, None, :]
 
@@ -496,10 +516,10 @@ def _describe(
         "saved errors": saved / 3,
         "lighter": jnp.log1p(lighter),
         "balance": 2 * lighter / some,
-        "gap": jnp.log(high - low + 0.01),
+        "gap": jnp.log((high - low) / candidates.scale[None, None, :] + 0.01),
         "values": jnp.log1p(jnp.sum(exists, axis=1, keepdims=True)) - 2,
-        "eta": 2 * of_column(rows),
-        "eta of ranks": 2 * of_column(ranks),
+        "eta": 2 * of_column(candidates.centred),
+        "eta of ranks": 2 * of_column(candidates.ranks),
     }
     stacked = [jnp.broadcast_to(features[name], gain.shape) for name in FEATURES]
     return jnp.stack(stacked, axis=-1), gain, lighter, exists
@@ -508,11 +528,6 @@ def _describe(
 def _x_log_x(counts: Array) -> Array:
     is_some = counts > 0
     return jnp.where(is_some, counts * jnp.log(jnp.where(is_some, counts, 1)), 0)
-
-
-def _mean(rows: Array, is_real: Array) -> Array:
-    total = jnp.sum(jnp.where(is_real[:, None], rows, 0), axis=0)
-    return total / jnp.maximum(jnp.sum(is_real), 1)
 
 
 # Answering.
