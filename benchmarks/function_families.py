@@ -47,6 +47,8 @@ PUBLISHED = {
     "arml, 1 layer": (0.438, 0.029),
 }
 NAME = "function-families"
+SHOWN = 1  # the task of each family in the picture
+TICKS = (0.1, 0.2, 0.5, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,9 +206,9 @@ def draw(
     for family in FAMILIES[:4]:
         axes = panels[family]
         tasks = regression_families(shot=settings.shot, num_queries=300, family=family)
-        support = bank_task(tasks, 0).support
+        support = bank_task(tasks, SHOWN).support
         # By the same key, and so of the same function.
-        query = bank_task(dataclasses.replace(tasks, noise=0.0), 0).query
+        query = bank_task(dataclasses.replace(tasks, noise=0.0), SHOWN).query
         order = np.argsort(query.x[:, 0])
         axes.plot(query.x[order, 0], query.y[order, 0], "0.6", lw=4, label="function")
         axes.plot(support.x[:, 0], support.y[:, 0], "ko", ms=5, label="support set")
@@ -226,7 +228,10 @@ def draw(
         axes.plot(means, places, "o", label=name)
     axes.set_yticks(range(len(FAMILIES)), FAMILIES)
     axes.invert_yaxis()
+    axes.axvline(regression_families().noise ** 2, color="0.5", ls="--", label="noise")
     axes.set(xscale="log", xlabel="mean squared error, noise included")
+    axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axes.xaxis.set_minor_formatter("")  # their labels would overlap
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(pathlib.Path(RESULTS) / f"{NAME}.png", dpi=110)
