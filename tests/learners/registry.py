@@ -78,6 +78,9 @@ REGISTRY = {
         lambda: metajax.maml(_mlp(WAY, "support"), optax.sgd(0.05), steps=2)
     ),
     "prototypical": Entry(lambda: metajax.prototypical(_mlp(5))),
+    "bucketed": Entry(
+        lambda: metajax.bucketed(metajax.prototypical(_mlp(5), way=4), [(6, 9)])
+    ),
     "prototypical, cosine": Entry(
         lambda: metajax.prototypical(_mlp(5), way=4, distance="cosine", scale=10.0)
     ),
