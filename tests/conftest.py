@@ -10,8 +10,8 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Nearly all of the time goes into compiling, which may be careless here: it takes a
-# quarter of what it takes with the usual passes. `XLA_FLAGS=' ' .ci/run` tests with
-# those, as users have them.
+# tenth (large programs) to a half (single operations) of what it takes with the usual
+# passes. `XLA_FLAGS=' ' .ci/run` tests with those, as users have them.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
@@ -21,8 +21,8 @@ os.environ.setdefault(
 # However many cores a machine has: the same program, and so the same bits.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 
-# Tests compile the same small programs over and over: each is compiled once a session,
-# subprocesses and parallel workers included.
+# Programs that several processes or files need are compiled once a session. Not the
+# small ones, which take as long to read as to compile.
 _cache = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="metajax-tests-")
 )
