@@ -75,6 +75,10 @@ def task2vec(
 ) -> TaskVector:
     """Embeds a classification task by a probe network.
 
+    Choose it to compare tasks by what they ask of a network. To tell where inputs are
+    from, the mean of their embeddings does better (97 against 79 % of tasks of six
+    domains, `benchmarks/task_map.py`).
+
     A pure function of one task: `jax.vmap` over `examples` (or `jax.lax.map`, which
     takes less memory) embeds many.
 

@@ -119,8 +119,10 @@ def dataset2vec(
 ) -> Learner:
     """Builds Dataset2Vec.
 
-    Choose it to compare tables, in place of or beside `meta_features`: what makes two
-    samples of one table alike is learned from tables, and not said.
+    Choose it beside `meta_features` to compare tables, or where a gradient has to pass
+    through the comparison: what makes two samples of one table alike is learned, and
+    not said. Trained on about 37 tables of PMLB, it told held-out ones apart less well
+    than `meta_features` (86 against 98 % of samples, `benchmarks/task_map.py`).
 
     Args:
       num_classes: C, the most classes a table may have; labels are below it. Classes
