@@ -1,7 +1,7 @@
 """A network that reads a whole set of labelled examples: one vector for a task.
 
-M. Zaheer et al., "Deep Sets", NeurIPS 2017, https://arxiv.org/abs/1703.06114, Eq. (2),
-with a mean in place of the sum, so that a set may have any size:
+M. Zaheer et al., "Deep Sets", NeurIPS 2017, https://arxiv.org/abs/1703.06114, theorem
+2, with a mean in place of the sum, so that a set may have any size:
 
     e = rho(mean over i of phi([x_i, y_i]))
 
