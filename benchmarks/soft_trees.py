@@ -349,8 +349,6 @@ def draw_tree(learner: Learner, meta_params: PyTree, bank: Task, table: Table) -
     index = int(np.argmax(np.asarray(bank.support.mask).sum(axis=1)))
     support = jax.tree.map(lambda leaf: leaf[index], bank.support)
     tree = harden(learner.adapt(meta_params, support))
-    # Tables with fewer classes than the learner can have.
-    tree = tree._replace(probabilities=tree.probabilities[:, : len(table.class_names)])
     print(tree.text(table.column_names, table.class_names), flush=True)
     RESULTS.mkdir(exist_ok=True)
     plot_tree(

@@ -58,11 +58,11 @@ class DecisionTree(NamedTuple):
 
         Args:
           column_names: D of them; None for `column 0` and so on.
-          class_names: N of them; None for `class 0` and so on.
+          class_names: of all classes up to the last that the support set had; None
+            for `class 0` and so on.
 
         Raises:
-          ValueError: if there are fewer names than columns used, or not one for each
-            class.
+          ValueError: if a column that is used, or such a class, has no name.
 
         Example:
           >>> print(harden(adapted).text(table.column_names, table.class_names))
@@ -96,17 +96,18 @@ class DecisionTree(NamedTuple):
         """What names a column and a class, as `text` has them; it raises the same."""
         used = np.asarray(self.column)[np.asarray(self.is_split)]
         most = int(used.max(initial=-1))
-        num_classes = self.probabilities.shape[-1]
+        is_known = np.asarray(self.probabilities)[0] > 0
+        num_classes = int(np.flatnonzero(is_known).max(initial=-1)) + 1
         if column_names is not None and len(column_names) <= most:
             raise ValueError(
                 f"`column_names` must have a name for each column, and column {most} "
                 f"is used, but there are {len(column_names)}; give those of all columns"
                 " that the tree was fitted to."
             )
-        if class_names is not None and len(class_names) != num_classes:
+        if class_names is not None and len(class_names) < num_classes:
             raise ValueError(
                 f"`class_names` must have a name for each of the {num_classes} "
-                f"classes, got {len(class_names)}."
+                f"classes that the tree knows, got {len(class_names)}."
             )
 
         def name(kind: str, names: Sequence[str] | None) -> Callable[[int], str]:

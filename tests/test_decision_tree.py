@@ -70,5 +70,10 @@ def test_units_of_the_rows_before_standardisation():
 def test_missing_names_are_explained():
     with pytest.raises(ValueError, match="column 2 is used, but there are 2; give"):
         TREE.text(["length", "width"])
-    with pytest.raises(ValueError, match="name for each of the 2 classes, got 3"):
-        TREE.text(None, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="2 classes that the tree knows, got 1"):
+        TREE.text(None, ["a"])
+
+
+def test_classes_that_were_not_there_need_no_name():
+    wide = TREE._replace(probabilities=jnp.pad(TREE.probabilities, ((0, 0), (0, 3))))
+    assert wide.text(None, ["a", "b"]) == TREE.text(None, ["a", "b"])

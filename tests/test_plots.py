@@ -177,7 +177,7 @@ def test_tree_shows_the_classes_of_its_leaves(tmp_path):
         with Image.open(path) as file:
             sizes.append(file.size)
     assert sizes[0][1] > sizes[1][1]
-    with pytest.raises(ValueError, match="for each of the 2 classes, got 1"):
+    with pytest.raises(ValueError, match="2 classes that the tree knows, got 1"):
         plot_tree(path, tree, class_names=["one"])
 
 

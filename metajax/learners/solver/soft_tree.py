@@ -209,7 +209,7 @@ def soft_tree(
             "log_penalty": jnp.float32(0),
             "log_temperature": jnp.log(jnp.float32(temperature)),
             "log_sharpness": jnp.log(jnp.float32(sharpness)),
-            "depth_gates": jnp.full(depth, 2.0),
+            "depth_gates": jnp.full(depth, 2.0, jnp.float32),
             "gate_weights": jnp.zeros(len(FEATURES)),
             "weights_in": weights / len(FEATURES) ** 0.5,
             "bias": jnp.zeros(hidden),
