@@ -35,6 +35,7 @@ import numpy as np
 import optax
 import tyro
 
+from benchmarks.calibrated import calibrated
 from benchmarks.images import READERS, at_most, read
 from benchmarks.record import RESULTS, write_result
 from metajax.buckets import Bucket, bucketed, fit_buckets
@@ -50,7 +51,6 @@ from metajax.learners.metric.relation import relation
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
-from metajax.models.normalization import calibrate
 from metajax.ranks import rank_learners
 from metajax.reports import Report
 from metajax.tasks.class_table import (
@@ -195,11 +195,7 @@ def trained(
     )
     meta_params = result.meta_params
     if model.normalization == "calibrated":
-        key = jax.random.key(settings.seed)
-        has_parts = hasattr(meta_params, "embedding")
-        params = meta_params.embedding if has_parts else meta_params
-        params = calibrate(model, params, tasks, key)
-        meta_params = meta_params._replace(embedding=params) if has_parts else params
+        meta_params = calibrated(model, meta_params, tasks, settings.seed)
     return model, meta_params
 
 

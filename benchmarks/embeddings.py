@@ -23,6 +23,7 @@ import jax
 import optax
 import tyro
 
+from benchmarks.calibrated import calibrated
 from benchmarks.record import write_result
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
@@ -37,7 +38,6 @@ from metajax.learners.solver.logistic import logistic
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
-from metajax.models.normalization import calibrate
 from metajax.reports import Report, interval
 from metajax.tasks.class_table import few_shot, whole_classes
 from metajax.tasks.omniglot import omniglot
@@ -153,11 +153,8 @@ def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Repor
         run_dir=f"runs/embeddings-seed{settings.seed}/{list(MAKERS).index(name)}",
         config=dataclasses.asdict(settings) | {"learner": name, "learners": None},
     )
-    meta_params = result.meta_params
+    meta_params = calibrated(model, result.meta_params, tasks, settings.seed)
     params = getattr(meta_params, "embedding", meta_params)
-    params = calibrate(model, params, tasks, jax.random.key(settings.seed))
-    has_parts = hasattr(meta_params, "embedding")
-    meta_params = meta_params._replace(embedding=params) if has_parts else params
     test_table = omniglot("meta_test")
     if name != "relation":
         test_table = embed_table(model, params, test_table)

@@ -33,10 +33,10 @@ import functools
 from collections.abc import Callable
 from typing import Literal
 
-import jax
 import optax
 import tyro
 
+from benchmarks.calibrated import calibrated
 from benchmarks.images import read
 from benchmarks.record import write_result
 from metajax.evaluation import evaluate
@@ -51,7 +51,6 @@ from metajax.learners.metric.prototypical import prototypical
 from metajax.learners.metric.relation import relation
 from metajax.learners.optimizer.meta_lstm import meta_lstm
 from metajax.models.networks import conv4, mlp
-from metajax.models.normalization import calibrate
 from metajax.tasks.class_table import few_shot
 from metajax.tasks.glyphs import glyphs
 from metajax.tasks.omniglot import omniglot
@@ -350,11 +349,7 @@ def main(settings: Settings) -> None:
     )
     params = result.best_params
     if model.normalization == "calibrated":
-        key = jax.random.key(settings.seed)
-        has_head = hasattr(params, "embedding")
-        embedding = params.embedding if has_head else params
-        embedding = calibrate(model, embedding, tasks, key)
-        params = params._replace(embedding=embedding) if has_head else embedding
+        params = calibrated(model, params, tasks, settings.seed)
 
     @functools.cache
     def learner_of(way: int) -> Learner:

@@ -28,6 +28,7 @@ from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistributi
 __all__ = [
     "Bucket",
     "as_buckets",
+    "as_pytree",
     "bucket_of",
     "buckets_of_keys",
     "bucketed",
@@ -111,7 +112,7 @@ def fit_buckets(
     """
     check_integers(1, num_shapes=num_shapes, num_tasks=num_tasks)
     needs = np.asarray(
-        _needs_of_keys(_as_pytree(tasks), jax.random.split(key, num_tasks))
+        _needs_of_keys(as_pytree(tasks), jax.random.split(key, num_tasks))
     )
     full = jax.eval_shape(lambda: tasks(key))
     needs = needs[np.argsort(needs.sum(axis=1), kind="stable")]
@@ -213,6 +214,12 @@ def _rows(examples: PyTree) -> int:
     return jax.tree.leaves(examples.x)[0].shape[0]
 
 
-def _as_pytree(tasks: TaskDistribution) -> TaskDistribution:
+def as_pytree(tasks: TaskDistribution) -> TaskDistribution:
+    """A plain function as a pytree without leaves, so that `jit` can take it."""
+    if not callable(tasks):
+        raise ValueError(
+            "`tasks` must be a function from a random key to a `Task`, got "
+            f"{type(tasks).__name__}."
+        )
     is_leaf = jax.tree_util.all_leaves([tasks])
     return jax.tree_util.Partial(tasks) if is_leaf else tasks

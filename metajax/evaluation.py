@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metajax.buckets import Bucket, as_buckets, buckets_of_keys, cut
+from metajax.buckets import Bucket, as_buckets, as_pytree, buckets_of_keys, cut
 from metajax.devices import COPIED, TASK_AXIS, spread, task_mesh
 from metajax.objectives import accuracy, cross_entropy, masked_mean, squared_error
 from metajax.programs import best_block
@@ -131,7 +131,7 @@ def evaluate(
             "None; leave `steps_curve` False or choose a learner that adapts in steps."
         )
     _check_no_nan(meta_params)
-    tasks = _as_pytree(tasks)
+    tasks = as_pytree(tasks)
 
     mesh = task_mesh(mesh)
     share = 1 if mesh is None else mesh.shape[TASK_AXIS]
@@ -223,7 +223,7 @@ def bank_task(tasks: TaskDistribution, index: int, *, seed: int = 0) -> Task:
       The task that entry `index` of `Report.values` speaks of.
     """
     keys_task, _ = _bank_keys(seed, np.array([index]))
-    return _draw(_as_pytree(tasks), keys_task[0])
+    return _draw(as_pytree(tasks), keys_task[0])
 
 
 def leakage(
@@ -284,17 +284,6 @@ def _bank_keys(seed: int, indices: np.ndarray) -> tuple[Array, Array]:
 def _split_keys(key: Array, indices: Array) -> Array:
     """`[n, 2]` keys. Apart from `_score_bank`, where it would be compiled each time."""
     return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
-
-
-def _as_pytree(tasks: TaskDistribution) -> TaskDistribution:
-    """A plain function as a pytree without leaves, so that `jit` can take it."""
-    if not callable(tasks):
-        raise ValueError(
-            "`tasks` must be a function from a random key to a `Task`, got "
-            f"{type(tasks).__name__}."
-        )
-    is_leaf = jax.tree_util.all_leaves([tasks])
-    return jax.tree_util.Partial(tasks) if is_leaf else tasks
 
 
 @jax.jit
