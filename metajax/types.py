@@ -19,6 +19,7 @@ __all__ = [
     "Model",
     "PyTree",
     "Segments",
+    "Stream",
     "Task",
     "TaskDistribution",
 ]
@@ -106,6 +107,24 @@ class Segments(NamedTuple):
     advance: Callable[..., tuple[PyTree, Array]]
 
 
+class Stream(NamedTuple):
+    """A learner that reads its support set one example at a time.
+
+    Examples may come as they will, and `Learner.predict` may be asked at any time; what
+    is remembered has a bounded size.
+
+    Attributes:
+      start: `(meta_params) -> adapted`, which has seen no example yet.
+      observe: `(adapted, x, y) -> (adapted, outputs)` for one example, inputs `[...]`
+        and target `[...]`: the answer `[...]` to the input, given before its target
+        was seen, and what is known with the target. `Learner.adapt` is this for every
+        example of a support set in turn.
+    """
+
+    start: Callable[..., PyTree]
+    observe: Callable[..., tuple[PyTree, PyTree]]
+
+
 class Learner(NamedTuple):
     """A meta-learning method: pure functions of one task.
 
@@ -127,6 +146,7 @@ class Learner(NamedTuple):
         int32 scalar, as its first argument: an objective that changes as training goes
         on. `loss` is then what it becomes in the end.
       segments: None, or the inner loop in pieces.
+      stream: None, or how it reads one example at a time.
     """
 
     init: Callable[..., PyTree]
@@ -136,6 +156,7 @@ class Learner(NamedTuple):
     adapt_steps: Callable[..., PyTree] | None = None
     scheduled_loss: Callable[..., tuple[Array, dict[str, Array]]] | None = None
     segments: Segments | None = None
+    stream: Stream | None = None
 
 
 class Estimator(NamedTuple):

@@ -1,0 +1,145 @@
+"""A recurrent controller and an external memory that reads labels one example late.
+
+    h_t = LSTM([f(x_t), y_{t-1}, r_{t-1}])
+    M_t, r_t = update(M_{t-1}, W_i h_t)
+    outputs_t = W_o [h_t, r_t]
+
+y_{t-1} stands beside x_t so that the answer to x_t is due before its label is seen, and
+so that an input and its label must be bound in memory (A. Santoro et al., "Meta-
+Learning with Memory-Augmented Neural Networks", ICML 2016, section 2). All states start
+from 0. How the memory M is read and written is the `Memory`; the controller is an LSTM.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from metajax.arguments import check_integers
+from metajax.streams import Reader
+from metajax.types import Array, PyTree
+
+__all__ = ["Memory", "State", "with_controller"]
+
+
+class Memory(NamedTuple):
+    """An external memory.
+
+    Attributes:
+      num_commands: numbers that the controller gives it in every step.
+      num_reads: numbers that it gives back.
+      init: `(key) -> params`.
+      start: `(params) -> state`.
+      update: `(params, state, commands [num_commands]) -> (state, reads [num_reads])`.
+    """
+
+    num_commands: int
+    num_reads: int
+    init: Callable[[Array], PyTree]
+    start: Callable[[PyTree], PyTree]
+    update: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
+
+
+class State(NamedTuple):
+    """What is known behind some examples.
+
+    Attributes:
+      cell: of the LSTM, two of `[hidden]`.
+      label: of the last example `[C]`.
+      reads: of the last step `[num_reads]`.
+      memory: the external one.
+    """
+
+    cell: tuple[Array, Array]
+    label: Array
+    reads: Array
+    memory: PyTree
+
+
+class _Controller(nn.Module):
+    hidden: int
+    num_commands: int
+    num_outputs: int
+
+    def setup(self) -> None:
+        self.lstm = nn.OptimizedLSTMCell(self.hidden)
+        self.commands = nn.Dense(self.num_commands)
+        self.outputs = nn.Dense(self.num_outputs)
+
+    def advance(
+        self, cell: tuple[Array, Array], inputs: Array
+    ) -> tuple[tuple[Array, Array], Array]:
+        cell, hidden = self.lstm(cell, inputs)
+        return cell, self.commands(hidden) if self.num_commands else hidden[:0]
+
+    def answer(self, cell: tuple[Array, Array], reads: Array) -> Array:
+        return self.outputs(jnp.concatenate([cell[1], reads]))
+
+    def __call__(
+        self, cell: tuple[Array, Array], inputs: Array, reads: Array
+    ) -> tuple[tuple[Array, Array], Array, Array]:
+        cell, commands = self.advance(cell, inputs)
+        return cell, commands, self.answer(cell, reads)
+
+
+def with_controller(memory: Memory, *, hidden: int) -> Reader:
+    """A reader from a memory.
+
+    Args:
+      memory: how to read and write.
+      hidden: units of the LSTM, at least 1.
+
+    Returns:
+      A `Reader` with a `step`, whose parameters are a dict of `controller` and
+      `memory` and whose states are `State`.
+
+    Raises:
+      ValueError: if `hidden` is out of range.
+    """
+    check_integers(1, hidden=hidden)
+
+    def controller(num_outputs: int) -> _Controller:
+        return _Controller(hidden, memory.num_commands, num_outputs)
+
+    def init(key: Array, features: Array, label: Array) -> dict[str, PyTree]:
+        key_controller, key_memory = jax.random.split(key)
+        cell = _zeros(hidden)
+        reads = jnp.zeros(memory.num_reads)
+        inputs = jnp.concatenate([features, label, reads])
+        params = controller(label.size).init(key_controller, cell, inputs, reads)
+        return {"controller": params, "memory": memory.init(key_memory)}
+
+    def start(params: PyTree) -> State:
+        return State(
+            _zeros(hidden),
+            jnp.zeros(_num_outputs(params)),
+            jnp.zeros(memory.num_reads),
+            memory.start(params["memory"]),
+        )
+
+    def step(
+        params: PyTree, state: State, features: Array, label: Array
+    ) -> tuple[State, Array]:
+        module = controller(_num_outputs(params))
+        inputs = jnp.concatenate([features, state.label, state.reads])
+        cell, commands = module.apply(
+            params["controller"], state.cell, inputs, method="advance"
+        )
+        memories, reads = memory.update(params["memory"], state.memory, commands)
+        outputs = module.apply(params["controller"], cell, reads, method="answer")
+        return State(cell, label, reads, memories), outputs
+
+    def answer(params: PyTree, state: State, features: Array) -> Array:
+        return step(params, state, features, jnp.zeros_like(state.label))[1]
+
+    return Reader(init, start, answer, step)
+
+
+def _num_outputs(params: PyTree) -> int:
+    return params["controller"]["params"]["outputs"]["bias"].size
+
+
+def _zeros(hidden: int) -> tuple[Array, Array]:
+    return jnp.zeros(hidden), jnp.zeros(hidden)

@@ -1,0 +1,61 @@
+"""An LSTM that learns from examples as they come, in its own state.
+
+S. Hochreiter, A. Younger, P. Conwell, "Learning to Learn Using Gradient Descent", ICANN
+2001: a recurrent network that is given each input together with the target of the one
+before learns, across many tasks, to learn in its activations. The cell is that of
+`metajax.models.recurrent`. It is the baseline of memory-augmented networks, which have
+an external memory beside it (`metajax.learners.memory.mann`).
+"""
+
+from collections.abc import Callable
+
+from metajax.controllers import Memory, with_controller
+from metajax.objectives import cross_entropy
+from metajax.streams import stream_learner
+from metajax.types import Array, Learner, Model, PyTree
+
+__all__ = ["lstm_learner"]
+
+
+def lstm_learner(
+    model: Model,
+    *,
+    way: int | None,
+    hidden: int = 200,
+    trains_on: str = "sequence",
+    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+) -> Learner:
+    """Builds the LSTM without external memory.
+
+    Choose it as a baseline, or where little must be remembered.
+
+    Args:
+      model: an embedding, inputs `[n, ...]` to `[n, ...]`.
+      way: classes of a task, N; None for regression targets `[n, d]`.
+      hidden: units of the LSTM.
+      trains_on: `"sequence"`, the loss of every example before its label is seen, and
+        of the queries; or `"query"`, of these alone.
+      objective: `(outputs, y) -> [n]`, the loss of every example.
+
+    Returns:
+      A learner with a `stream`; see `metajax.streams.stream_learner`. The order of the
+      support set matters.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    Example:
+      >>> from metajax import identity, lstm_learner
+      >>> learner = lstm_learner(identity(), way=5)
+    """
+    nothing = Memory(
+        num_commands=0,
+        num_reads=0,
+        init=lambda key: {},
+        start=lambda params: (),
+        update=lambda params, state, commands: (state, commands),
+    )
+    reader = with_controller(nothing, hidden=hidden)
+    return stream_learner(
+        model, reader, way=way, objective=objective, trains_on=trains_on
+    )

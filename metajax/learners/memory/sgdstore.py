@@ -1,0 +1,124 @@
+"""A memory that is a small network: to write is to train it, to read is to ask it.
+
+A. Nichol, "sgdstore", 2017, https://github.com/unixpickle/sgdstore; T. Munkhdalai,
+A. Sordoni, T. Wang, A. Trischler, "Metalearned Neural Memory", NeurIPS 2019,
+https://arxiv.org/abs/1907.09720, is the same idea at greater length.
+
+The controller (`metajax.controllers`) gives keys k, targets v, a rate eta and queries q
+in every step:
+
+    write   phi_t = phi_{t-1} - eta_t grad of the mean of (g(phi, k_i) - v_i)^2
+    read    r_t = g(phi_t, q_1), g(phi_t, q_2), ..
+
+g is a network with one hidden layer of tanh, and phi_0 is learned. The outer gradient
+passes the writes, so that keys, targets, rates and phi_0 are learned by what is read
+later: it holds second derivatives of g.
+
+Keys, targets and queries go through tanh and the rate through a sigmoid, so that a
+write can be large, but cannot run away.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from metajax.arguments import check_integers, check_positive
+from metajax.controllers import Memory, with_controller
+from metajax.objectives import cross_entropy
+from metajax.streams import stream_learner
+from metajax.types import Array, Learner, Model, PyTree
+
+__all__ = ["network_memory", "sgdstore"]
+
+
+def sgdstore(
+    model: Model,
+    *,
+    way: int | None,
+    hidden: int = 200,
+    width: int = 32,
+    units: int = 64,
+    heads: int = 2,
+    max_rate: float = 1.0,
+    trains_on: str = "sequence",
+    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+) -> Learner:
+    """Builds the learner whose memory is trained by what it writes.
+
+    Choose it as `mann`; its memory has no slots that could run out, and what is written
+    generalises to keys like those that were written.
+
+    Args:
+      model: an embedding, inputs `[n, ...]` to `[n, ...]`.
+      way: classes of a task, N; None for regression targets `[n, d]`.
+      hidden: units of the controller.
+      width: numbers in a key, and in a target.
+      units: hidden ones of the memory.
+      heads: keys, targets and queries in a step.
+      max_rate: the largest rate of a write, above 0.
+      trains_on: `"sequence"`, the loss of every example before its label is seen, and
+        of the queries; or `"query"`, of these alone.
+      objective: `(outputs, y) -> [n]`, the loss of every example.
+
+    Returns:
+      A learner with a `stream`; see `metajax.streams.stream_learner`. The order of the
+      support set matters.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    Example:
+      >>> from metajax import identity, sgdstore
+      >>> learner = sgdstore(identity(), way=5)
+    """
+    memory = network_memory(width=width, units=units, heads=heads, max_rate=max_rate)
+    reader = with_controller(memory, hidden=hidden)
+    return stream_learner(
+        model, reader, way=way, objective=objective, trains_on=trains_on
+    )
+
+
+def network_memory(*, width: int, units: int, heads: int, max_rate: float) -> Memory:
+    """A network that is written to by gradient steps; arguments are `sgdstore`'s."""
+    check_integers(1, width=width, units=units, heads=heads)
+    check_positive(max_rate=max_rate)
+    num = heads * width
+
+    def init(key: Array) -> dict[str, Array]:
+        key_in, key_out = jax.random.split(key)
+        initial = jax.nn.initializers.lecun_normal()
+        return {
+            "in": initial(key_in, (width, units)),
+            "bias": jnp.zeros(units),
+            "out": initial(key_out, (units, width)),
+        }
+
+    def update(params: PyTree, state: PyTree, commands: Array) -> tuple[PyTree, Array]:
+        del params
+        keys, targets, queries = (
+            part.reshape(heads, width)
+            for part in jnp.split(jnp.tanh(commands[:-1]), 3)
+        )
+        rate = max_rate * jax.nn.sigmoid(commands[-1])
+
+        def error(state: PyTree) -> Array:
+            return jnp.mean(jnp.square(_ask(state, keys) - targets))
+
+        gradient = jax.grad(error)(state)
+        state = jax.tree.map(lambda phi, g: phi - rate * g, state, gradient)
+        return state, _ask(state, queries).reshape(-1)
+
+    return Memory(
+        num_commands=3 * num + 1,
+        num_reads=num,
+        init=init,
+        start=lambda params: params,
+        update=update,
+    )
+
+
+def _ask(state: PyTree, keys: Array) -> Array:
+    """Answers `[m, width]` to keys `[m, width]`."""
+    hidden = jnp.tanh(keys @ state["in"] + state["bias"][None, :])
+    return hidden @ state["out"]

@@ -1,0 +1,409 @@
+"""Learners whose network learns as it reads labelled examples, one after another.
+
+    state_0 = start(theta)
+    outputs_t = answer(theta, state_{t-1}, f(x_t))              before y_t is known
+    state_t = what `step` makes of state_{t-1}, f(x_t) and y_t
+
+f is a model that all tasks share, theta what the outer loop learns of the `Reader`.
+`adapt` reads a support set from `state_0`, and `predict` answers every query from the
+state behind it, so that queries do not see one another. All that a task teaches is in
+the state: no gradient is taken when a task is learned.
+
+Read as a stream:
+
+    adapted = learner.stream.start(meta_params)
+    adapted, outputs = learner.stream.observe(adapted, x, y)    as examples come
+    learner.predict(adapted, inputs)                            at any time
+
+`prequential` does so with a whole sequence and gives back all outputs: each example
+first tests and then teaches. `instance_accuracy` counts them by how many examples of
+the class came before, the protocol of A. Santoro et al., "Meta-Learning with
+Memory-Augmented Neural Networks", ICML 2016, section 4.1.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.arguments import check_choice, check_integers, check_way
+from metajax.models.normalization import hide_padding
+from metajax.objectives import accuracy, masked_mean, query_score, split_key
+from metajax.types import (
+    Array,
+    Examples,
+    Learner,
+    Model,
+    PyTree,
+    Stream,
+    Task,
+    TaskDistribution,
+)
+
+__all__ = [
+    "Adapted",
+    "InstanceAccuracy",
+    "MetaParams",
+    "Reader",
+    "instance_accuracy",
+    "prequential",
+    "stream_learner",
+]
+
+TRAINS_ON = ("query", "sequence")
+
+
+class Reader(NamedTuple):
+    """A network that reads vectors and their labels, also vectors.
+
+    Attributes:
+      init: `(key, features [D], label [C]) -> params`.
+      start: `(params) -> state`, before any example.
+      answer: `(params, state, features [D]) -> outputs [C]`.
+      step: `(params, state, features [D], label [C]) -> (state, outputs [C])`; outputs
+        are those of `answer`. None if it only reads whole sets.
+      read: None, or `(params, features [n, D], labels [n, C], is_real [n]) -> (state,
+        outputs [n, C])`: what `step` makes of all examples in turn, at once. Without
+        `step` the outputs are None.
+    """
+
+    init: Callable[[Array, Array, Array], PyTree]
+    start: Callable[[PyTree], PyTree]
+    answer: Callable[[PyTree, PyTree, Array], Array]
+    step: Callable[[PyTree, PyTree, Array, Array], tuple[PyTree, Array]] | None
+    read: (
+        Callable[[PyTree, Array, Array, Array], tuple[PyTree, Array | None]] | None
+    ) = None
+
+
+class MetaParams(NamedTuple):
+    """What is learned.
+
+    Attributes:
+      embedding: parameters of the model.
+      reader: those of the reader.
+    """
+
+    embedding: PyTree
+    reader: PyTree
+
+
+class Adapted(NamedTuple):
+    """What one task teaches.
+
+    Attributes:
+      meta_params: as they were.
+      state: of the reader, behind the examples that it saw.
+    """
+
+    meta_params: MetaParams
+    state: PyTree
+
+
+def stream_learner(
+    model: Model,
+    reader: Reader,
+    *,
+    way: int | None,
+    objective: Callable[[PyTree, PyTree], Array],
+    trains_on: str,
+) -> Learner:
+    """Builds a learner from an embedding and a reader.
+
+    A key of `adapt` draws the order in which the support set is read; without one it is
+    read as it stands. Examples that a mask hides are stepped over.
+
+    Args:
+      model: an embedding, inputs `[n, ...]` to `[n, ...]`, which is flattened. It may
+        not mix examples: a later one would change what an earlier one was.
+      reader: what reads.
+      way: classes of a task, N, so that a label becomes one-hot; None for regression
+        targets `[n, d]`.
+      objective: `(outputs, y) -> [n]`, the loss of every example.
+      trains_on: `"query"`: the loss of the queries; `"sequence"`: of every example of
+        the support set before its label is seen as well, all with the same weight.
+
+    Returns:
+      A learner whose `meta_params` are `MetaParams` and whose `adapted` are `Adapted`;
+      it has a `stream` if the reader has a `step`. A label that is no class makes all
+      outputs behind it NaN. Its loss reports `sequence_accuracy` if it trains on
+      sequences of labels.
+
+    Raises:
+      ValueError: if an argument is out of range, the model mixes examples, or it trains
+        on sequences and its reader answers only behind them; when it is used, if
+        targets are not what `way` says, or inputs have another size than those that
+        the parameters were made for.
+    """
+    check_way(way)
+    check_choice(TRAINS_ON, trains_on=trains_on)
+    if model.normalization in ("batch", "support"):
+        raise ValueError(
+            f"The model has normalization={model.normalization!r}, by which a later "
+            "example changes what earlier ones are; this learner reads one after "
+            "another. Use 'layer', 'group', 'calibrated' or 'none'."
+        )
+    if trains_on == "sequence" and reader.step is None:
+        raise ValueError(
+            "trains_on='sequence' needs an answer to each example before its label, "
+            "and this learner reads the whole support set at once; train on 'query'."
+        )
+
+    def embed(params: PyTree, x: PyTree, mask: Array | None, key: Array | None):
+        features = hide_padding(model.apply(params, x, mask=mask, key=key), mask)
+        return features.reshape(features.shape[0], math.prod(features.shape[1:]))
+
+    def vectors(y: Array, mask: Array | None) -> Array:
+        if jnp.issubdtype(y.dtype, jnp.integer) != (way is not None):
+            kind = "class labels" if way is None else "regression targets"
+            remedy = "give the number of classes" if way is None else "leave it out"
+            raise ValueError(
+                f"`way` is {way} and targets are {kind} of type {y.dtype}; {remedy}."
+            )
+        y = hide_padding(y, mask)
+        if way is None:
+            return y.reshape(y.shape[0], math.prod(y.shape[1:]))
+        one_hot = jax.nn.one_hot(y, way)
+        is_class = (y >= 0) & (y < way)
+        return jnp.where(is_class[:, None], one_hot, jnp.nan)
+
+    def init(key: Array, task: Task) -> MetaParams:
+        key_model, key_reader = jax.random.split(key)
+        x, y, mask = task.support
+        params = model.init(key_model, x)
+        # Shapes alone: a support set may be empty.
+        features = jax.eval_shape(lambda: embed(params, x, mask, None))
+        labels = jax.eval_shape(lambda: vectors(y, mask))
+        one = (jnp.zeros(s.shape[1:], s.dtype) for s in (features, labels))
+        return MetaParams(params, reader.init(key_reader, *one))
+
+    def read(
+        meta_params: MetaParams, support: Examples, key: Array | None
+    ) -> tuple[Adapted, Array | None]:
+        """Behind the support set, and the answers on the way `[n, C]`."""
+        features = embed(meta_params.embedding, support.x, support.mask, key)
+        labels = vectors(support.y, support.mask)
+        is_real = support.mask
+        if is_real is None:
+            is_real = jnp.ones(labels.shape[0], bool)
+        params = meta_params.reader
+        with _about_sizes():
+            if reader.read is not None:
+                state, outputs = reader.read(params, features, labels, is_real)
+            else:
+                state, outputs = _scan(reader, params, features, labels, is_real)
+        return Adapted(meta_params, state), outputs
+
+    def adapt(
+        meta_params: MetaParams, support: Examples, *, key: Array | None = None
+    ) -> Adapted:
+        key_order, key_embed = split_key(key, 2)
+        return read(meta_params, _shuffled(support, key_order), key_embed)[0]
+
+    def predict(
+        adapted: Adapted,
+        inputs: PyTree,
+        *,
+        mask: Array | None = None,
+        key: Array | None = None,
+    ) -> Array:
+        params, state = adapted
+        features = embed(params.embedding, inputs, mask, key)
+        with _about_sizes():
+            return jax.vmap(reader.answer, (None, None, 0))(
+                params.reader, state, features
+            )
+
+    def loss(
+        meta_params: MetaParams, task: Task, *, key: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        key_order, key_embed, key_predict = split_key(key, 3)
+        support, query = _shuffled(task.support, key_order), task.query
+        adapted, outputs = read(meta_params, support, key_embed)
+        value, metrics = query_score(predict, adapted, query, objective, key_predict)
+        if trains_on == "query":
+            return value, metrics
+        assert outputs is not None
+        if way is not None:
+            metrics["sequence_accuracy"] = masked_mean(
+                accuracy(outputs, support.y), support.mask
+            )
+        of_support = masked_mean(objective(outputs, support.y), support.mask)
+        nums = [jnp.float32(_num_real(examples)) for examples in (support, query)]
+        # An empty support set has no mean, and no weight.
+        parts = jnp.where(nums[0] > 0, of_support * nums[0], 0), value * nums[1]
+        return sum(parts) / sum(nums), metrics
+
+    stream = None
+    if reader.step is not None:
+        step = reader.step
+
+        def start(meta_params: MetaParams) -> Adapted:
+            return Adapted(meta_params, reader.start(meta_params.reader))
+
+        def observe(adapted: Adapted, x: PyTree, y: Array) -> tuple[Adapted, Array]:
+            params, state = adapted
+            x, y = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (x, y))
+            features, label = embed(params.embedding, x, None, None), vectors(y, None)
+            with _about_sizes():
+                state, outputs = step(params.reader, state, features[0], label[0])
+            return Adapted(params, state), outputs
+
+        stream = Stream(start, observe)
+    return Learner(init, adapt, predict, loss, stream=stream)
+
+
+def prequential(
+    learner: Learner, meta_params: PyTree, examples: Examples
+) -> tuple[PyTree, PyTree]:
+    """Reads a sequence as a stream: each example first tests, and then teaches.
+
+    Args:
+      learner: one with a `stream`.
+      meta_params: as `learner.init` gives them.
+      examples: `[n, ...]`, in the order in which they are read, without padding.
+
+    Returns:
+      What is known in the end, as `Learner.adapt` returns it, and the answers `[n, C]`,
+      of which that in row t depends on examples before t and on input t alone.
+
+    Raises:
+      ValueError: if the learner has no stream, or there is a mask.
+    """
+    stream = _stream_of(learner)
+    if examples.mask is not None:
+        raise ValueError(
+            "A sequence that is read as a stream has no padding; leave out its mask "
+            "and the examples that it hides."
+        )
+
+    def observe(adapted: PyTree, example: tuple[PyTree, PyTree]) -> tuple:
+        return stream.observe(adapted, *example)
+
+    start = stream.start(meta_params)
+    return jax.lax.scan(observe, start, (examples.x, examples.y))
+
+
+class InstanceAccuracy(NamedTuple):
+    """Accuracy by how often the class was seen.
+
+    Attributes:
+      mean: fractions `[K]` over tasks and classes, of the 1st to the K-th example of a
+        class: the first is a guess.
+      half_width: of the 95 % interval `[K]` of each, over tasks.
+      num_tasks: how many there were.
+    """
+
+    mean: np.ndarray
+    half_width: np.ndarray
+    num_tasks: int
+
+
+def instance_accuracy(
+    learner: Learner,
+    meta_params: PyTree,
+    tasks: TaskDistribution,
+    *,
+    num_tasks: int = 1000,
+    tasks_per_block: int = 50,
+    seed: int = 0,
+) -> InstanceAccuracy:
+    """Accuracy at the 1st, 2nd, .. K-th instance of a class in a random sequence.
+
+    Args:
+      learner: one with a `stream` that classifies.
+      meta_params: as `learner.init` gives them.
+      tasks: few-shot tasks with K support examples of each class, without masks; their
+        support set, in random order, is the sequence.
+      num_tasks: how many tasks, rounded up to whole blocks.
+      tasks_per_block: how many are read side by side.
+      seed: of the tasks and of the order in them.
+
+    Raises:
+      ValueError: if a number is below 1, the learner has no stream, tasks have masks,
+        or their classes have different numbers of examples.
+    """
+    check_integers(1, num_tasks=num_tasks, tasks_per_block=tasks_per_block)
+    _stream_of(learner)
+    shape = jax.eval_shape(tasks, jax.random.key(0)).support.y.shape
+    labels = np.sort(np.asarray(tasks(jax.random.key(seed)).support.y))
+    counts = np.bincount(labels)
+    if len(shape) != 1 or len(set(counts.tolist())) != 1:
+        raise ValueError(
+            "Each class of a task must have the same number of support examples, got "
+            f"{counts.tolist()}."
+        )
+    shot = int(counts[0])
+
+    def of_task(tasks: TaskDistribution, meta_params: PyTree, key: Array) -> Array:
+        key_task, key_order = jax.random.split(key)
+        support = _shuffled(tasks(key_task).support, key_order)
+        _, outputs = prequential(learner, meta_params, support)
+        is_right = jnp.argmax(outputs, axis=1) == support.y
+        same = support.y[:, None] == support.y[None, :]
+        instance = jnp.sum(jnp.tril(same, -1), axis=1)
+        at = jax.nn.one_hot(instance, shot)
+        return jnp.mean(is_right[:, None] * at, axis=0) * shot
+
+    block = jax.jit(jax.vmap(of_task, (None, None, 0)))
+    keys = jax.random.split(jax.random.key(seed), num_tasks)
+    num_blocks = -(-num_tasks // tasks_per_block)
+    keys = jax.random.split(jax.random.key(seed), (num_blocks, tasks_per_block))
+    values = np.concatenate([np.asarray(block(tasks, meta_params, k)) for k in keys])
+    half_width = 1.96 * values.std(axis=0, ddof=1) / math.sqrt(len(values))
+    return InstanceAccuracy(values.mean(axis=0), half_width, len(values))
+
+
+def _scan(
+    reader: Reader, params: PyTree, features: Array, labels: Array, is_real: Array
+) -> tuple[PyTree, Array]:
+    step = reader.step
+    assert step is not None
+
+    def advance(
+        state: PyTree, example: tuple[Array, Array, Array]
+    ) -> tuple[PyTree, Array]:
+        features, label, is_real = example
+        new, outputs = step(params, state, features, label)
+        kept = jax.tree.map(lambda n, o: jnp.where(is_real, n, o), new, state)
+        return kept, outputs
+
+    examples = (features, labels, is_real)
+    return jax.lax.scan(advance, reader.start(params), examples)
+
+
+def _shuffled(examples: Examples, key: Array | None) -> Examples:
+    if key is None:
+        return examples
+    order = jax.random.permutation(key, examples.y.shape[0])
+    return jax.tree.map(lambda leaf: leaf[order], examples)
+
+
+def _num_real(examples: Examples) -> Array | int:
+    mask = examples.mask
+    return examples.y.shape[0] if mask is None else jnp.sum(mask)
+
+
+def _stream_of(learner: Learner) -> Stream:
+    if learner.stream is None:
+        raise ValueError(
+            "This learner cannot be read as a stream: its `stream` is None. Use one "
+            "that reads examples in turn, such as `mann`, or `Learner.adapt`."
+        )
+    return learner.stream
+
+
+@contextmanager
+def _about_sizes() -> Iterator[None]:
+    try:
+        yield
+    except flax.errors.ScopeParamShapeError as error:
+        raise ValueError(
+            "Inputs or targets have another size than those that the parameters were "
+            f"made for; give the same number of features in all sets. {error}"
+        ) from error
