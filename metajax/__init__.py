@@ -27,6 +27,15 @@ from metajax.learners.gradient.meta_curvature import meta_curvature as meta_curv
 from metajax.learners.gradient.meta_sgd import meta_sgd as meta_sgd
 from metajax.learners.gradient.proto_maml import proto_maml as proto_maml
 from metajax.learners.gradient.reptile import reptile as reptile
+from metajax.learners.memory.cnaps import cnaps as cnaps
+from metajax.learners.memory.hypernetwork import hypernetwork as hypernetwork
+from metajax.learners.memory.in_context import in_context as in_context
+from metajax.learners.memory.lstm_learner import lstm_learner as lstm_learner
+from metajax.learners.memory.mann import mann as mann
+from metajax.learners.memory.meta_net import meta_net as meta_net
+from metajax.learners.memory.mm_net import mm_net as mm_net
+from metajax.learners.memory.sgdstore import sgdstore as sgdstore
+from metajax.learners.memory.snail import snail as snail
 from metajax.learners.metric.baseline import baseline as baseline
 from metajax.learners.metric.feat import feat as feat
 from metajax.learners.metric.matching import matching as matching
@@ -67,6 +76,8 @@ from metajax.models.task_encoder import task_encoder as task_encoder
 from metajax.ranks import rank_learners as rank_learners
 from metajax.reports import across_seeds as across_seeds
 from metajax.reports import compare as compare
+from metajax.streams import instance_accuracy as instance_accuracy
+from metajax.streams import prequential as prequential
 from metajax.task2vec import task2vec as task2vec
 from metajax.tasks.class_table import few_shot as few_shot
 from metajax.tasks.class_table import join_classes as join_classes
@@ -118,6 +129,7 @@ __all__ = [
     "bucketed",
     "calibrate",
     "cavia",
+    "cnaps",
     "compare",
     "compare_gradients",
     "conv4",
@@ -142,8 +154,11 @@ __all__ = [
     "glyphs",
     "graph",
     "harden",
+    "hypernetwork",
     "identity",
     "imaml",
+    "in_context",
+    "instance_accuracy",
     "join_classes",
     "kernel_svm",
     "label_propagation",
@@ -155,22 +170,27 @@ __all__ = [
     "logistic",
     "lstm",
     "lstm_generator",
+    "lstm_learner",
     "lstm_optimizer",
     "maml",
     "maml_plus_plus",
+    "mann",
     "matching",
     "meta_curvature",
     "meta_dataset_tasks",
     "meta_features",
     "meta_lstm",
+    "meta_net",
     "meta_sgd",
     "mixture",
     "mlp",
+    "mm_net",
     "molecule_tasks",
     "omniglot",
     "on_host",
     "only",
     "pes",
+    "prequential",
     "proto_maml",
     "prototypical",
     "rank_learners",
@@ -182,7 +202,9 @@ __all__ = [
     "ridge",
     "row_tasks",
     "sequence_sinusoid",
+    "sgdstore",
     "sinusoid",
+    "snail",
     "soft_tree",
     "split_classes",
     "svm",

@@ -30,6 +30,15 @@ from metajax.learners.gradient.meta_curvature import meta_curvature
 from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.learners.gradient.proto_maml import proto_maml
 from metajax.learners.gradient.reptile import reptile
+from metajax.learners.memory.cnaps import cnaps
+from metajax.learners.memory.hypernetwork import hypernetwork
+from metajax.learners.memory.in_context import in_context
+from metajax.learners.memory.lstm_learner import lstm_learner
+from metajax.learners.memory.mann import mann
+from metajax.learners.memory.meta_net import meta_net
+from metajax.learners.memory.mm_net import mm_net
+from metajax.learners.memory.sgdstore import sgdstore
+from metajax.learners.memory.snail import snail
 from metajax.learners.metric import prototypical as metric
 from metajax.learners.metric.baseline import HEADS, baseline
 from metajax.learners.metric.feat import feat
@@ -52,6 +61,7 @@ from metajax.learners.solver.svm import svm
 from metajax.models.networks import POOLINGS, conv4, identity, mlp
 from metajax.models.normalization import NORMALIZATIONS
 from metajax.models.precision import PRECISIONS
+from metajax.streams import TRAINS_ON
 from metajax.tasks.class_table import few_shot
 from metajax.tasks.glyphs import glyphs
 from metajax.tasks.loaders import from_folder, from_tfds
@@ -106,6 +116,15 @@ LEARNERS: dict[str, Constructor] = {
     "label_propagation": label_propagation,
     "graph": graph,
     "baseline": baseline,
+    "mann": mann,
+    "lstm_learner": lstm_learner,
+    "sgdstore": sgdstore,
+    "in_context": in_context,
+    "snail": snail,
+    "mm_net": mm_net,
+    "meta_net": meta_net,
+    "hypernetwork": hypernetwork,
+    "cnaps": cnaps,
 }
 MODELS: dict[str, Constructor] = {
     "conv4": conv4,
@@ -137,11 +156,33 @@ EMBEDDING_LEARNERS = (
     "label_propagation",
     "graph",
     "baseline",
+    "mann",
+    "lstm_learner",
+    "sgdstore",
+    "in_context",
+    "snail",
+    "mm_net",
+    "meta_net",
+    "cnaps",
 )
 # They read their inputs themselves: their model is `identity`.
 LEARNERS_WITHOUT_MODEL = ("kernel_svm", "soft_tree")
 # They have an answer for each class of a task, and so a number of classes.
-LEARNERS_OF_ONE_WAY = ("lstm_generator", "arml", "graph", "kernel_svm", "soft_tree")
+LEARNERS_OF_ONE_WAY = (
+    "lstm_generator",
+    "arml",
+    "graph",
+    "kernel_svm",
+    "soft_tree",
+    "mann",
+    "lstm_learner",
+    "sgdstore",
+    "in_context",
+    "snail",
+    "mm_net",
+    "meta_net",
+    "hypernetwork",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,7 +267,6 @@ _TYPES: dict[str, Any] = {
     "dtype": Literal["float32", "bfloat16", "float16"],
     "gates": str,
     "generates": str,
-    "graph.way": int | None,
     "gradient": Literal[GRADIENT_MODES],
     "imaml.gradient": Literal[("implicit", *GRADIENT_MODES)],
     "inner_optimizer": InnerOptimizer,
@@ -245,6 +285,8 @@ _TYPES: dict[str, Any] = {
     "rotations": Literal[1, 2, 4],
     "similarity": Literal[SIMILARITIES],
     "tasks_per_block": int | Literal["auto"] | None,
+    "trains_on": Literal[TRAINS_ON],
+    "in_context.trains_on": Literal[TRAINS_ON] | None,
 }
 # Defaults for arguments that have none, or whose default is a function.
 _DEFAULTS: dict[str, Any] = {
@@ -256,7 +298,7 @@ _DEFAULTS: dict[str, Any] = {
     "baseline.inner_optimizer": InnerOptimizer(name="momentum", learning_rate=0.01),
     "baseline.num_classes": None,
     "cavia.inner_optimizer": InnerOptimizer(learning_rate=1.0),
-    "graph.way": None,
+    "cnaps.generates": "only:scale,bias",
     "imaml.steps": 16,
     "inner_optimizer": InnerOptimizer(),
     "learn_optimizer.inner_optimizer": InnerOptimizer(learned="optimizer"),
@@ -270,7 +312,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 _HELP = {
     "adapts": "Which parameters adapt: `everything`, or `only:PART` or `all_but:PART` "
-    "with a part of their path, such as `only:head`.",
+    "with a part of their path, or several, such as `only:head` or `only:scale,bias`.",
     "gates": "Which parameters are gated; as `adapts`.",
     "generates": "Which parameters are generated; as `adapts`.",
     "num_outputs": "Size of the output; by default what learner and tasks call for.",
@@ -328,6 +370,8 @@ def _arguments_of(
         if default is parameter.empty:
             default = dataclasses.MISSING
         kind = _TYPES.get(own, _TYPES.get(name, hints[name]))
+        if name == "way" and constructor.__name__ in LEARNERS_OF_ONE_WAY:
+            kind, default = int | None, None
         if name in _HELP:
             kind = Annotated[kind, tyro.conf.arg(help=_HELP[name])]
         fields.append((name, kind, dataclasses.field(default=default)))

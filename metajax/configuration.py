@@ -205,7 +205,7 @@ def resolve(config: Config) -> Config:
             f"`{learner_name}` adapts the parameters of a model, and `identity` has "
             "none; use `mlp` or `conv4`."
         )
-    if embeds and not classifies:
+    if embeds and not classifies and "objective" not in _names(learner):
         raise ValueError(
             f"`{learner_name}` classifies, but the targets of "
             f"{tasks_name!r} tasks are real numbers; use `maml`."
@@ -313,15 +313,15 @@ def _to_object(name: str, value: Any) -> Any:
 
 
 def _filter(name: str, text: str) -> Callable[[str], bool]:
-    kind, _, part = text.partition(":")
+    kind, _, parts = text.partition(":")
     if text == "everything":
         return filters.everything
-    if kind not in ("only", "all_but") or not part:
+    if kind not in ("only", "all_but") or not all(parts.split(",")):
         raise ValueError(
             f"`{name}` must be `everything`, `only:PART` or `all_but:PART`, such as "
-            f"`only:head`, got {text!r}."
+            f"`only:head` or `only:scale,bias`, got {text!r}."
         )
-    return getattr(filters, kind)(part)
+    return getattr(filters, kind)(*parts.split(","))
 
 
 def _from_json(name: str, value: Any) -> Any:

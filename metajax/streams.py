@@ -46,6 +46,7 @@ from metajax.types import (
 )
 
 __all__ = [
+    "TRAINS_ON",
     "Adapted",
     "InstanceAccuracy",
     "MetaParams",

@@ -142,6 +142,80 @@ REGISTRY = {
         lambda: metajax.graph(_mlp(5), way=WAY, features=4, edge_features=4),
         uses_labels_untrained=False,
     ),
+    "mann": Entry(
+        lambda: metajax.mann(
+            metajax.identity(), way=WAY, hidden=8, slots=5, width=4, heads=2
+        ),
+        ignores_order=False,
+        uses_labels_untrained=False,
+    ),
+    "lstm_learner": Entry(
+        lambda: metajax.lstm_learner(_mlp(5), way=4, hidden=8, trains_on="query"),
+        ignores_order=False,
+        uses_labels_untrained=False,
+    ),
+    "sgdstore": Entry(
+        lambda: metajax.sgdstore(
+            metajax.identity(), way=WAY, hidden=8, width=4, units=5, heads=2
+        ),
+        ignores_order=False,
+        uses_labels_untrained=False,
+    ),
+    "in_context": Entry(
+        lambda: metajax.in_context(
+            metajax.identity(), way=WAY, context=4, size=8, layers=2, heads=2
+        ),
+        ignores_order=False,
+        uses_labels_untrained=False,
+    ),
+    "in_context, whole": Entry(
+        lambda: metajax.in_context(
+            _mlp(5), way=4, context=None, size=8, layers=2, heads=2
+        ),
+        uses_labels_untrained=False,
+    ),
+    "snail": Entry(
+        lambda: metajax.snail(
+            _mlp(5), way=WAY, context=4, filters=3, keys=(3, 4), values=(2, 5)
+        ),
+        ignores_order=False,
+        uses_labels_untrained=False,
+    ),
+    "mm_net": Entry(
+        lambda: metajax.mm_net(_mlp(5), way=4, slots=6, size=5, hidden=3, rank=2),
+        ignores_order=False,
+    ),
+    "mm_net, a slot for each": Entry(
+        lambda: metajax.mm_net(
+            _mlp(5), way=WAY, slots=6, size=5, hidden=3, rank=2, near=2.0
+        ),
+        ignores_order=False,
+    ),
+    "meta_net": Entry(
+        lambda: metajax.meta_net(_mlp(5), way=4, units=6, hidden=5),
+        uses_labels_untrained=False,
+    ),
+    "hypernetwork": Entry(
+        lambda: metajax.hypernetwork(_mlp(WAY), way=WAY, size=5, hidden=(6,)),
+        uses_labels_untrained=False,
+    ),
+    "hypernetwork, scales of support statistics": Entry(
+        lambda: metajax.hypernetwork(
+            _mlp(WAY, "support"),
+            way=4,
+            size=5,
+            hidden=(6,),
+            rank=2,
+            generates=metajax.only("scale", "bias"),
+        ),
+        uses_labels_untrained=False,
+    ),
+    "cnaps": Entry(
+        lambda: metajax.cnaps(_mlp(5, "layer"), way=4, size=4, hidden=(6,))
+    ),
+    "cnaps, any way, support statistics": Entry(
+        lambda: metajax.cnaps(_mlp(5, "support"), size=4, hidden=(6,), rank=2)
+    ),
     "dataset2vec": Entry(
         lambda: metajax.dataset2vec(num_classes=WAY, size=4, units=16, blocks=1),
         uses_labels_untrained=False,

@@ -4,7 +4,8 @@ The combination is ours and has no published number. Its parts:
 
 * generated weights: D. Ha, A. Dai, Q. Le, "HyperNetworks", ICLR 2017,
   https://arxiv.org/abs/1609.09106. There a recurrent network makes another's weights
-  anew at every time step; here it makes them once for a task, from its support set;
+  anew at every time step; here it makes them once for a task, from its support set
+  (`metajax.generators`);
 * an average over examples as the code of a set, so that their order does not matter;
 * inner steps from what is generated, as MAML takes them from one initialisation:
   C. Finn, P. Abbeel, S. Levine, ICML 2017, https://arxiv.org/abs/1703.03400.
@@ -22,16 +23,15 @@ It is one of two things that are called Meta-LSTM; the other is an LSTM whose ce
 are the parameters, `metajax.learners.optimizer.meta_lstm`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
-from metajax.arguments import check_positive, check_way
-from metajax.filters import combine, everything, partition
+from metajax.arguments import check_way
+from metajax.filters import everything, partition
+from metajax.generators import check_generator, generate, init_generator
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import (
     InnerOptimizer,
@@ -56,8 +56,7 @@ class MetaParams(NamedTuple):
     Attributes:
       base: parameters of the model.
       encoder: parameters of the LSTM that reads the support set.
-      generator: `{"up": V}`, `[hidden[-1], P]` for P generated parameters; with a rank
-        r, `{"down": U, "up": V}`, `[hidden[-1], r]` and `[r, P]`.
+      generator: V and U; see `metajax.generators`.
       optimizer: parameters of a `LearnedOptimizer`, else None.
     """
 
@@ -128,26 +127,17 @@ def lstm_generator(
     check_way(way)
     check_descent(inner_optimizer, gradient, steps, eval_steps, may_be_learned=True)
     size = check_hidden(hidden)[-1]
-    if rank is not None and (not isinstance(rank, int) or not 1 <= rank <= size):
-        raise ValueError(
-            f"`rank` must be None or an integer from 1 to {size}, the size of the code "
-            f"(`hidden[-1]`), got {rank!r}."
-        )
-    check_positive(offset_scale=offset_scale)
+    check_generator(size, rank, offset_scale)
     encoder = from_linen(RecurrentLSTM(check_hidden(hidden)))
     support_loss = support_loss_fn(model, objective)
 
-    def generate(meta_params: MetaParams, support: Examples) -> PyTree:
+    def start(meta_params: MetaParams, support: Examples) -> PyTree:
         """phi_0."""
         read = as_sequences(support, way)
         last = encoder.apply(meta_params.encoder, read, mask=support.mask)[:, -1]
         where = None if support.mask is None else support.mask[:, None]
-        offsets = jnp.mean(last, axis=0, where=where)
-        for part in ("down", "up") if rank is not None else ("up",):
-            offsets = offsets @ meta_params.generator[part]
-        chosen, others = partition(meta_params.base, generates)
-        theta, unravel = ravel_pytree(chosen)
-        return combine(unravel(theta + offsets), others)
+        code = jnp.mean(last, axis=0, where=where)
+        return generate(meta_params.generator, meta_params.base, code, generates)
 
     def run(
         meta_params: MetaParams, support: Examples, key: Array | None, how: Run
@@ -155,7 +145,7 @@ def lstm_generator(
         return unroll(
             support_loss,
             optimizer_of(meta_params, inner_optimizer),
-            generate(meta_params, support),
+            start(meta_params, support),
             support,
             steps=how.steps,
             gradient=gradient,
@@ -166,18 +156,16 @@ def lstm_generator(
         )
 
     def init(key: Array, task: Task) -> MetaParams:
-        key_base, key_encoder, key_down, key_up, key_optimizer = jax.random.split(
-            key, 5
-        )
+        key_base, key_encoder, key_generator, key_optimizer = jax.random.split(key, 4)
         base = model.init(key_base, task.support.x)
-        num_params = ravel_pytree(partition(base, generates)[0])[0].size
-        generator = {}
-        if rank is not None:
-            down = jax.random.normal(key_down, (size, rank)) / math.sqrt(size)
-            generator["down"] = down
-        inner = size if rank is None else rank
-        up = jax.random.normal(key_up, (inner, num_params)) / math.sqrt(inner)
-        generator["up"] = offset_scale * up
+        generator = init_generator(
+            key_generator,
+            base,
+            size=size,
+            rank=rank,
+            offset_scale=offset_scale,
+            generates=generates,
+        )
         learned = None
         if isinstance(inner_optimizer, LearnedOptimizer):
             learned = inner_optimizer.init(key_optimizer, partition(base, adapts)[0])

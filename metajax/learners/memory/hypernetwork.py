@@ -1,0 +1,121 @@
+"""A hypernetwork: a set encoder reads a task and generates a network for it.
+
+D. Ha, A. Dai, Q. Le, "HyperNetworks", ICLR 2017, https://arxiv.org/abs/1609.09106, for
+weights that a network generates; there they depend on a layer or a time step, here on a
+support set, which Deep Sets encode (`metajax.models.task_encoder`).
+
+    c = encoder({(x_i, y_i)}),   phi = theta + V^T c           (`metajax.generators`)
+    outputs = model(phi, x)
+
+What is generated is all of a small network, or a part of a larger one: `generates=
+only("scale", "bias")` of a network with normalisation is feature-wise modulation. No
+gradient is taken when a task is learned. With `metajax.learners.optimizer.
+lstm_generator` an LSTM reads the task, and inner steps may follow; for few-shot
+classification, where classes have no names, see `metajax.learners.memory.cnaps`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from metajax.filters import everything
+from metajax.generators import check_generator, generate, init_generator
+from metajax.models.normalization import freeze_support_statistics
+from metajax.models.task_encoder import task_encoder
+from metajax.objectives import cross_entropy, query_loss
+from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+
+__all__ = ["MetaParams", "hypernetwork"]
+
+
+class MetaParams(NamedTuple):
+    """What is learned.
+
+    Attributes:
+      base: theta, parameters of the model.
+      encoder: those of the set encoder.
+      generator: V and U; see `metajax.generators`.
+    """
+
+    base: PyTree
+    encoder: PyTree
+    generator: dict[str, Array]
+
+
+def hypernetwork(
+    model: Model,
+    *,
+    way: int | None,
+    size: int = 64,
+    hidden: Sequence[int] = (64, 64),
+    rank: int | None = None,
+    offset_scale: float = 0.1,
+    generates: Callable[[str], bool] = everything,
+    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+) -> Learner:
+    """Builds the hypernetwork.
+
+    Choose it where a task has few hidden parameters and an answer must be cheap: to
+    adapt is one pass of an encoder and one product, and to predict is one pass of a
+    small network.
+
+    Args:
+      model: the network, such as `mlp(1)`.
+      way: classes of a task, N, whose labels mean the same in every task; None for
+        regression targets `[n, ...]`.
+      size: of the code.
+      hidden: sizes of the encoder's layers.
+      rank: None for a full matrix from code to parameters, or the rank of one of low
+        rank, from 1 to `size`.
+      offset_scale: size of an offset V^T c at first, for codes of unit size; above 0.
+      generates: which parameters have an offset; see `metajax.filters`.
+      objective: `(outputs, y) -> [n]`, the loss of every example.
+
+    Returns:
+      A learner whose `meta_params` are `MetaParams` and whose `adapted` are parameters
+      of `model`. The order of the support set does not matter.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    Example:
+      >>> from metajax import hypernetwork, mlp
+      >>> from metajax.objectives import squared_error
+      >>> learner = hypernetwork(mlp(1), way=None, objective=squared_error)
+    """
+    encoder = task_encoder(size, num_classes=way, hidden=hidden)
+    check_generator(size, rank, offset_scale)
+
+    def init(key: Array, task: Task) -> MetaParams:
+        key_base, key_encoder, key_generator = jax.random.split(key, 3)
+        base = model.init(key_base, task.support.x)
+        generator = init_generator(
+            key_generator,
+            base,
+            size=size,
+            rank=rank,
+            offset_scale=offset_scale,
+            generates=generates,
+        )
+        return MetaParams(base, encoder.init(key_encoder, task.support), generator)
+
+    def adapt(
+        meta_params: MetaParams, support: Examples, *, key: Array | None = None
+    ) -> PyTree:
+        del key
+        base, params, generator = meta_params
+        code = encoder.apply(params, support)
+        phi = generate(generator, base, code, generates)
+        return freeze_support_statistics(model, phi, support)
+
+    def predict(
+        adapted: PyTree,
+        inputs: PyTree,
+        *,
+        mask: Array | None = None,
+        key: Array | None = None,
+    ) -> PyTree:
+        return model.apply(adapted, inputs, mask=mask, key=key)
+
+    return Learner(init, adapt, predict, query_loss(adapt, predict, objective))
