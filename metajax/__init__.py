@@ -73,11 +73,11 @@ from metajax.models.normalization import calibrate as calibrate
 from metajax.models.precision import with_precision as with_precision
 from metajax.models.recurrent import lstm as lstm
 from metajax.models.task_encoder import task_encoder as task_encoder
+from metajax.prequential import instance_accuracy as instance_accuracy
+from metajax.prequential import prequential as prequential
 from metajax.ranks import rank_learners as rank_learners
 from metajax.reports import across_seeds as across_seeds
 from metajax.reports import compare as compare
-from metajax.streams import instance_accuracy as instance_accuracy
-from metajax.streams import prequential as prequential
 from metajax.task2vec import task2vec as task2vec
 from metajax.tasks.class_table import few_shot as few_shot
 from metajax.tasks.class_table import join_classes as join_classes

@@ -15,10 +15,7 @@ Read as a stream:
     adapted, outputs = learner.stream.observe(adapted, x, y)    as examples come
     learner.predict(adapted, inputs)                            at any time
 
-`prequential` does so with a whole sequence and gives back all outputs: each example
-first tests and then teaches. `instance_accuracy` counts them by how many examples of
-the class came before, the protocol of A. Santoro et al., "Meta-Learning with
-Memory-Augmented Neural Networks", ICML 2016, section 4.1.
+`metajax.prequential` judges learners so.
 """
 
 import math
@@ -29,9 +26,8 @@ from typing import NamedTuple
 import flax.errors
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from metajax.arguments import check_choice, check_integers, check_way
+from metajax.arguments import check_choice, check_way
 from metajax.models.normalization import hide_padding
 from metajax.objectives import accuracy, masked_mean, query_score, split_key
 from metajax.types import (
@@ -42,17 +38,14 @@ from metajax.types import (
     PyTree,
     Stream,
     Task,
-    TaskDistribution,
 )
 
 __all__ = [
     "TRAINS_ON",
     "Adapted",
-    "InstanceAccuracy",
     "MetaParams",
     "Reader",
-    "instance_accuracy",
-    "prequential",
+    "shuffled",
     "stream_learner",
 ]
 
@@ -204,7 +197,7 @@ def stream_learner(
         meta_params: MetaParams, support: Examples, *, key: Array | None = None
     ) -> Adapted:
         key_order, key_embed = split_key(key, 2)
-        return read(meta_params, _shuffled(support, key_order), key_embed)[0]
+        return read(meta_params, shuffled(support, key_order), key_embed)[0]
 
     def predict(
         adapted: Adapted,
@@ -224,7 +217,7 @@ def stream_learner(
         meta_params: MetaParams, task: Task, *, key: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key_order, key_embed, key_predict = split_key(key, 3)
-        support, query = _shuffled(task.support, key_order), task.query
+        support, query = shuffled(task.support, key_order), task.query
         adapted, outputs = read(meta_params, support, key_embed)
         value, metrics = query_score(predict, adapted, query, objective, key_predict)
         if trains_on == "query":
@@ -259,107 +252,6 @@ def stream_learner(
     return Learner(init, adapt, predict, loss, stream=stream)
 
 
-def prequential(
-    learner: Learner, meta_params: PyTree, examples: Examples
-) -> tuple[PyTree, PyTree]:
-    """Reads a sequence as a stream: each example first tests, and then teaches.
-
-    Args:
-      learner: one with a `stream`.
-      meta_params: as `learner.init` gives them.
-      examples: `[n, ...]`, in the order in which they are read, without padding.
-
-    Returns:
-      What is known in the end, as `Learner.adapt` returns it, and the answers `[n, C]`,
-      of which that in row t depends on examples before t and on input t alone.
-
-    Raises:
-      ValueError: if the learner has no stream, or there is a mask.
-    """
-    stream = _stream_of(learner)
-    if examples.mask is not None:
-        raise ValueError(
-            "A sequence that is read as a stream has no padding; leave out its mask "
-            "and the examples that it hides."
-        )
-
-    def observe(adapted: PyTree, example: tuple[PyTree, PyTree]) -> tuple:
-        return stream.observe(adapted, *example)
-
-    start = stream.start(meta_params)
-    return jax.lax.scan(observe, start, (examples.x, examples.y))
-
-
-class InstanceAccuracy(NamedTuple):
-    """Accuracy by how often the class was seen.
-
-    Attributes:
-      mean: fractions `[K]` over tasks and classes, of the 1st to the K-th example of a
-        class: the first is a guess.
-      half_width: of the 95 % interval `[K]` of each, over tasks.
-      num_tasks: how many there were.
-    """
-
-    mean: np.ndarray
-    half_width: np.ndarray
-    num_tasks: int
-
-
-def instance_accuracy(
-    learner: Learner,
-    meta_params: PyTree,
-    tasks: TaskDistribution,
-    *,
-    num_tasks: int = 1000,
-    tasks_per_block: int = 50,
-    seed: int = 0,
-) -> InstanceAccuracy:
-    """Accuracy at the 1st, 2nd, .. K-th instance of a class in a random sequence.
-
-    Args:
-      learner: one with a `stream` that classifies.
-      meta_params: as `learner.init` gives them.
-      tasks: few-shot tasks with K support examples of each class, without masks; their
-        support set, in random order, is the sequence.
-      num_tasks: how many tasks, rounded up to whole blocks.
-      tasks_per_block: how many are read side by side.
-      seed: of the tasks and of the order in them.
-
-    Raises:
-      ValueError: if a number is below 1, the learner has no stream, tasks have masks,
-        or their classes have different numbers of examples.
-    """
-    check_integers(1, num_tasks=num_tasks, tasks_per_block=tasks_per_block)
-    _stream_of(learner)
-    shape = jax.eval_shape(tasks, jax.random.key(0)).support.y.shape
-    labels = np.sort(np.asarray(tasks(jax.random.key(seed)).support.y))
-    counts = np.bincount(labels)
-    if len(shape) != 1 or len(set(counts.tolist())) != 1:
-        raise ValueError(
-            "Each class of a task must have the same number of support examples, got "
-            f"{counts.tolist()}."
-        )
-    shot = int(counts[0])
-
-    def of_task(tasks: TaskDistribution, meta_params: PyTree, key: Array) -> Array:
-        key_task, key_order = jax.random.split(key)
-        support = _shuffled(tasks(key_task).support, key_order)
-        _, outputs = prequential(learner, meta_params, support)
-        is_right = jnp.argmax(outputs, axis=1) == support.y
-        same = support.y[:, None] == support.y[None, :]
-        instance = jnp.sum(jnp.tril(same, -1), axis=1)
-        at = jax.nn.one_hot(instance, shot)
-        return jnp.mean(is_right[:, None] * at, axis=0) * shot
-
-    block = jax.jit(jax.vmap(of_task, (None, None, 0)))
-    keys = jax.random.split(jax.random.key(seed), num_tasks)
-    num_blocks = -(-num_tasks // tasks_per_block)
-    keys = jax.random.split(jax.random.key(seed), (num_blocks, tasks_per_block))
-    values = np.concatenate([np.asarray(block(tasks, meta_params, k)) for k in keys])
-    half_width = 1.96 * values.std(axis=0, ddof=1) / math.sqrt(len(values))
-    return InstanceAccuracy(values.mean(axis=0), half_width, len(values))
-
-
 def _scan(
     reader: Reader, params: PyTree, features: Array, labels: Array, is_real: Array
 ) -> tuple[PyTree, Array]:
@@ -378,7 +270,8 @@ def _scan(
     return jax.lax.scan(advance, reader.start(params), examples)
 
 
-def _shuffled(examples: Examples, key: Array | None) -> Examples:
+def shuffled(examples: Examples, key: Array | None) -> Examples:
+    """Examples in random order, or as they stand for a key of None."""
     if key is None:
         return examples
     order = jax.random.permutation(key, examples.y.shape[0])
@@ -388,15 +281,6 @@ def _shuffled(examples: Examples, key: Array | None) -> Examples:
 def _num_real(examples: Examples) -> Array | int:
     mask = examples.mask
     return examples.y.shape[0] if mask is None else jnp.sum(mask)
-
-
-def _stream_of(learner: Learner) -> Stream:
-    if learner.stream is None:
-        raise ValueError(
-            "This learner cannot be read as a stream: its `stream` is None. Use one "
-            "that reads examples in turn, such as `mann`, or `Learner.adapt`."
-        )
-    return learner.stream
 
 
 @contextmanager

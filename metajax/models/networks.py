@@ -9,6 +9,7 @@ flattened). Relation Networks keep maps: F. Sung et al., "Learning to Compare", 
 2018, https://arxiv.org/abs/1711.06025, figure 2.
 """
 
+import math
 from collections.abc import Sequence
 
 import chex
@@ -41,7 +42,7 @@ class MLP(nn.Module):
         """Maps `[n, ...]`, flattened, to `[n, num_outputs]`."""
         init = nn.initializers.he_normal()
         x, context = _split_context(x)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         if context is not None and not self.hidden:
             raise ValueError(
                 "A context is read by the first hidden layer, and `hidden` is empty; "
@@ -99,7 +100,7 @@ class Conv4(nn.Module):
         if self.pooling == "maps" and self.num_outputs is None:
             return x
         if self.pooling == "max":
-            x = x.reshape(x.shape[0], -1)
+            x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         else:
             x = jnp.mean(x, (1, 2))
         if self.num_outputs is None:

@@ -210,9 +210,7 @@ REGISTRY = {
         ),
         uses_labels_untrained=False,
     ),
-    "cnaps": Entry(
-        lambda: metajax.cnaps(_mlp(5, "layer"), way=4, size=4, hidden=(6,))
-    ),
+    "cnaps": Entry(lambda: metajax.cnaps(_mlp(5, "layer"), way=4, size=4, hidden=(6,))),
     "cnaps, any way, support statistics": Entry(
         lambda: metajax.cnaps(_mlp(5, "support"), size=4, hidden=(6,), rank=2)
     ),

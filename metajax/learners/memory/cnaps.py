@@ -34,7 +34,9 @@ from metajax.models.task_encoder import Layers, TaskEncoder, task_encoder
 from metajax.objectives import cross_entropy, query_loss, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 
-__all__ = ["Adapted", "MetaParams", "cnaps"]
+__all__ = ["SCALES_AND_SHIFTS", "Adapted", "MetaParams", "cnaps"]
+
+SCALES_AND_SHIFTS = only("scale", "bias")
 
 
 class MetaParams(NamedTuple):
@@ -86,7 +88,7 @@ def cnaps(
     hidden: Sequence[int] = (64,),
     rank: int | None = None,
     offset_scale: float = 0.1,
-    generates: Callable[[str], bool] = only("scale", "bias"),
+    generates: Callable[[str], bool] = SCALES_AND_SHIFTS,
 ) -> Learner:
     """Builds CNAPs.
 

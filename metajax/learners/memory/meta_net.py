@@ -10,7 +10,7 @@ z = f(x) is the embedding. u(z) = Q_1 z gives keys, b(z) = W_2 relu(W_1 z) answe
     R_i = Q_1 z_i + Q_1* z_i                                             keys
     M_i = m(grad_W loss(b(z_i), y_i))                                    of an example
     W* = sum over i of softmax(s cos(Q_1 z + Q_1* z, R_i)) M_i           of a query
-    h = relu(W_1 z) + relu(W_1* z),   logits = W_2 h + W_2* h            layers augmented
+    h = relu(W_1 z) + relu(W_1* z),   logits = W_2 h + W_2* h            augmented
 
 d and m are networks on single weights, which see the logarithm and the sign of a
 gradient (`log_and_sign`). As in the official code the gradients are constants for the

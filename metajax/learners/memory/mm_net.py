@@ -186,9 +186,7 @@ class _Network(nn.Module):
         scores = jnp.exp(self.log_scale) * (unit(memory.keys) @ unit(key))
         scores = jax.nn.log_softmax(jnp.where(is_used, scores, _NOTHING))
         of_class = memory.labels.T > 0
-        total = jax.nn.logsumexp(
-            jnp.where(of_class, scores[None, :], _NOTHING), axis=1
-        )
+        total = jax.nn.logsumexp(jnp.where(of_class, scores[None, :], _NOTHING), axis=1)
         return jnp.where(jnp.any(of_class, axis=1), total, -jnp.inf)
 
     def __call__(self, memory: Slots, features: Array) -> Array:

@@ -7,17 +7,18 @@ https://arxiv.org/abs/1907.09720, is the same idea at greater length.
 The controller (`metajax.controllers`) gives keys k, targets v, a rate eta and queries q
 in every step:
 
-    write   phi_t = phi_{t-1} - eta_t grad of the mean of (g(phi, k_i) - v_i)^2
+    write   phi_t = phi_{t-1} - eta_t grad of mean over i |g(phi, k_i) - v_i|^2 / 2
     read    r_t = g(phi_t, q_1), g(phi_t, q_2), ..
 
-g is a network with one hidden layer of tanh, and phi_0 is learned. The outer gradient
-passes the writes, so that keys, targets, rates and phi_0 are learned by what is read
-later: it holds second derivatives of g.
+g(k) = W_2 tanh(W_1 k + b) / sqrt(units), and phi_0 = (W_1, b, W_2) is learned. The
+outer gradient passes the writes, so that keys, targets, rates and phi_0 are learned by
+what is read later: it holds second derivatives of g.
 
-Keys, targets and queries go through tanh and the rate through a sigmoid, so that a
-write can be large, but cannot run away.
+Keys, targets and queries go through tanh and the rate through a sigmoid: W_2 alone
+could not overshoot at a rate of 1, as its hidden units have a length of at most 1.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -87,23 +88,21 @@ def network_memory(*, width: int, units: int, heads: int, max_rate: float) -> Me
 
     def init(key: Array) -> dict[str, Array]:
         key_in, key_out = jax.random.split(key)
-        initial = jax.nn.initializers.lecun_normal()
         return {
-            "in": initial(key_in, (width, units)),
+            "in": jax.nn.initializers.lecun_normal()(key_in, (width, units)),
             "bias": jnp.zeros(units),
-            "out": initial(key_out, (units, width)),
+            "out": jax.random.normal(key_out, (units, width)),
         }
 
     def update(params: PyTree, state: PyTree, commands: Array) -> tuple[PyTree, Array]:
         del params
         keys, targets, queries = (
-            part.reshape(heads, width)
-            for part in jnp.split(jnp.tanh(commands[:-1]), 3)
+            part.reshape(heads, width) for part in jnp.split(jnp.tanh(commands[:-1]), 3)
         )
         rate = max_rate * jax.nn.sigmoid(commands[-1])
 
         def error(state: PyTree) -> Array:
-            return jnp.mean(jnp.square(_ask(state, keys) - targets))
+            return jnp.sum(jnp.square(_ask(state, keys) - targets)) / (2 * heads)
 
         gradient = jax.grad(error)(state)
         state = jax.tree.map(lambda phi, g: phi - rate * g, state, gradient)
@@ -121,4 +120,4 @@ def network_memory(*, width: int, units: int, heads: int, max_rate: float) -> Me
 def _ask(state: PyTree, keys: Array) -> Array:
     """Answers `[m, width]` to keys `[m, width]`."""
     hidden = jnp.tanh(keys @ state["in"] + state["bias"][None, :])
-    return hidden @ state["out"]
+    return hidden @ state["out"] / math.sqrt(hidden.shape[1])
