@@ -2,6 +2,7 @@
 
     python -m benchmarks.embeddings
     python -m benchmarks.embeddings --learners ridge svm
+    python -m benchmarks.embeddings --group memory
 
 Each is trained by itself, with the same Conv-4 (Relation Networks with two poolings
 and maps), the same tasks, optimizer and number of steps, on 20-way 1-shot tasks of the
@@ -11,13 +12,17 @@ of its 95 % interval. Statistics of normalisation are frozen after training, so 
 label propagation are inductive. `graph` has one way only: it is trained and tested on
 5-way tasks. `baseline` learns all classes at once, on as many images a step.
 
+The group `memory` are networks that learn as they read (`metajax.learners.memory`), and
+Prototypical Networks beside them: trained on 5-way tasks of 1 to 5 shots, as they have
+one way and must have seen sets of any of these sizes, with as many images a step.
+
 Schedules are short: a comparison of learners under one budget, not with their papers.
 Test embeddings are computed once for each trained model.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -27,6 +32,10 @@ from benchmarks.calibrated import calibrated
 from benchmarks.record import write_result
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
+from metajax.learners.memory.in_context import in_context
+from metajax.learners.memory.meta_net import meta_net
+from metajax.learners.memory.mm_net import mm_net
+from metajax.learners.memory.snail import snail
 from metajax.learners.metric.baseline import baseline
 from metajax.learners.metric.feat import feat
 from metajax.learners.metric.matching import matching
@@ -73,13 +82,23 @@ MAKERS: dict[str, Callable[[Model, int], Learner]] = {
         model, num_classes=4112, way=way, head="cosine"
     ),
 }
+MEMORY: dict[str, Callable[[Model, int], Learner]] = {
+    REFERENCE: MAKERS[REFERENCE],
+    "snail": lambda model, way: snail(model, way=way, context=25),
+    "in_context": lambda model, way: in_context(model, way=way, context=25),
+    "mm_net": lambda model, way: mm_net(model, way=way),
+    "meta_net": lambda model, way: meta_net(model, way=way),
+}
+GROUPS = {"heads": MAKERS, "memory": MEMORY}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What all learners share."""
 
-    learners: tuple[str, ...] = tuple(MAKERS)
+    group: Literal["heads", "memory"] = "heads"
+    learners: tuple[str, ...] | None = None
+    """Names of some of the group; None for all."""
     seed: int = 0
     outer_steps: int = 1500
     outer_rate: float = 1e-3
@@ -91,10 +110,12 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Trains, tests, compares and writes the result."""
-    unknown = set(settings.learners) - set(MAKERS)
+    makers = GROUPS[settings.group]
+    asked = tuple(makers) if settings.learners is None else settings.learners
+    unknown = set(asked) - set(makers)
     if unknown:
-        raise ValueError(f"No learners {sorted(unknown)}; there are {list(MAKERS)}.")
-    names = [REFERENCE, *(n for n in settings.learners if n != REFERENCE)]
+        raise ValueError(f"No learners {sorted(unknown)}; there are {list(makers)}.")
+    names = [REFERENCE, *(n for n in asked if n != REFERENCE)]
     rows: list[dict[str, Any]] = []
     reference: dict[tuple[int, int], Report] = {}
     for name in names:
@@ -123,22 +144,26 @@ def main(settings: Settings) -> None:
             print(row, flush=True)
             rows.append(row)
         jax.clear_caches()
-    write_result("embeddings", dataclasses.asdict(settings), rows)
+    name = "embeddings" if settings.group == "heads" else "embeddings-memory"
+    write_result(name, dataclasses.asdict(settings), rows)
 
 
 def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Report]:
     """Reports of one learner by way and shot."""
+    makers, has_memory = GROUPS[settings.group], settings.group == "memory"
     is_baseline = name.startswith("baseline")
-    way = 5 if name == "graph" else settings.way
+    has_one_way = name == "graph" or has_memory
+    way = 5 if has_one_way else settings.way
     pooling = "maps" if name == "relation" else "max"
     model = conv4(pooling=pooling, normalization="calibrated")
     table = omniglot("meta_train")
-    # Of `graph`, several tasks of 5 classes instead of one of 20.
-    tasks: Any = few_shot(table, way=way, shot=1, num_queries=settings.num_queries)
+    # Of those with one way, several tasks of 5 classes instead of one of 20.
+    shot = (1, 5) if has_memory else 1
+    tasks: Any = few_shot(table, way=way, shot=shot, num_queries=settings.num_queries)
     num_images = settings.way * (1 + settings.num_queries)
     if is_baseline:
         tasks = whole_classes(table, batch_size=num_images)
-    learner = MAKERS[name](model, way)
+    learner = makers[name](model, way)
     result = train(
         learner,
         tasks,
@@ -150,7 +175,8 @@ def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Repor
         seed=settings.seed,
         log_every=100,
         checkpoint_every=250,
-        run_dir=f"runs/embeddings-seed{settings.seed}/{list(MAKERS).index(name)}",
+        run_dir=f"runs/embeddings-{settings.group}-seed{settings.seed}/"
+        f"{list(makers).index(name)}",
         config=dataclasses.asdict(settings) | {"learner": name, "learners": None},
     )
     meta_params = calibrated(model, result.meta_params, tasks, settings.seed)
@@ -161,9 +187,9 @@ def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Repor
         model, meta_params = identity(), without_embedding(meta_params)
     reports = {}
     for test_way, shot in PROTOCOLS:
-        if name == "graph" and test_way != way:
+        if has_one_way and test_way != way:
             continue
-        learner = MAKERS[name](model, test_way)
+        learner = makers[name](model, test_way)
         test = few_shot(test_table, way=test_way, shot=shot, num_queries=15)
         num_tasks = settings.num_test_tasks
         reports[test_way, shot] = evaluate(

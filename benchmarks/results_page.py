@@ -242,6 +242,27 @@ def _kernel_svm(records: Named) -> str:
     return "\n".join(parts)
 
 
+def _prior_fitted(records: Named) -> str:
+    [(_, record)] = records
+    settings, rows = record["settings"], []
+    for r in sorted(record["results"], key=lambda r: r["mean_rank"]):
+        row = [r["method"], f"{r['mean_rank']:.2f}", _interval(r, 2, 100), ""]
+        if "prior_fitted_is_higher_by" in r:
+            found = r["prior_fitted_is_higher_by"]
+            row[-1] = f"{_interval(found, 2, 100)} ({_signs(found)})"
+        rows.append(row)
+    text = (
+        f"{len(settings['tables'])} tables of PMLB, {settings['tasks_per_table']} "
+        "support sets of 20 to 200 rows each; accuracy in percent, ± over tables, "
+        "differences paired, with how many tables are better and worse. The network "
+        f"({settings['layers']} layers of {settings['size']}) was trained on "
+        f"{settings['steps'] * settings['tasks_per_step']:,} random tables and on no "
+        "real one. See `benchmarks/prior_fitted.py`.\n\n"
+    )
+    header = ["method", "mean rank", "accuracy", "prior-fitted is higher by"]
+    return text + _markdown(header, rows)
+
+
 def _task_map(records: Named) -> str:
     [(path, record)] = records
     settings, results = record["settings"], record["results"]
@@ -289,6 +310,7 @@ def _task_map(records: Named) -> str:
 def _embeddings(records: Named) -> str:
     [(_, record)] = records
     settings, results = record["settings"], record["results"]
+    has_memory = settings.get("group") == "memory"
     protocols = list(dict.fromkeys((r["way"], r["shot"]) for r in results))
     rows = []
     for name in dict.fromkeys(r["learner"] for r in results):
@@ -302,13 +324,47 @@ def _embeddings(records: Named) -> str:
         rows.append(row)
     text = (
         f"Omniglot, {settings['num_test_tasks']:,} tasks with 15 queries, after "
-        f"{settings['outer_steps']:,} steps of one {settings['way']}-way 1-shot task "
-        f"with {settings['num_queries']} queries, one seed; in brackets, how much "
+        f"{settings['outer_steps']:,} steps of "
+        + (
+            f"{settings['way'] // 5} 5-way tasks of 1 to 5 shots "
+            if has_memory
+            else f"one {settings['way']}-way 1-shot task "
+        )
+        + f"with {settings['num_queries']} queries, one seed; in brackets, how much "
         "better than `prototypical` on the same tasks. One short budget for all, see "
         "`benchmarks/embeddings.py`.\n\n"
     )
     header = ["learner", "protocol", *(f"{w}-way {s}-shot" for w, s in protocols)]
     return text + _markdown(header, rows)
+
+
+def _memory_sequences(records: Named) -> str:
+    parts = [
+        "Omniglot in 20 x 20 pixels, 5 classes with 10 drawings each in random order: "
+        "accuracy in percent at the n-th drawing of a class, which is named before its "
+        "class is told. See `benchmarks/memory_sequences.py`.\n"
+    ]
+    shown = (1, 2, 3, 4, 5, 10)
+    for _, record in records:
+        settings, rows = record["settings"], []
+        for r in record["results"]:
+            numbers = zip(r["mean"], r["half_width"], strict=True)
+            each = [_interval({"mean": m, "half_width": w}, 1, 100) for m, w in numbers]
+            rows.append([r["learner"], *(each[n - 1] for n in shown)])
+            if "published" in r:
+                found = {int(n): 100 * v for n, v in r["published"].items()}
+                row = [f"{found[n]:.1f}" if n in found else "" for n in shown]
+                rows.append([f"{r['learner']}, published", *row])
+        parts += [
+            f"Split `{settings['split']}`, {settings['steps']:,} steps of "
+            f"{settings['tasks_per_step']} sequences, seed {settings['seed']}, "
+            f"{record['results'][0]['num_tasks']:,} test sequences:\n",
+            _markdown(["learner", *(f"{n}." for n in shown)], rows),
+        ]
+    first = records[0][0]
+    for name in ("memory-sequences", "memory-sequences-reads"):
+        parts.append(_picture(first.with_name(f"{name}.json")))
+    return "\n".join(parts)
 
 
 def _cached_features(records: Named) -> str:
@@ -600,8 +656,11 @@ SECTIONS: list[tuple[str, str, Callable[[Named], str]]] = [
     ("Learned optimizers on random quadratics", "quadratics", _quadratics),
     ("A meta neural network on synthetic tables", "tables-*", _tables),
     ("Decision trees by meta-features", "recommend-trees", _recommend),
+    ("A network fitted to a prior over tables", "prior-fitted", _prior_fitted),
     ("Maps of tasks", "task-map", _task_map),
     ("Embeddings with heads", "embeddings", _embeddings),
+    ("Networks that learn as they read", "embeddings-memory", _embeddings),
+    ("Sequences of drawings", "memory-sequences-*", _memory_sequences),
     ("Tasks on embeddings computed once", "cached-features", _cached_features),
     ("A support vector machine with learned numbers", "kernel-svm", _kernel_svm),
     ("Functions of six families", "function-families", _function_families),

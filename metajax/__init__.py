@@ -103,6 +103,7 @@ from metajax.tasks.table_pairs import table_pairs as table_pairs
 from metajax.tasks.table_tasks import row_tasks as row_tasks
 from metajax.tasks.table_tasks import table_tasks as table_tasks
 from metajax.tasks.tables import from_table as from_table
+from metajax.tasks.tabular_prior import tabular_prior as tabular_prior
 from metajax.tasks.variable_tasks import meta_dataset_tasks as meta_dataset_tasks
 from metajax.trainer import NonFiniteError as NonFiniteError
 from metajax.trainer import train as train
@@ -211,6 +212,7 @@ __all__ = [
     "synthetic_table",
     "table_pairs",
     "table_tasks",
+    "tabular_prior",
     "task2vec",
     "task_encoder",
     "train",

@@ -18,6 +18,7 @@ classes that have an example.
 Order never matters, and masked examples are as if absent.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
@@ -88,9 +89,10 @@ class _Encoder(nn.Module):
     def __call__(self, examples: Examples) -> Array:
         x, y, mask = examples
         is_real = jnp.ones(len(y), bool) if mask is None else mask
-        x = hide_padding(x.reshape(len(y), -1), mask)
+        x = hide_padding(x.reshape(len(y), math.prod(x.shape[1:])), mask)
         if self.num_classes is None:
-            targets = hide_padding(y.reshape(len(y), -1), mask).astype(x.dtype)
+            targets = y.reshape(len(y), math.prod(y.shape[1:]))
+            targets = hide_padding(targets, mask).astype(x.dtype)
         else:
             targets = jax.nn.one_hot(y, self.num_classes, dtype=x.dtype)
         if self.classes == "named":

@@ -35,6 +35,7 @@ __all__ = [
     "TableRows",
     "TableTasks",
     "as_tables",
+    "by_support",
     "row_tasks",
     "stack_tables",
     "table_tasks",
@@ -480,16 +481,14 @@ def _assemble(
     start = tables.starts[rows.table]
     support, query = tables.x[start + rows.support], tables.x[start + rows.query]
     if standardize == "support":
-        support, query = _by_support(support, query, rows.support_mask)
+        support, query = by_support(support, query, rows.support_mask)
     return Task(
         Examples(_hide(support, rows.support_mask), support_y, rows.support_mask),
         Examples(_hide(query, rows.query_mask), query_y, rows.query_mask),
     )
 
 
-def _by_support(
-    support: Array, query: Array, mask: Array | None
-) -> tuple[Array, Array]:
+def by_support(support: Array, query: Array, mask: Array | None) -> tuple[Array, Array]:
     """Both sets by the mean and standard deviation of real support columns."""
     if mask is None:
         mask = jnp.ones(len(support), bool)

@@ -1,0 +1,99 @@
+"""Tables of random causal models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metajax
+
+PRIOR = metajax.tabular_prior(way=(2, 4), rows=(10, 30), columns=(2, 6), num_queries=8)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return jax.jit(jax.vmap(PRIOR))(jax.random.split(jax.random.key(0), 300))
+
+
+def test_shapes_and_masks(batch):
+    support, query = batch
+    assert support.x.shape == (300, 30, 6)
+    assert query.x.shape == (300, 8, 6)
+    assert support.y.dtype == jnp.int32
+    assert query.mask is None
+    num_rows = support.mask.sum(axis=1)
+    assert set(np.unique(num_rows)) == set(range(10, 31))
+    # Real rows come first, and padding is 0.
+    assert np.all(support.mask[:, :-1] >= support.mask[:, 1:])
+    assert np.all(np.where(support.mask[..., None], 0, support.x) == 0)
+    fixed = metajax.tabular_prior(rows=20, columns=3)(jax.random.key(0))
+    assert fixed.support.mask is None
+    assert fixed.support.x.shape == (20, 3)
+
+
+def test_columns_and_classes_differ_by_task(batch):
+    support, query = batch
+    is_used = np.any(support.x != 0, axis=1)
+    num_columns = is_used.sum(axis=1)
+    assert {2, 3, 4, 5, 6} <= set(np.unique(num_columns))
+    # Columns of 0 are the last.
+    assert np.all(is_used[:, 1:] <= is_used[:, :-1] + (num_columns < 2)[:, None])
+    labels = np.concatenate([support.y, query.y], axis=1)
+    assert labels.min() == 0
+    assert labels.max() == 3
+    num_classes = np.asarray([len(np.unique(row)) for row in labels])
+    assert {2, 3, 4} <= set(num_classes)
+    # Classes are those from 0 on, each of them the most frequent now and then.
+    assert all(set(row) <= set(range(row.max() + 1)) for row in labels)
+    firsts = [np.bincount(row, minlength=4).argmax() for row in labels]
+    assert np.all(np.bincount(firsts, minlength=4) > 10)
+
+
+def test_columns_are_standardized_by_support(batch):
+    support, _ = batch
+    for x, mask in zip(np.asarray(support.x), np.asarray(support.mask), strict=True):
+        x = x[mask]
+        is_usual = (np.ptp(x, axis=0) > 0) & (np.abs(x).max(axis=0) < 8)
+        np.testing.assert_allclose(x.mean(axis=0)[is_usual], 0, atol=1e-4)
+        np.testing.assert_allclose(x.std(axis=0)[is_usual], 1, atol=1e-3)
+    assert np.abs(support.x).max() <= 8
+
+
+def test_there_is_something_to_learn():
+    """A forest that is fitted to the support set does better than the largest class."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    tasks = metajax.tabular_prior(way=3, rows=100, columns=12, num_queries=50)
+    tasks = jax.jit(jax.vmap(tasks))(jax.random.split(jax.random.key(1), 60))
+    gains = []
+    for i in range(60):
+        (x, y, _), (asked, labels, _) = jax.tree.map(
+            lambda leaf, i=i: np.asarray(leaf[i]), tuple(tasks)
+        )
+        forest = RandomForestClassifier(30, random_state=0).fit(x, y)
+        largest = np.bincount(y).argmax()
+        right = np.mean(forest.predict(asked) == labels)
+        gains.append(right - np.mean(labels == largest))
+    assert np.mean(gains) > 4 * np.std(gains) / np.sqrt(60)
+    assert np.mean(gains) > 0.06
+
+
+def test_same_key_same_task(key):
+    first, second = PRIOR(key), jax.jit(PRIOR)(key)
+    np.testing.assert_array_equal(first.support.y, second.support.y)
+    np.testing.assert_allclose(first.support.x, second.support.x, rtol=1e-3, atol=1e-3)
+
+
+BAD = {
+    "way": ({"way": 1}, "`way` must be an integer of at least 2, got 1"),
+    "rows": ({"rows": (5, 3)}, "`rows` must be an integer .* low <= high"),
+    "columns": ({"columns": 96}, "`columns` must be at most 95, .* got 96"),
+    "queries": ({"num_queries": 0}, "`num_queries` must be an integer of at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments(name):
+    changes, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        metajax.tabular_prior(**changes)
