@@ -190,13 +190,13 @@ def draw_reads(learner: Learner, meta_params: PyTree, sequence: Examples) -> Non
         return adapted, adapted.state.memory.reads
 
     start = learner.stream.start(meta_params)
-    _, reads = jax.lax.scan(step, start, (sequence.x, sequence.y))
+    _, weights = jax.lax.scan(step, start, (sequence.x, sequence.y))
     # Classes one after another, and of each its instances in their order.
     order = np.argsort(np.asarray(sequence.y), kind="stable")
-    reads = np.asarray(reads)[order]
+    reads = np.asarray(weights)[order]
     heads = reads.shape[1]
     figure = Figure(figsize=(10, 2.2 * heads), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(heads, sharex=True))
+    panels = figure.subplots(heads, sharex=True, squeeze=False)[:, 0]
     for head, axes in enumerate(panels):
         axes.imshow(reads[:, head], aspect="auto", cmap="Greys", vmin=0)
         axes.set_yticks(np.arange(WAY) * SHOT + SHOT / 2 - 0.5, range(1, WAY + 1))

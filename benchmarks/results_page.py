@@ -242,6 +242,25 @@ def _kernel_svm(records: Named) -> str:
     return "\n".join(parts)
 
 
+def _stream_cost(records: Named) -> str:
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    lengths = settings["lengths"]
+    rows = []
+    for name in dict.fromkeys(r["learner"] for r in results):
+        of_learner = [r for r in results if r["learner"] == name]
+        row = [name, *(f"{1e3 * r['adapt_s']:.2f}" for r in of_learner)]
+        row.append(f"{1e3 * of_learner[-1]['answer_s']:.2f}")
+        rows.append([*row, f"{of_learner[-1]['compile_s']:.1f}"])
+    text = (
+        "Milliseconds to adapt to a support set in one compiled call, those to answer "
+        f"100 queries after {lengths[-1]:,} examples, and seconds to compile for that "
+        f"many, on {record['device']}. See `benchmarks/stream_cost.py`.\n\n"
+    )
+    header = ["learner", *(f"{length:,}" for length in lengths), "answer", "compile"]
+    return text + "\n".join([_markdown(header, rows), _picture(path)])
+
+
 def _prior_fitted(records: Named) -> str:
     [(_, record)] = records
     settings, rows = record["settings"], []
@@ -661,6 +680,7 @@ SECTIONS: list[tuple[str, str, Callable[[Named], str]]] = [
     ("Embeddings with heads", "embeddings", _embeddings),
     ("Networks that learn as they read", "embeddings-memory", _embeddings),
     ("Sequences of drawings", "memory-sequences-*", _memory_sequences),
+    ("The cost of a long support set", "stream-cost", _stream_cost),
     ("Tasks on embeddings computed once", "cached-features", _cached_features),
     ("A support vector machine with learned numbers", "kernel-svm", _kernel_svm),
     ("Functions of six families", "function-families", _function_families),

@@ -11,7 +11,7 @@ from 0. How the memory M is read and written is the `Memory`; the controller is 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,11 +124,12 @@ def with_controller(memory: Memory, *, hidden: int) -> Reader:
     ) -> tuple[State, Array]:
         module = controller(_num_outputs(params))
         inputs = jnp.concatenate([features, state.label, state.reads])
-        cell, commands = module.apply(
+        advanced: Any = module.apply(
             params["controller"], state.cell, inputs, method="advance"
         )
+        cell, commands = advanced
         memories, reads = memory.update(params["memory"], state.memory, commands)
-        outputs = module.apply(params["controller"], cell, reads, method="answer")
+        outputs: Any = module.apply(params["controller"], cell, reads, method="answer")
         return State(cell, label, reads, memories), outputs
 
     def answer(params: PyTree, state: State, features: Array) -> Array:

@@ -5,6 +5,7 @@ import gzip
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -20,8 +21,10 @@ from benchmarks import (
     gradients,
     images,
     kernel_svm,
+    memory_sequences,
     molecules,
     omniglot,
+    prior_fitted,
     quadratics,
     recommend_trees,
     record,
@@ -30,6 +33,7 @@ from benchmarks import (
     sinusoid,
     soft_trees,
     speed,
+    stream_cost,
     tables,
     task_map,
 )
@@ -168,8 +172,142 @@ def test_embeddings(tmp_path, monkeypatch):
     assert "| ridge | inductive |" in results_page.page(tmp_path / "results")
 
 
-def few_characters(split):
-    return metajax.omniglot(split).take(range(8))
+def few_characters(split, **protocol):
+    return metajax.omniglot(split, **protocol).take(range(8))
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_embeddings_of_memory_have_one_way(tmp_path, monkeypatch):
+    """They train on sets of 1 to 5 shots and are tested at 5 ways."""
+    monkeypatch.setattr(embeddings, "omniglot", few_characters)
+    monkeypatch.setattr(
+        embeddings, "conv4", lambda **kw: metajax.conv4(features=2, **kw)
+    )
+    monkeypatch.setattr(embeddings, "PROTOCOLS", ((5, 1), (20, 1)))
+    monkeypatch.setitem(
+        embeddings.GROUPS["memory"],
+        "prototypical",
+        lambda model, way: metajax.prototypical(model, way=5),
+    )
+    settings = embeddings.Settings(
+        group="memory",
+        learners=("mm_net",),
+        outer_steps=1,
+        way=5,
+        num_queries=1,
+        num_test_tasks=2,
+    )
+    embeddings.main(settings)
+    rows = read_result(tmp_path)["results"]
+    assert [(r["learner"], r["way"]) for r in rows] == [
+        ("prototypical", 5),
+        ("mm_net", 5),
+    ]
+    page = results_page.page(tmp_path / "results")
+    assert "after 1 steps of 1 5-way tasks of 1 to 5 shots" in page
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_memory_sequences(tmp_path, monkeypatch):
+    """Small learners, one of them with reads to draw."""
+    monkeypatch.setattr(memory_sequences, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(memory_sequences, "omniglot", few_characters)
+    sizes = {"way": 5, "hidden": 4}
+    makers = {
+        "lstm": lambda: metajax.lstm_learner(metajax.identity(), **sizes),
+        "mann": lambda: metajax.mann(
+            metajax.identity(), slots=6, width=3, heads=2, **sizes
+        ),
+    }
+    monkeypatch.setattr(memory_sequences, "MAKERS", makers)
+    settings = memory_sequences.Settings(
+        learners=("lstm", "mann"), steps=1, tasks_per_step=1, num_test_tasks=50
+    )
+    memory_sequences.main(settings)
+    lstm, mann = read_result(tmp_path)["results"]
+    assert len(lstm["mean"]) == 10
+    assert "published" not in lstm
+    assert mann["published"]["2"] == 0.828
+    assert (tmp_path / "results/memory-sequences.png").exists()
+    assert (tmp_path / "results/memory-sequences-reads.png").exists()
+    assert "| mann, published | 36.4 | 82.8 |" in results_page.page(
+        tmp_path / "results"
+    )
+
+
+def test_drawings_are_shifted_as_a_whole(key):
+    images = jnp.zeros((3, 20, 20, 1)).at[:, 9:11, 9:11].set(1.0)
+    moved = memory_sequences.shifted(key, images)
+    np.testing.assert_array_equal(moved.sum(axis=(1, 2, 3)), 4)
+    places = [np.argwhere(np.asarray(image[..., 0]))[0] - 9 for image in moved]
+    assert np.abs(places).max() <= 2
+    assert len({tuple(place) for place in places}) > 1
+
+
+def test_stream_cost(tmp_path, monkeypatch):
+    """Every learner is built, at one small length."""
+    monkeypatch.setattr(stream_cost, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    support = metajax.Examples(jnp.zeros((6, 64)), jnp.arange(6) % 5)
+    for make in stream_cost.MAKERS.values():
+        learner = make(6)
+        params = jax.eval_shape(
+            learner.init, jax.random.key(0), metajax.Task(support, support)
+        )
+        jax.eval_shape(learner.adapt, params, support)
+    settings = stream_cost.Settings(
+        learners=("prototypical", "lstm"), lengths=(4, 6), repeats=1
+    )
+    stream_cost.main(settings)
+    rows = read_result(tmp_path)["results"]
+    assert len(rows) == 4
+    assert all(row["adapt_s"] > 0 and row["answer_s"] > 0 for row in rows)
+    assert (tmp_path / "results/stream-cost.png").exists()
+    assert "| lstm |" in results_page.page(tmp_path / "results")
+
+
+def test_prior_fitted(tmp_path, monkeypatch):
+    """On a table that any of them can learn, but not in one step."""
+    x = np.random.default_rng(0).normal(size=(260, 3))
+    names = ("a", "b", "c"), ("0", "1"), "easy"
+    table = metajax.tasks.tables.Table(x, (x[:, 0] > 0).astype(int), *names)
+    wide = metajax.tasks.tables.Table(
+        np.zeros((260, 40)), table.y, tuple(map(str, range(40))), *names[1:]
+    )
+    small = metajax.tasks.tables.Table(x[:200], table.y[:200], *names)
+    assert prior_fitted.usable([wide, small, table]) == [table]
+    monkeypatch.setattr(prior_fitted, "read_tables", lambda count: [table, table])
+    monkeypatch.setattr(prior_fitted, "usable", lambda tables: tables)
+    settings = prior_fitted.Settings(
+        size=8, layers=1, steps=1, tasks_per_step=1, tasks_per_table=2, num_orders=2
+    )
+    prior_fitted.main(settings)
+    rows = {r["method"]: r for r in read_result(tmp_path)["results"]}
+    assert rows["logistic regression"]["mean"] > 0.9
+    assert rows["logistic regression"]["mean_rank"] < rows["prior-fitted"]["mean_rank"]
+    higher = rows["logistic regression"]["prior_fitted_is_higher_by"]["mean"]
+    difference = rows["prior-fitted"]["mean"] - rows["logistic regression"]["mean"]
+    assert higher == pytest.approx(difference)
+    assert "| random forest |" in results_page.page(tmp_path / "results")
+
+
+def test_prior_fitted_undoes_the_names_of_classes(key):
+    """A learner that says what it read: any order of names gives the same answer."""
+
+    def predict(adapted, inputs, **_):
+        return jnp.broadcast_to(10.0 * adapted[None], (len(inputs), adapted.size))
+
+    def adapt(meta_params, support, **_):
+        return jnp.mean(jax.nn.one_hot(support.y, prior_fitted.WAY), axis=0)
+
+    learner = metajax.Learner(None, adapt, predict, None)
+    x = jnp.zeros((6, prior_fitted.COLUMNS))
+    support = metajax.Examples(x, jnp.asarray([3, 3, 3, 3, 1, 0]))
+    task = metajax.Task(support, support)
+    for orders in (1, 3):
+        found = prior_fitted.ask(learner, orders, (), task, key)
+        np.testing.assert_array_equal(found, 3)
 
 
 @pytest.mark.usefixtures("data_dir")

@@ -54,7 +54,7 @@ def test_support_longer_than_context_is_the_stream():
     adapted, outputs = metajax.prequential(learner, params, support)
     at_once = learner.adapt(params, support)
     assert adapted.state.keys.shape[1] == 1 + 4
-    assert adapted.state.count == 6
+    assert adapted.state.num_read == 6
     np.testing.assert_allclose(
         learner.predict(adapted, query), learner.predict(at_once, query), rtol=1e-5
     )

@@ -17,7 +17,7 @@ say of order. Two readings of the support set:
 * causal, with a `context`: a pair sees itself and the `context` - 1 pairs before it, a
   query the last `context` pairs. Keys and values of these pairs are what `adapt` keeps,
   so that to adapt once and to answer many times is cheap, and a further example costs
-  one token. Older examples are forgotten.
+  one token. Of older examples remains what the pairs that saw them made of them.
 * whole, with `context=None`: pairs see one another, whichever comes first. Their order
   does not matter; a further example means to read all of them again.
 
@@ -50,13 +50,13 @@ class Cache(NamedTuple):
       keys: of each layer, `[layers, 1 + slots, heads, size / heads]`.
       values: the same.
       is_filled: bool `[1 + slots]`.
-      count: int32 scalar, how many examples were read.
+      num_read: int32 scalar, how many examples were read.
     """
 
     keys: Array
     values: Array
     is_filled: Array
-    count: Array
+    num_read: Array
 
 
 def in_context(
@@ -78,8 +78,8 @@ def in_context(
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, ...]`; `identity()` for tables.
       way: classes of a task, N; None for regression targets `[n, d]`.
-      context: how many examples are remembered, and how far each sees back; of a larger
-        support set the oldest are forgotten. None reads the whole set at once.
+      context: how many examples are kept, and how far each sees back; of a larger
+        support set the oldest make room. None reads the whole set at once.
       size: of the tokens, a multiple of `heads`.
       layers: of the transformer, at least 1.
       heads: of its attention.
@@ -255,8 +255,8 @@ def _reader(context: int | None, size: int, layers: int, heads: int) -> Reader:
         params: PyTree, cache: Cache, features: Array, label: Array
     ) -> tuple[Cache, Array]:
         assert context is not None
-        count = cache.count + 1
-        slot = 1 + cache.count % context
+        count = cache.num_read + 1
+        slot = 1 + cache.num_read % context
         keys, values = apply(
             params, "write", features, label, cache, slot, filled(count)
         )

@@ -134,7 +134,9 @@ def slot_memory(
             commands.reshape(heads, width + 2), [width, width + 1], axis=1
         )
         keys, gates = jnp.tanh(keys), jax.nn.sigmoid(gates)
-        betas = 1 + jax.nn.softplus(betas) if strength is None else strength
+        betas = 1 + jax.nn.softplus(betas)
+        if strength is not None:
+            betas = jnp.full_like(betas, strength)
         _, places = jax.lax.top_k(-state.usage, heads)
         least = jax.nn.one_hot(places, slots)
         writes = gates * state.reads + (1 - gates) * least  # Eq. (7)

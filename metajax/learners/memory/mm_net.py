@@ -50,13 +50,13 @@ class Slots(NamedTuple):
       labels: one-hot `[slots, N]`, 0 where a slot is empty.
       written: int32 `[slots]`, which example was written there last, from 1; 0 for an
         empty slot.
-      count: int32 scalar, how many examples were read.
+      num_read: int32 scalar, how many examples were read.
     """
 
     keys: Array
     labels: Array
     written: Array
-    count: Array
+    num_read: Array
 
 
 def mm_net(
@@ -126,7 +126,7 @@ def mm_net(
         # Empty slots were written at 0, so longest ago.
         slot = jnp.where(joins, nearest, jnp.argmin(memory.written))
         mixed: Any = network.apply(params, memory.keys[slot], new, method="mix")
-        count = memory.count + 1
+        count = memory.num_read + 1
         after = Slots(
             memory.keys.at[slot].set(jnp.where(joins, mixed, new)),
             memory.labels.at[slot].set(label),

@@ -39,11 +39,11 @@ class History(NamedTuple):
 
     Attributes:
       rows: for each layer what later tokens need of a token, `[context, ...]`.
-      count: int32 scalar, how many examples were read.
+      num_read: int32 scalar, how many examples were read.
     """
 
     rows: PyTree
-    count: Array
+    num_read: Array
 
 
 def snail(
@@ -125,9 +125,9 @@ def snail(
         params: PyTree, history: History, features: Array, label: Array
     ) -> tuple[History, Array]:
         _, row = apply(params, jnp.concatenate([features, label]), history)
-        place = history.count % context
+        place = history.num_read % context
         rows = jax.tree.map(lambda old, r: old.at[place].set(r), history.rows, row)
-        new = History(rows, history.count + 1)
+        new = History(rows, history.num_read + 1)
         return new, answer(params, history, features)
 
     reader = Reader(init, start, answer, step)
@@ -183,7 +183,7 @@ class _Snail(nn.Module):
         self, token: Array, history: History | None
     ) -> tuple[Array, dict[str, PyTree]]:
         """Outputs `[C]` at a token `[D + C]`, and what later tokens need of it."""
-        count = jnp.int32(0) if history is None else history.count
+        count = jnp.int32(0) if history is None else history.num_read
         num = 0 if history is None else self.context
         # Rows of the history, and the token itself.
         is_filled = jnp.append(jnp.arange(num) < count, True)
