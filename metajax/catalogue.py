@@ -30,6 +30,10 @@ from metajax.learners.gradient.meta_curvature import meta_curvature
 from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.learners.gradient.proto_maml import proto_maml
 from metajax.learners.gradient.reptile import reptile
+from metajax.learners.memory.attentive_np import attentive_np
+from metajax.learners.memory.conditional_np import conditional_np
+from metajax.learners.memory.latent_np import latent_np
+from metajax.learners.memory.transformer_np import transformer_np
 from metajax.learners.metric import prototypical as metric
 from metajax.learners.metric.baseline import HEADS, baseline
 from metajax.learners.metric.feat import feat
@@ -53,6 +57,8 @@ from metajax.models.networks import POOLINGS, conv4, identity, mlp
 from metajax.models.normalization import NORMALIZATIONS
 from metajax.models.precision import PRECISIONS
 from metajax.tasks.class_table import few_shot
+from metajax.tasks.gaussian_process import KERNELS as COVARIANCES
+from metajax.tasks.gaussian_process import gaussian_process
 from metajax.tasks.glyphs import glyphs
 from metajax.tasks.loaders import from_folder, from_tfds
 from metajax.tasks.omniglot import omniglot
@@ -66,6 +72,7 @@ __all__ = [
     "EMBEDDING_LEARNERS",
     "LEARNERS",
     "MODELS",
+    "REGRESSION_LEARNERS",
     "TASKS",
     "ClassSplit",
     "InnerOptimizer",
@@ -106,6 +113,10 @@ LEARNERS: dict[str, Constructor] = {
     "label_propagation": label_propagation,
     "graph": graph,
     "baseline": baseline,
+    "conditional_np": conditional_np,
+    "latent_np": latent_np,
+    "attentive_np": attentive_np,
+    "transformer_np": transformer_np,
 }
 MODELS: dict[str, Constructor] = {
     "conv4": conv4,
@@ -119,6 +130,7 @@ TASKS: dict[str, Constructor] = {
     "tfds": from_tfds,
     "sinusoid": sinusoid,
     "regression_families": regression_families,
+    "gaussian_process": gaussian_process,
     "synthetic_table": synthetic_table,
 }
 # Their model has no head for the classes.
@@ -139,7 +151,21 @@ EMBEDDING_LEARNERS = (
     "baseline",
 )
 # They read their inputs themselves: their model is `identity`.
-LEARNERS_WITHOUT_MODEL = ("kernel_svm", "soft_tree")
+LEARNERS_WITHOUT_MODEL = (
+    "kernel_svm",
+    "soft_tree",
+    "conditional_np",
+    "latent_np",
+    "attentive_np",
+    "transformer_np",
+)
+# Their targets are real numbers.
+REGRESSION_LEARNERS = (
+    "conditional_np",
+    "latent_np",
+    "attentive_np",
+    "transformer_np",
+)
 # They have an answer for each class of a task, and so a number of classes.
 LEARNERS_OF_ONE_WAY = ("lstm_generator", "arml", "graph", "kernel_svm", "soft_tree")
 
@@ -225,6 +251,7 @@ _TYPES: dict[str, Any] = {
     "distance": Literal[metric.DISTANCES],
     "dtype": Literal["float32", "bfloat16", "float16"],
     "gates": str,
+    "gaussian_process.kernel": Literal[COVARIANCES],
     "generates": str,
     "graph.way": int | None,
     "gradient": Literal[GRADIENT_MODES],
@@ -355,6 +382,7 @@ ARGUMENTS: dict[str, dict[str, type]] = {
         "tfds": arguments("tfds", from_tfds, few_shot, ClassSplit),
         "sinusoid": arguments("sinusoid", sinusoid),
         "regression_families": arguments("regression_families", regression_families),
+        "gaussian_process": arguments("gaussian_process", gaussian_process),
         "synthetic_table": arguments("synthetic_table", synthetic_table),
     },
 }

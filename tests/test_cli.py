@@ -345,6 +345,7 @@ def test_every_constructor_argument_is_reachable():
                 "sinusoid",
                 "glyphs",
                 "regression_families",
+                "gaussian_process",
                 "synthetic_table",
             ):
                 sizes = {"way", "shot", "num_queries", "dtype"}
@@ -377,6 +378,8 @@ def test_every_learner_is_built_from_json(name):
     tasks = ARGUMENTS["tasks"]["synthetic_table"](shot=2, columns=10)
     given = {"num_classes": 2} if name == "baseline" else {}
     model = ARGUMENTS["model"]["mlp"](hidden=(4,), normalization="layer")
+    if name in catalogue.REGRESSION_LEARNERS:
+        tasks = ARGUMENTS["tasks"]["gaussian_process"](shot=3)
     if name in catalogue.LEARNERS_WITHOUT_MODEL:
         model = ARGUMENTS["model"]["identity"]()
     config = resolve(
