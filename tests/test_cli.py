@@ -242,6 +242,8 @@ def test_unknown_names_are_answered_by_the_allowed_ones(command, allowed, capsys
         ("train maml conv4 sinusoid", "`conv4` needs images, but the inputs of"),
         ("train prototypical mlp sinusoid", "`prototypical` classifies, but the"),
         ("train maml identity sinusoid", "`identity` has none; use `mlp` or `conv4`"),
+        ("train latent_np identity synthetic_table", "are class labels; use `proto"),
+        ("train latent_np mlp sinusoid", "`latent_np` reads its inputs itself and"),
         ("train kernel_svm mlp synthetic_table", "takes no model, got `mlp`; write"),
         ("train maml mlp sinusoid --validation.way 3", "have no `way` to change"),
         ("train maml mlp folder --tasks.path nowhere", "'nowhere' is not a folder"),

@@ -112,7 +112,7 @@ class GaussianProcess:
         shape = (num + self.num_queries, self.num_inputs)
         x = jax.random.uniform(key_x, shape, jnp.float32, low, high)
         k = covariance(self.kernel, self.hyperparameters(key), x, x)
-        factor = jnp.linalg.cholesky(k + self.noise**2 * jnp.eye(len(x)))
+        factor = _cholesky(k + self.noise**2 * jnp.eye(len(x)))
         y = factor @ jax.random.normal(key_y, (len(x), 1), jnp.float32)
         # Of a task with fewer points the others were never seen, so they do not matter.
         mask, _ = size_masks(key_size, (1, 1), self.shot, self.num_queries)
@@ -268,6 +268,22 @@ def exact_posterior(
     joint = -jnp.sum(jnp.square(standard)) / 2 - jnp.sum(jnp.log(jnp.diag(factor)))
     joint -= jnp.sum(in_query) * math.log(2 * math.pi) / 2
     return Posterior(marginals, log_likelihood(marginals, target), joint)
+
+
+def _cholesky(k: Array) -> Array:
+    """The lower factor of a positive matrix, one row of the upper at a time.
+
+    Not by `jnp.linalg`, for draws: on CPU it calls LAPACK, and a program over several
+    devices was seen to wait for ever where each device draws its own tasks.
+    """
+    places = jnp.arange(len(k))
+
+    def add(i: Array, upper: Array) -> Array:
+        row = k[i] - upper[:, i] @ upper
+        row = jnp.where(places >= i, row / jnp.sqrt(row[i]), 0)
+        return upper.at[i].set(row)
+
+    return jax.lax.fori_loop(0, len(k), add, jnp.zeros_like(k)).T
 
 
 def _common(tasks: GaussianProcess) -> HyperParameters:

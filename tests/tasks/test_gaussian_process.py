@@ -175,6 +175,11 @@ def test_draws_have_the_moments_of_the_process():
     assert 1.99 < x.max() <= 2
 
 
+def test_draws_take_no_library_routine(key):
+    """With LAPACK's Cholesky, programs over several CPU devices may stop for ever."""
+    assert "cholesky" not in str(jax.make_jaxpr(make("rbf"))(key))
+
+
 def test_the_posterior_is_calibrated():
     """Standard scores of targets under their marginals have variance 1."""
     tasks = make("matern52", shot=(1, 6), num_queries=2)
