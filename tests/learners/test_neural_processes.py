@@ -389,6 +389,20 @@ def test_hidden_queries_do_not_change_the_bound(name):
     assert metrics["kl"] > 1e-3
 
 
+@pytest.mark.parametrize("name", LATENT)
+def test_only_the_latent_of_the_bound_knows_query_targets(name):
+    """At the mean of q(z | S u T), with the context of S alone."""
+    learner, params = built(name)
+    support, query = make_task()
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support, query)
+    adapted = learner.adapt(params, support)
+    latents = learner.adapt(params, both).latents
+    outputs = learner.predict(adapted._replace(latents=latents), query.x)
+    _, metrics = learner.loss(params, Task(support, query))
+    expected = log_likelihood(outputs, query.y).mean()
+    np.testing.assert_allclose(metrics["reconstruction"], expected, rtol=1e-4)
+
+
 # Training.
 
 
