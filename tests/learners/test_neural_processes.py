@@ -306,7 +306,10 @@ def one_latent(**samples):
     shapes = jax.eval_shape(learner.init, jax.random.key(0), task)
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
     # Nothing is cut off by a ReLU.
-    params["params"]["posterior"]["Layers_0"]["Dense_0"]["bias"] += 3.0
+    q = params["params"]["posterior"]
+    q["Layers_0"]["Dense_0"]["bias"] += 3.0
+    # So that q(z | S) and q(z | S u T) are not alike.
+    q["scale"] = {"kernel": jnp.asarray([[10.0]]), "bias": jnp.asarray([-46.5])}
     first, last = params["params"]["decoder"]["Layers_0"].values()
     first["bias"] += 19.0
     last |= {"kernel": jnp.asarray([[1.0, 0.0]]), "bias": jnp.asarray([-26.0, 0.0])}
@@ -322,7 +325,7 @@ def quadrature(params, task):
     def log_q(examples):
         pairs = np.concatenate([examples.x, examples.y], axis=1)
         hidden = np.maximum(layers(params["phi"], pairs).mean() + 4.0, 0)
-        mean, scale = hidden + 1.0, 0.1 + 0.9 / (1 + np.exp(-hidden - 1.0))
+        mean, scale = hidden + 1.0, 0.1 + 0.9 / (1 + np.exp(46.5 - 10 * hidden))
         return -(((z - mean) / scale) ** 2) / 2 - np.log(scale * np.sqrt(2 * np.pi))
 
     both = jax.tree.map(lambda a, b: np.concatenate([a, b]), *task)
