@@ -1,8 +1,7 @@
 """Transformer neural processes (TNP-D): targets read the context at every layer.
 
 T. Nguyen, A. Grover, "Transformer Neural Processes: Uncertainty-Aware Meta Learning Via
-Sequence Modeling", ICML 2022, https://arxiv.org/abs/2207.04179, section 3 and the
-diagonal variant of section 3.3.
+Sequence Modeling", ICML 2022, https://arxiv.org/abs/2207.04179, the diagonal variant.
 
     tokens   e([x_i, y_i]) of the context,  e([x_*, 0]) of each target
     layers   every token reads the context tokens, and no other; no positions
