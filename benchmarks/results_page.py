@@ -547,6 +547,53 @@ def _function_families(records: Named) -> str:
     return text + "\n".join([*tables, _picture(path)])
 
 
+def _neural_processes(records: Named) -> str:
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    of_curves = [r for r in results if r["part"] == "curves"]
+    rows = [
+        [
+            r["learner"],
+            _interval(r, 3),
+            _interval(r["gap"], 3) if "gap" in r else "",
+            f"{100 * r['gap']['share_of_tasks_above']:.1f} %" if "gap" in r else "",
+            f"{r['mse']:.4f}",
+        ]
+        for r in of_curves
+    ]
+    header = ["learner", "log likelihood", "gap", "tasks above it", "squared error"]
+    low, high = settings["shot"]
+    parts = [
+        "Log likelihood of a target in nats, after "
+        f"{low} to {high} points of a draw of a Gaussian process (RBF kernel, length "
+        f"scale {settings['length_scale']:g}, noise {settings['noise']:g}), "
+        f"{settings['num_test_tasks']:,} test tasks of {settings['num_queries']} "
+        "targets, one seed; and by how much it is below that of the exact posterior, "
+        "target by target, paired.\n",
+        _markdown(header, rows),
+        _picture(path),
+    ]
+    of_images = [r for r in results if r["part"] == "images"]
+    if of_images:
+        pixels = settings["shown_pixels"]
+        found = {(r["data"], r["learner"], r["pixels"]): r for r in of_images}
+        rows = [
+            [data, name, *(_interval(found[data, name, p], 3) for p in pixels)]
+            for data, name in dict.fromkeys(
+                (r["data"], r["learner"]) for r in of_images
+            )
+        ]
+        header = ["images", "learner", *(f"{p} pixels" for p in pixels)]
+        parts += [
+            "Log likelihood of a pixel in nats, at most 1.38, after some pixels of "
+            f"28 x 28, {settings['num_test_images']} images of each set; trained on "
+            "other characters of Omniglot:\n",
+            _markdown(header, rows),
+            _picture(path.with_stem(f"{path.stem}-images")),
+        ]
+    return "\n".join(parts)
+
+
 def _gradients(records: Named) -> str:
     [(path, record)] = records
     parts = []
@@ -684,6 +731,7 @@ SECTIONS: list[tuple[str, str, Callable[[Named], str]]] = [
     ("Tasks on embeddings computed once", "cached-features", _cached_features),
     ("A support vector machine with learned numbers", "kernel-svm", _kernel_svm),
     ("Functions of six families", "function-families", _function_families),
+    ("Neural processes", "neural-processes", _neural_processes),
     ("Soft decision trees, hardened", "soft-trees", _soft_trees),
     ("Parts of MAML++", "ablation", _ablation),
     ("Sequences: an LSTM that generates an LSTM", "sequences", _sequences),

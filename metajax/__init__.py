@@ -27,15 +27,19 @@ from metajax.learners.gradient.meta_curvature import meta_curvature as meta_curv
 from metajax.learners.gradient.meta_sgd import meta_sgd as meta_sgd
 from metajax.learners.gradient.proto_maml import proto_maml as proto_maml
 from metajax.learners.gradient.reptile import reptile as reptile
+from metajax.learners.memory.attentive_np import attentive_np as attentive_np
 from metajax.learners.memory.cnaps import cnaps as cnaps
+from metajax.learners.memory.conditional_np import conditional_np as conditional_np
 from metajax.learners.memory.hypernetwork import hypernetwork as hypernetwork
 from metajax.learners.memory.in_context import in_context as in_context
+from metajax.learners.memory.latent_np import latent_np as latent_np
 from metajax.learners.memory.lstm_learner import lstm_learner as lstm_learner
 from metajax.learners.memory.mann import mann as mann
 from metajax.learners.memory.meta_net import meta_net as meta_net
 from metajax.learners.memory.mm_net import mm_net as mm_net
 from metajax.learners.memory.sgdstore import sgdstore as sgdstore
 from metajax.learners.memory.snail import snail as snail
+from metajax.learners.memory.transformer_np import transformer_np as transformer_np
 from metajax.learners.metric.baseline import baseline as baseline
 from metajax.learners.metric.feat import feat as feat
 from metajax.learners.metric.matching import matching as matching
@@ -83,8 +87,11 @@ from metajax.tasks.class_table import few_shot as few_shot
 from metajax.tasks.class_table import join_classes as join_classes
 from metajax.tasks.class_table import split_classes as split_classes
 from metajax.tasks.class_table import whole_classes as whole_classes
+from metajax.tasks.gaussian_process import exact_posterior as exact_posterior
+from metajax.tasks.gaussian_process import gaussian_process as gaussian_process
 from metajax.tasks.glyphs import glyphs as glyphs
 from metajax.tasks.host import on_host as on_host
+from metajax.tasks.image_completion import image_completion as image_completion
 from metajax.tasks.loaders import from_arrays as from_arrays
 from metajax.tasks.loaders import from_folder as from_folder
 from metajax.tasks.loaders import from_tfds as from_tfds
@@ -126,6 +133,7 @@ __all__ = [
     "across_seeds",
     "all_but",
     "arml",
+    "attentive_np",
     "baseline",
     "bucketed",
     "calibrate",
@@ -133,12 +141,14 @@ __all__ = [
     "cnaps",
     "compare",
     "compare_gradients",
+    "conditional_np",
     "conv4",
     "dataset2vec",
     "embed_table",
     "evaluate",
     "everything",
     "evolution_strategies",
+    "exact_posterior",
     "explain",
     "feat",
     "few_shot",
@@ -152,17 +162,20 @@ __all__ = [
     "from_nnx",
     "from_table",
     "from_tfds",
+    "gaussian_process",
     "glyphs",
     "graph",
     "harden",
     "hypernetwork",
     "identity",
+    "image_completion",
     "imaml",
     "in_context",
     "instance_accuracy",
     "join_classes",
     "kernel_svm",
     "label_propagation",
+    "latent_np",
     "leakage",
     "learn_optimizer",
     "learned",
@@ -216,6 +229,7 @@ __all__ = [
     "task2vec",
     "task_encoder",
     "train",
+    "transformer_np",
     "truncated",
     "whole_classes",
     "whole_run",

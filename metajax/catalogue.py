@@ -30,15 +30,19 @@ from metajax.learners.gradient.meta_curvature import meta_curvature
 from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.learners.gradient.proto_maml import proto_maml
 from metajax.learners.gradient.reptile import reptile
+from metajax.learners.memory.attentive_np import attentive_np
 from metajax.learners.memory.cnaps import cnaps
+from metajax.learners.memory.conditional_np import conditional_np
 from metajax.learners.memory.hypernetwork import hypernetwork
 from metajax.learners.memory.in_context import in_context
+from metajax.learners.memory.latent_np import latent_np
 from metajax.learners.memory.lstm_learner import lstm_learner
 from metajax.learners.memory.mann import mann
 from metajax.learners.memory.meta_net import meta_net
 from metajax.learners.memory.mm_net import mm_net
 from metajax.learners.memory.sgdstore import sgdstore
 from metajax.learners.memory.snail import snail
+from metajax.learners.memory.transformer_np import transformer_np
 from metajax.learners.metric import prototypical as metric
 from metajax.learners.metric.baseline import HEADS, baseline
 from metajax.learners.metric.feat import feat
@@ -63,6 +67,8 @@ from metajax.models.normalization import NORMALIZATIONS
 from metajax.models.precision import PRECISIONS
 from metajax.streams import TRAINS_ON
 from metajax.tasks.class_table import few_shot
+from metajax.tasks.gaussian_process import KERNELS as COVARIANCES
+from metajax.tasks.gaussian_process import gaussian_process
 from metajax.tasks.glyphs import glyphs
 from metajax.tasks.loaders import from_folder, from_tfds
 from metajax.tasks.omniglot import omniglot
@@ -76,6 +82,7 @@ __all__ = [
     "EMBEDDING_LEARNERS",
     "LEARNERS",
     "MODELS",
+    "REGRESSION_LEARNERS",
     "TASKS",
     "ClassSplit",
     "InnerOptimizer",
@@ -125,6 +132,10 @@ LEARNERS: dict[str, Constructor] = {
     "meta_net": meta_net,
     "hypernetwork": hypernetwork,
     "cnaps": cnaps,
+    "conditional_np": conditional_np,
+    "latent_np": latent_np,
+    "attentive_np": attentive_np,
+    "transformer_np": transformer_np,
 }
 MODELS: dict[str, Constructor] = {
     "conv4": conv4,
@@ -138,6 +149,7 @@ TASKS: dict[str, Constructor] = {
     "tfds": from_tfds,
     "sinusoid": sinusoid,
     "regression_families": regression_families,
+    "gaussian_process": gaussian_process,
     "synthetic_table": synthetic_table,
 }
 # Their model has no head for the classes.
@@ -166,7 +178,21 @@ EMBEDDING_LEARNERS = (
     "cnaps",
 )
 # They read their inputs themselves: their model is `identity`.
-LEARNERS_WITHOUT_MODEL = ("kernel_svm", "soft_tree")
+LEARNERS_WITHOUT_MODEL = (
+    "kernel_svm",
+    "soft_tree",
+    "conditional_np",
+    "latent_np",
+    "attentive_np",
+    "transformer_np",
+)
+# Their targets are real numbers.
+REGRESSION_LEARNERS = (
+    "conditional_np",
+    "latent_np",
+    "attentive_np",
+    "transformer_np",
+)
 # They have an answer for each class of a task, and so a number of classes.
 LEARNERS_OF_ONE_WAY = (
     "lstm_generator",
@@ -266,6 +292,7 @@ _TYPES: dict[str, Any] = {
     "distance": Literal[metric.DISTANCES],
     "dtype": Literal["float32", "bfloat16", "float16"],
     "gates": str,
+    "gaussian_process.kernel": Literal[COVARIANCES],
     "generates": str,
     "gradient": Literal[GRADIENT_MODES],
     "imaml.gradient": Literal[("implicit", *GRADIENT_MODES)],
@@ -399,6 +426,7 @@ ARGUMENTS: dict[str, dict[str, type]] = {
         "tfds": arguments("tfds", from_tfds, few_shot, ClassSplit),
         "sinusoid": arguments("sinusoid", sinusoid),
         "regression_families": arguments("regression_families", regression_families),
+        "gaussian_process": arguments("gaussian_process", gaussian_process),
         "synthetic_table": arguments("synthetic_table", synthetic_table),
     },
 }

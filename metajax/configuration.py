@@ -18,6 +18,7 @@ from metajax.catalogue import (
     LEARNERS_OF_ONE_WAY,
     LEARNERS_WITHOUT_MODEL,
     MODELS,
+    REGRESSION_LEARNERS,
     TASKS,
     InnerOptimizer,
     OuterOptimizer,
@@ -47,6 +48,12 @@ __all__ = [
 SPLITS = ("meta_train", "meta_valid", "meta_test")
 
 _EMBEDDING_SIZE = 64  # of models that must be told one
+_WITHOUT_SPLITS = (
+    "sinusoid",
+    "regression_families",
+    "gaussian_process",
+    "synthetic_table",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,14 +112,14 @@ def build_tasks(values: Any, split: str) -> TaskDistribution:
 
     Args:
       values: arguments of a task distribution.
-      split: one of `SPLITS`. Sinusoids, families of functions and synthetic tables
-        have none: their tasks differ by the seed.
+      split: one of `SPLITS`. Sinusoids, families of functions, Gaussian processes and
+        synthetic tables have none: their tasks differ by the seed.
 
     Raises:
       ValueError: as the constructors.
     """
     name = type(values).__name__
-    if name in ("sinusoid", "regression_families", "synthetic_table"):
+    if name in _WITHOUT_SPLITS:
         return _call(TASKS[name], values)
     if name == "glyphs":
         return _call(TASKS[name], values, split=split)
@@ -200,7 +207,10 @@ def resolve(config: Config) -> Config:
             f"`{learner_name}` reads its inputs itself and takes no model, got "
             f"`{model_name}`; write `identity`."
         )
-    if model_name == "identity" and not embeds:
+    if model_name == "identity" and learner_name not in (
+        *EMBEDDING_LEARNERS,
+        *LEARNERS_WITHOUT_MODEL,
+    ):
         raise ValueError(
             f"`{learner_name}` adapts the parameters of a model, and `identity` has "
             "none; use `mlp` or `conv4`."
@@ -209,6 +219,11 @@ def resolve(config: Config) -> Config:
         raise ValueError(
             f"`{learner_name}` classifies, but the targets of "
             f"{tasks_name!r} tasks are real numbers; use `maml`."
+        )
+    if learner_name in REGRESSION_LEARNERS and classifies:
+        raise ValueError(
+            f"`{learner_name}` predicts real numbers, but the targets of "
+            f"{tasks_name!r} tasks are class labels; use `prototypical`."
         )
     if model_name == "conv4" and task.query.x.ndim != 4:
         raise ValueError(
@@ -221,6 +236,9 @@ def resolve(config: Config) -> Config:
             model = dataclasses.replace(model, num_outputs=size)
         elif model_name == "mlp":
             model = dataclasses.replace(model, num_outputs=_EMBEDDING_SIZE)
+    if "num_outputs" in _names(learner) and learner.num_outputs is None:
+        size = task.query.y.shape[-1]
+        learner = dataclasses.replace(learner, num_outputs=size)
     if "objective" in _names(learner) and learner.objective is None:
         objective = "cross_entropy" if classifies else "squared_error"
         learner = dataclasses.replace(learner, objective=objective)

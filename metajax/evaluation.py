@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax.buckets import Bucket, as_buckets, as_pytree, buckets_of_keys, cut
 from metajax.devices import COPIED, TASK_AXIS, spread, task_mesh
+from metajax.distributions import Gaussian, Mixture, log_likelihood, moments
 from metajax.objectives import accuracy, cross_entropy, masked_mean, squared_error
 from metajax.programs import best_block
 from metajax.reports import Report, reliability
@@ -107,7 +108,8 @@ def evaluate(
         one on each device if that is the fastest, else 20.
       metrics_fn: `(outputs, query) -> {name: scalar}` for one task. By default integer
         labels are judged by `accuracy`, a fraction, and `nll`, nats, from logits
-        `[n, C]`, with calibration; floats by `mse`.
+        `[n, C]`, with calibration; floats by `mse`, and where predictions are of
+        `metajax.distributions` by `nll`, nats, and the `mse` of their means.
       steps_curve: whether to judge every state of `learner.adapt_steps` as well.
       check_leakage: whether to measure if the learner is inductive; see `leakage`.
       buckets: smaller shapes, `(support rows, query rows)`, for tasks of variable size;
@@ -395,7 +397,7 @@ def _score_blocks(
                 return _metrics(metrics_fn, outputs, query)
 
             step_metrics = jax.vmap(judge)(states)
-        has_bins = metrics_fn is None and "nll" in metrics
+        has_bins = metrics_fn is None and "accuracy" in metrics
         bins = _bin_sums(outputs, query) if has_bins else None
         return _Scores(metrics, step_metrics, bins, _fingerprint(whole))
 
@@ -434,6 +436,13 @@ def _metrics(
 
 
 def _default_metrics(outputs: PyTree, query: Examples) -> dict[str, Array]:
+    if isinstance(outputs, Gaussian | Mixture):
+        outputs = jax.tree.map(_at_least_float32, outputs)
+        error = squared_error(moments(outputs).mean, query.y)
+        return {
+            "nll": masked_mean(-log_likelihood(outputs, query.y), query.mask),
+            "mse": masked_mean(error, query.mask),
+        }
     if not isinstance(query.y, jax.Array) or not isinstance(outputs, jax.Array):
         raise ValueError(
             "The default metrics need targets and outputs that are one array each, got "

@@ -131,7 +131,7 @@ def train(
       num_validation_tasks: the same tasks every time, whatever `seed`.
       monitor: the metric that decides which meta-parameters are best. The larger the
         better if its name contains "accuracy", else the smaller. By default `accuracy`
-        where it is measured, else the first of the metrics.
+        where it is measured, else `nll`, else the first of the metrics.
       run_dir: folder for configuration, metrics, checkpoints and learning curve, see
         `metajax.run_folder`. None writes nothing.
       config: JSON values that describe learner, tasks and optimizer, written into the
@@ -376,7 +376,7 @@ def _or_none(value: float) -> float | None:
 def _monitored(report: Report, monitor: str | None) -> str:
     names = list(report.mean)
     if monitor is None:
-        return "accuracy" if "accuracy" in names else names[0]
+        return next((n for n in ("accuracy", "nll") if n in names), names[0])
     if monitor not in names:
         raise ValueError(
             f"`monitor` must be a metric of the validation, {names}, got {monitor!r}."

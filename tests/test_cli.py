@@ -242,6 +242,8 @@ def test_unknown_names_are_answered_by_the_allowed_ones(command, allowed, capsys
         ("train maml conv4 sinusoid", "`conv4` needs images, but the inputs of"),
         ("train prototypical mlp sinusoid", "`prototypical` classifies, but the"),
         ("train maml identity sinusoid", "`identity` has none; use `mlp` or `conv4`"),
+        ("train latent_np identity synthetic_table", "are class labels; use `proto"),
+        ("train latent_np mlp sinusoid", "`latent_np` reads its inputs itself and"),
         ("train kernel_svm mlp synthetic_table", "takes no model, got `mlp`; write"),
         ("train maml mlp sinusoid --validation.way 3", "have no `way` to change"),
         ("train maml mlp folder --tasks.path nowhere", "'nowhere' is not a folder"),
@@ -345,6 +347,7 @@ def test_every_constructor_argument_is_reachable():
                 "sinusoid",
                 "glyphs",
                 "regression_families",
+                "gaussian_process",
                 "synthetic_table",
             ):
                 sizes = {"way", "shot", "num_queries", "dtype"}
@@ -377,6 +380,8 @@ def test_every_learner_is_built_from_json(name):
     tasks = ARGUMENTS["tasks"]["synthetic_table"](shot=2, columns=10)
     given = {"num_classes": 2} if name == "baseline" else {}
     model = ARGUMENTS["model"]["mlp"](hidden=(4,), normalization="layer")
+    if name in catalogue.REGRESSION_LEARNERS:
+        tasks = ARGUMENTS["tasks"]["gaussian_process"](shot=3)
     if name in catalogue.LEARNERS_WITHOUT_MODEL:
         model = ARGUMENTS["model"]["identity"]()
     config = resolve(

@@ -17,6 +17,36 @@ from metajax.types import Array, Examples, Learner, Model, Task
 WAY, SHOT, NUM_QUERIES, SIZE = 3, 2, 3, 4
 
 
+def sample(key: Array) -> Task:
+    """Gaussian blobs: `WAY` classes around centres in `SIZE` dimensions."""
+    key_centers, key_noise = jax.random.split(key)
+    centers = 2 * jax.random.normal(key_centers, (WAY, 1, SIZE))
+    noise = jax.random.normal(key_noise, (WAY, SHOT + NUM_QUERIES, SIZE))
+    x = centers + 0.3 * noise
+    labels = jnp.arange(WAY)
+
+    def examples(x: Array) -> Examples:
+        return Examples(x.reshape(-1, SIZE), jnp.repeat(labels, x.shape[1]))
+
+    return Task(examples(x[:, :SHOT]), examples(x[:, SHOT:]))
+
+
+def sample_pair(key: Array) -> Task:
+    """Two of the above are the tables: a sample of one, and one more of each."""
+    first, second = (sample(key) for key in jax.random.split(key))
+    queries = jax.tree.map(lambda *leaves: jnp.stack(leaves), first.query, second.query)
+    return Task(first.support, Examples(queries, jnp.asarray([1, 0])))
+
+
+def sample_points(key: Array) -> Task:
+    """Points of one function of `SIZE` inputs with two targets."""
+    key_x, key_slope = jax.random.split(key)
+    x = jax.random.normal(key_x, (WAY * (SHOT + NUM_QUERIES), SIZE))
+    y = jnp.sin(x @ jax.random.normal(key_slope, (SIZE, 2)))
+    num = WAY * SHOT
+    return Task(Examples(x[:num], y[:num]), Examples(x[num:], y[num:]))
+
+
 class Entry(NamedTuple):
     """A learner under test.
 
@@ -25,22 +55,22 @@ class Entry(NamedTuple):
       is_inductive: whether queries are answered independently of one another.
       ignores_order: whether the order of the support set is without effect.
       uses_labels_untrained: whether it makes sense of labels at random parameters.
-      of_pairs: whether its tasks are those of `sample_pair`, and not of `sample`.
+      sample: draws a task that it is for; `sample`, unless it does not classify inputs.
     """
 
     make: Callable[[], Learner]
     is_inductive: bool = True
     ignores_order: bool = True
     uses_labels_untrained: bool = True
-    of_pairs: bool = False
-
-    def sample(self, key: Array) -> Task:
-        """A task that the learner is for."""
-        return sample_pair(key) if self.of_pairs else sample(key)
+    sample: Callable[[Array], Task] = sample
 
 
 def _mlp(num_outputs: int, normalization: str = "none") -> Model:
     return metajax.mlp(num_outputs, hidden=(8,), normalization=normalization)
+
+
+def _of_points(make: Callable[[], Learner]) -> Entry:
+    return Entry(make, uses_labels_untrained=False, sample=sample_points)
 
 
 REGISTRY = {
@@ -217,7 +247,7 @@ REGISTRY = {
     "dataset2vec": Entry(
         lambda: metajax.dataset2vec(num_classes=WAY, size=4, units=16, blocks=1),
         uses_labels_untrained=False,
-        of_pairs=True,
+        sample=sample_pair,
     ),
     "cavia": Entry(
         lambda: metajax.cavia(_mlp(WAY), optax.sgd(1.0), steps=2, context_size=3)
@@ -295,28 +325,24 @@ REGISTRY = {
             _mlp(5, "support"), way=4, num_latents=3, steps=1, train_embedding=True
         )
     ),
+    "conditional_np": _of_points(lambda: metajax.conditional_np(num_outputs=2, size=5)),
+    "latent_np": _of_points(
+        lambda: metajax.latent_np(num_outputs=2, size=5, num_samples=3)
+    ),
+    "attentive_np": _of_points(
+        lambda: metajax.attentive_np(num_outputs=2, size=6, heads=2)
+    ),
+    "attentive_np, latent, self-attention": _of_points(
+        lambda: metajax.attentive_np(
+            num_outputs=2, size=6, heads=3, self_attention=1, latent=True
+        )
+    ),
+    "transformer_np": _of_points(
+        lambda: metajax.transformer_np(
+            num_outputs=2, size=6, heads=2, hidden=5, embedding_layers=2, layers=2
+        )
+    ),
 }
-
-
-def sample(key: Array) -> Task:
-    """Gaussian blobs: `WAY` classes around centres in `SIZE` dimensions."""
-    key_centers, key_noise = jax.random.split(key)
-    centers = 2 * jax.random.normal(key_centers, (WAY, 1, SIZE))
-    noise = jax.random.normal(key_noise, (WAY, SHOT + NUM_QUERIES, SIZE))
-    x = centers + 0.3 * noise
-    labels = jnp.arange(WAY)
-
-    def examples(x: Array) -> Examples:
-        return Examples(x.reshape(-1, SIZE), jnp.repeat(labels, x.shape[1]))
-
-    return Task(examples(x[:, :SHOT]), examples(x[:, SHOT:]))
-
-
-def sample_pair(key: Array) -> Task:
-    """Two of the above are the tables: a sample of one, and one more of each."""
-    first, second = (sample(key) for key in jax.random.split(key))
-    queries = jax.tree.map(lambda *leaves: jnp.stack(leaves), first.query, second.query)
-    return Task(first.support, Examples(queries, jnp.asarray([1, 0])))
 
 
 def pad(examples: Examples, num: int) -> Examples:
@@ -327,6 +353,7 @@ def pad(examples: Examples, num: int) -> Examples:
             [leaf, jnp.full((num, *leaf.shape[1:]), 1e3, leaf.dtype)]
         )
 
-    x = jax.tree.map(append, examples.x)
-    y = jnp.concatenate([examples.y, jnp.zeros(num, examples.y.dtype)])
+    x, y = jax.tree.map(append, (examples.x, examples.y))
+    if jnp.issubdtype(y.dtype, jnp.integer):  # labels have a range
+        y = y.at[len(examples.y) :].set(0)
     return Examples(x, y, jnp.arange(len(y)) < len(examples.y))

@@ -1,0 +1,135 @@
+"""What a regression learner predicts if it says how sure it is: normal distributions.
+
+An answer is `Gaussian`, each number normal and independent of the others, or `Mixture`,
+equally likely Gaussians that all queries share, as they come of samples of one latent.
+`negative_log_likelihood` is an objective for both, and `metajax.evaluate` judges both.
+"""
+
+import math
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from metajax.types import Array
+
+__all__ = [
+    "Gaussian",
+    "Mixture",
+    "joint_log_likelihood",
+    "kl_divergence",
+    "log_likelihood",
+    "moments",
+    "negative_log_likelihood",
+]
+
+
+class Gaussian(NamedTuple):
+    """Independent normal distributions.
+
+    Attributes:
+      mean: `[n, d]` for n queries with targets of d numbers; or any other shape.
+      scale: standard deviations in the same shape, above 0.
+    """
+
+    mean: Array
+    scale: Array
+
+
+class Mixture(NamedTuple):
+    """Equally likely Gaussians: component s is one for all queries together.
+
+    Attributes:
+      components: mean and scale `[n, S, d]`.
+    """
+
+    components: Gaussian
+
+
+def log_likelihood(outputs: Gaussian | Mixture, y: Array) -> Array:
+    """Log density of each target by itself, in nats.
+
+        log N(y_i; mean_i, scale_i^2),  or of a mixture  log mean over s of N_s
+
+    Args:
+      outputs: answers to n queries.
+      y: targets `[n, d]`; the density is that of all d numbers together.
+
+    Returns:
+      `[n]`.
+
+    Raises:
+      AssertionError: at trace time, if shapes disagree.
+    """
+    if isinstance(outputs, Mixture):
+        return _log_mean_exp(_of_components(outputs, y), axis=1)
+    chex.assert_equal_shape([outputs.mean, outputs.scale, y])
+    return _log_density(outputs, y)
+
+
+def negative_log_likelihood(outputs: Gaussian | Mixture, y: Array) -> Array:
+    """Minus `log_likelihood`: a loss `[n]` for every query."""
+    return -log_likelihood(outputs, y)
+
+
+def joint_log_likelihood(
+    outputs: Gaussian | Mixture, y: Array, mask: Array | None = None
+) -> Array:
+    """Log density of all real targets together, in nats.
+
+    Of a Gaussian that is the sum over queries. Components of a mixture are shared by
+    all queries, so that of a mixture it is the log of the mean over s of the product
+    over queries: what a latent knows of how targets go together.
+
+    Args:
+      outputs: answers to n queries.
+      y: targets `[n, d]`.
+      mask: bool `[n]`, which are real; None if all are.
+
+    Returns:
+      A scalar.
+    """
+    is_real = jnp.ones(len(y), bool) if mask is None else mask
+    if isinstance(outputs, Mixture):
+        of_components = jnp.where(is_real[:, None], _of_components(outputs, y), 0)
+        return _log_mean_exp(jnp.sum(of_components, axis=0), axis=0)
+    return jnp.sum(log_likelihood(outputs, y), where=is_real)
+
+
+def moments(outputs: Gaussian | Mixture) -> Gaussian:
+    """Mean and standard deviation `[n, d]` of every target."""
+    if isinstance(outputs, Gaussian):
+        return outputs
+    mean, scale = outputs.components
+    center = jnp.mean(mean, axis=1)
+    variance = jnp.mean(jnp.square(scale) + jnp.square(mean - center[:, None]), axis=1)
+    return Gaussian(center, jnp.sqrt(variance))
+
+
+def kl_divergence(p: Gaussian, q: Gaussian) -> Array:
+    """KL(p || q) in nats, a scalar: the sum over all numbers."""
+    chex.assert_equal_shape([*p, *q])
+    ratio = p.scale / q.scale
+    shift = (p.mean - q.mean) / q.scale
+    return jnp.sum((jnp.square(ratio) + jnp.square(shift) - 1) / 2 - jnp.log(ratio))
+
+
+def _log_density(outputs: Gaussian, y: Array) -> Array:
+    """Log density `[...]` of targets `[..., d]`."""
+    mean, scale = outputs
+    standard = (y - mean) / scale
+    constant = math.log(2 * math.pi) / 2
+    return -jnp.sum(jnp.square(standard) / 2 + jnp.log(scale) + constant, axis=-1)
+
+
+def _of_components(outputs: Mixture, y: Array) -> Array:
+    """Log densities `[n, S]` of targets `[n, d]`."""
+    mean, scale = outputs.components
+    chex.assert_equal_shape([mean, scale])
+    chex.assert_shape(y, (mean.shape[0], mean.shape[2]))
+    return _log_density(outputs.components, y[:, None])
+
+
+def _log_mean_exp(values: Array, axis: int) -> Array:
+    return jax.nn.logsumexp(values, axis=axis) - math.log(values.shape[axis])
