@@ -44,7 +44,6 @@ __all__ = [
     "Adapted",
     "Decoder",
     "Latent",
-    "check_heads",
     "check_network",
     "neural_process",
     "pair_layers",
@@ -130,15 +129,6 @@ def check_network(*, min_scale: float, **counts: int) -> None:
         raise ValueError(
             f"`min_scale` must be above 0 and below 1, got {min_scale!r}; take less "
             "than the noise of the targets."
-        )
-
-
-def check_heads(size: int, heads: int) -> None:
-    """Raises a ValueError unless vectors of `size` can be shared among the heads."""
-    check_integers(1, heads=heads)
-    if size % heads:
-        raise ValueError(
-            f"`size` must be a multiple of `heads`, got {size} and {heads}; change one."
         )
 
 

@@ -12,10 +12,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.arguments import check_integers
 from metajax.models.task_encoder import Layers
 from metajax.types import Array
 
-__all__ = ["AttentionBlock", "MultiHeadAttention"]
+__all__ = ["AttentionBlock", "MultiHeadAttention", "check_heads"]
+
+
+def check_heads(size: int, heads: int) -> None:
+    """Raises a ValueError unless vectors of `size` can be shared among the heads."""
+    check_integers(1, heads=heads)
+    if size % heads:
+        raise ValueError(
+            f"`size` must be a multiple of `heads`, got {size} and {heads}; change one."
+        )
 
 
 class MultiHeadAttention(nn.Module):

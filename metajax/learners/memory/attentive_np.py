@@ -24,12 +24,15 @@ from flax import linen as nn
 
 from metajax.arguments import check_integers
 from metajax.distributions import Gaussian
-from metajax.models.attention import AttentionBlock, MultiHeadAttention
+from metajax.models.attention import (
+    AttentionBlock,
+    MultiHeadAttention,
+    check_heads,
+)
 from metajax.models.task_encoder import Layers
 from metajax.neural_processes import (
     Decoder,
     Latent,
-    check_heads,
     check_network,
     neural_process,
     pair_layers,

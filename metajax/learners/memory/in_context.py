@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.arguments import check_integers
+from metajax.models.attention import check_heads
 from metajax.objectives import cross_entropy
 from metajax.streams import Reader, stream_learner
 from metajax.types import Array, Learner, Model, PyTree
@@ -98,13 +99,10 @@ def in_context(
       >>> from metajax import identity, in_context
       >>> learner = in_context(identity(), way=5, context=25)
     """
-    check_integers(1, size=size, layers=layers, heads=heads)
+    check_integers(1, size=size, layers=layers)
+    check_heads(size, heads)
     if context is not None:
         check_integers(1, context=context)
-    if size % heads:
-        raise ValueError(
-            f"`size` must be a multiple of `heads`, got {size} and {heads}."
-        )
     if trains_on is None:
         trains_on = "query" if context is None else "sequence"
     reader = _reader(context, size, layers, heads)

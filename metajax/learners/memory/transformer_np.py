@@ -22,10 +22,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.distributions import Gaussian
-from metajax.models.attention import AttentionBlock
+from metajax.models.attention import AttentionBlock, check_heads
 from metajax.neural_processes import (
     Decoder,
-    check_heads,
     check_network,
     neural_process,
     pair_layers,
