@@ -32,6 +32,7 @@ from benchmarks.calibrated import calibrated
 from benchmarks.record import write_result
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
+from metajax.learners.memory.cnaps import cnaps
 from metajax.learners.memory.in_context import in_context
 from metajax.learners.memory.meta_net import meta_net
 from metajax.learners.memory.mm_net import mm_net
@@ -88,7 +89,10 @@ MEMORY: dict[str, Callable[[Model, int], Learner]] = {
     "in_context": lambda model, way: in_context(model, way=way, context=25),
     "mm_net": lambda model, way: mm_net(model, way=way),
     "meta_net": lambda model, way: meta_net(model, way=way),
+    "cnaps": lambda model, way: cnaps(model, way=way),
 }
+# They make of an image more than one vector, or another one for each task.
+EMBED_BY_TASK = ("relation", "cnaps")
 GROUPS = {"heads": MAKERS, "memory": MEMORY}
 
 
@@ -182,7 +186,7 @@ def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Repor
     meta_params = calibrated(model, result.meta_params, tasks, settings.seed)
     params = getattr(meta_params, "embedding", meta_params)
     test_table = omniglot("meta_test")
-    if name != "relation":
+    if name not in EMBED_BY_TASK:
         test_table = embed_table(model, params, test_table)
         model, meta_params = identity(), without_embedding(meta_params)
     reports = {}

@@ -95,9 +95,9 @@ def test_without_offsets_the_head_is_made_of_class_means(task, key):
         head=jax.tree.map(jnp.zeros_like, params.head),
     )
     model = metajax.mlp(6, hidden=(8,), normalization="layer")
-    features = model.apply(params.base, task.support.x)
+    features = model.apply(params.embedding, task.support.x)
     means = [features[task.support.y == k].mean(0) for k in range(3)]
-    asked = model.apply(params.base, task.query.x)
+    asked = model.apply(params.embedding, task.query.x)
     outputs = learner.predict(learner.adapt(silent, task.support), task.query.x)
     np.testing.assert_allclose(
         outputs[:, :3], asked @ np.stack(means).T, rtol=1e-4, atol=1e-5

@@ -43,13 +43,13 @@ class MetaParams(NamedTuple):
     """What is learned.
 
     Attributes:
-      base: theta, parameters of the embedding.
+      embedding: theta, parameters of the model.
       encoder: those of the set encoder.
       generator: V and U; see `metajax.generators`.
       head: those of psi.
     """
 
-    base: PyTree
+    embedding: PyTree
     encoder: PyTree
     generator: dict[str, Array]
     head: PyTree
