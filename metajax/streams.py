@@ -18,6 +18,7 @@ Read as a stream:
 `metajax.prequential` judges learners so.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,9 +62,9 @@ class Reader(NamedTuple):
       answer: `(params, state, features [D]) -> outputs [C]`.
       step: `(params, state, features [D], label [C]) -> (state, outputs [C])`; outputs
         are those of `answer`. None if it only reads whole sets.
-      read: None, or `(params, features [n, D], labels [n, C], is_real [n]) -> (state,
-        outputs [n, C])`: what `step` makes of all examples in turn, at once. Without
-        `step` the outputs are None.
+      read: None, or `(params, features [n, D], labels [n, C], mask [n] or None) ->
+        (state, outputs [n, C])`: what `step` makes of all examples in turn, at once.
+        Without `step` the outputs are None.
     """
 
     init: Callable[[Array, Array, Array], PyTree]
@@ -71,7 +72,8 @@ class Reader(NamedTuple):
     answer: Callable[[PyTree, PyTree, Array], Array]
     step: Callable[[PyTree, PyTree, Array, Array], tuple[PyTree, Array]] | None
     read: (
-        Callable[[PyTree, Array, Array, Array], tuple[PyTree, Array | None]] | None
+        Callable[[PyTree, Array, Array, Array | None], tuple[PyTree, Array | None]]
+        | None
     ) = None
 
 
@@ -182,15 +184,10 @@ def stream_learner(
         """Behind the support set, and the answers on the way `[n, C]`."""
         features = embed(meta_params.embedding, support.x, support.mask, key)
         labels = vectors(support.y, support.mask)
-        is_real = support.mask
-        if is_real is None:
-            is_real = jnp.ones(labels.shape[0], bool)
-        params = meta_params.reader
+        of_all = meta_params.reader, features, labels, support.mask
+        in_turn = functools.partial(_scan, reader)
         with _about_sizes():
-            if reader.read is not None:
-                state, outputs = reader.read(params, features, labels, is_real)
-            else:
-                state, outputs = _scan(reader, params, features, labels, is_real)
+            state, outputs = (reader.read or in_turn)(*of_all)
         return Adapted(meta_params, state), outputs
 
     def adapt(
@@ -227,11 +224,11 @@ def stream_learner(
             metrics["sequence_accuracy"] = masked_mean(
                 accuracy(outputs, support.y), support.mask
             )
-        of_support = masked_mean(objective(outputs, support.y), support.mask)
-        nums = [jnp.float32(_num_real(examples)) for examples in (support, query)]
-        # An empty support set has no mean, and no weight.
-        parts = jnp.where(nums[0] > 0, of_support * nums[0], 0), value * nums[1]
-        return sum(parts) / sum(nums), metrics
+        # Sums, as an empty support set has no mean, and no weight.
+        losses = hide_padding(objective(outputs, support.y), support.mask)
+        num_support, num_query = _num_real(support), _num_real(query)
+        total = jnp.sum(losses) + num_query * value
+        return total / (num_support + num_query), metrics
 
     stream = None
     if reader.step is not None:
@@ -253,21 +250,21 @@ def stream_learner(
 
 
 def _scan(
-    reader: Reader, params: PyTree, features: Array, labels: Array, is_real: Array
+    reader: Reader, params: PyTree, features: Array, labels: Array, mask: Array | None
 ) -> tuple[PyTree, Array]:
     step = reader.step
     assert step is not None
 
     def advance(
-        state: PyTree, example: tuple[Array, Array, Array]
+        state: PyTree, example: tuple[Array, Array, Array | None]
     ) -> tuple[PyTree, Array]:
         features, label, is_real = example
         new, outputs = step(params, state, features, label)
-        kept = jax.tree.map(lambda n, o: jnp.where(is_real, n, o), new, state)
-        return kept, outputs
+        if is_real is not None:
+            new = jax.tree.map(lambda n, o: jnp.where(is_real, n, o), new, state)
+        return new, outputs
 
-    examples = (features, labels, is_real)
-    return jax.lax.scan(advance, reader.start(params), examples)
+    return jax.lax.scan(advance, reader.start(params), (features, labels, mask))
 
 
 def shuffled(examples: Examples, key: Array | None) -> Examples:

@@ -103,8 +103,16 @@ def test_empty_support(name):
     start = learner.predict(learner.stream.start(params), task.query.x)
     assert np.all(np.isfinite(outputs))
     np.testing.assert_allclose(outputs, start, rtol=1e-6, atol=1e-6)
-    value, _ = learner.loss(params, Task(empty, task.query))
-    assert np.isfinite(value)
+    hidden = Examples(sequence.x, sequence.y, jnp.zeros(6, bool))
+    values = []
+    for support in (empty, hidden):
+        loss = jax.value_and_grad(
+            lambda p, s=support: learner.loss(p, Task(s, task.query))[0]
+        )
+        value, gradient = loss(params)
+        values.append(value)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+    np.testing.assert_allclose(*values, rtol=1e-5)
 
 
 def test_loss_of_a_sequence_counts_every_example_once(key):

@@ -206,12 +206,14 @@ def _reader(context: int | None, size: int, layers: int, heads: int) -> Reader:
         return network(label.size).init(key, features[None], label[None], mask)
 
     def read(
-        params: PyTree, features: Array, labels: Array, is_real: Array
+        params: PyTree, features: Array, labels: Array, mask: Array | None
     ) -> tuple[Cache, Array | None]:
-        is_real = jnp.concatenate([jnp.ones(1, bool), is_real])
+        if mask is None:
+            mask = jnp.ones(labels.shape[0], bool)
+        is_real = jnp.concatenate([jnp.ones(1, bool), mask])
         if context is None:
-            mask = jnp.broadcast_to(is_real[None], (is_real.size,) * 2)
-            keys, values = apply(params, "read", features, labels, mask)
+            see = jnp.broadcast_to(is_real[None], (is_real.size,) * 2)
+            keys, values = apply(params, "read", features, labels, see)
             return Cache(keys, values, is_real, jnp.sum(is_real) - 1), None
         # The start token is number 0, the first example 1, and so on.
         number = jnp.cumsum(is_real) - 1
@@ -242,8 +244,7 @@ def _reader(context: int | None, size: int, layers: int, heads: int) -> Reader:
     def start(params: PyTree) -> Cache:
         features = params["params"]["of_input"]["kernel"].shape[0]
         labels = params["params"]["of_label"]["kernel"].shape[0]
-        empty = jnp.zeros((0, features)), jnp.zeros((0, labels)), jnp.zeros(0, bool)
-        return read(params, *empty)[0]
+        return read(params, jnp.zeros((0, features)), jnp.zeros((0, labels)), None)[0]
 
     def answer(params: PyTree, cache: Cache, features: Array) -> Array:
         mask = cache.is_filled[None]
