@@ -186,7 +186,7 @@ REGISTRY = {
     ),
     "sgdstore": Entry(
         lambda: metajax.sgdstore(
-            metajax.identity(), way=WAY, hidden=8, width=4, units=5, heads=2
+            metajax.identity(), way=WAY, hidden=8, width=4, units=5, writes=2, reads=1
         ),
         ignores_order=False,
         uses_labels_untrained=False,

@@ -16,30 +16,32 @@ def ask(state, keys):
 
 
 def test_a_write_is_a_gradient_step(key):
-    heads, width, units, max_rate = 2, 3, 4, 0.8
-    memory = network_memory(width=width, units=units, heads=heads, max_rate=max_rate)
+    writes, reads, width, units, max_rate = 3, 2, 3, 4, 0.8
+    memory = network_memory(
+        width=width, units=units, writes=writes, reads=reads, max_rate=max_rate
+    )
     state = jax.tree.map(np.asarray, memory.start(memory.init(key)))
     commands = np.random.default_rng(0).normal(size=memory.num_commands)
-    keys, targets, queries = np.tanh(commands[:-1]).reshape(3, heads, width)
+    keys, targets, queries = np.split(np.tanh(commands[:-1]).reshape(-1, width), [3, 6])
     rate = max_rate / (1 + np.exp(-commands[-1]))
     # The gradient by hand.
     hidden = np.tanh(keys @ state["in"] + state["bias"])
-    error = (ask(state, keys) - targets) / heads / np.sqrt(units)
+    error = (ask(state, keys) - targets) / writes / np.sqrt(units)
     back = (error @ state["out"].T) * (1 - hidden**2)
     expected = {
         "in": state["in"] - rate * keys.T @ back,
         "bias": state["bias"] - rate * back.sum(0),
         "out": state["out"] - rate * hidden.T @ error,
     }
-    new, reads = memory.update({}, state, jnp.asarray(commands, jnp.float32))
+    new, found = memory.update({}, state, jnp.asarray(commands, jnp.float32))
     chex.assert_trees_all_close(new, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
-        reads, ask(expected, queries).reshape(-1), rtol=1e-4, atol=1e-5
+        found, ask(expected, queries).reshape(-1), rtol=1e-4, atol=1e-5
     )
 
 
 def test_repeated_writes_are_read_back(key):
-    memory = network_memory(width=4, units=16, heads=1, max_rate=1.0)
+    memory = network_memory(width=4, units=16, writes=1, reads=1, max_rate=1.0)
     state = memory.init(key)
     wanted = np.asarray([1.0, -1, 1, -1])
     key_of = np.asarray([0.5, 1, -1, 0.2])
@@ -54,7 +56,7 @@ def test_repeated_writes_are_read_back(key):
 def test_second_order_through_the_writes(key):
     """The gradient for what was written, against finite differences."""
     with jax.enable_x64(True):
-        memory = network_memory(width=2, units=3, heads=1, max_rate=1.0)
+        memory = network_memory(width=2, units=3, writes=1, reads=1, max_rate=1.0)
         start = jax.tree.map(lambda v: v.astype("float64"), memory.init(key))
         rows = jax.random.normal(key, (3, memory.num_commands), "float64")
 

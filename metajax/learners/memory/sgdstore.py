@@ -4,8 +4,8 @@ A. Nichol, "sgdstore", 2017, https://github.com/unixpickle/sgdstore; T. Munkhdal
 A. Sordoni, T. Wang, A. Trischler, "Metalearned Neural Memory", NeurIPS 2019,
 https://arxiv.org/abs/1907.09720, is the same idea at greater length.
 
-The controller (`metajax.controllers`) gives keys k, targets v, a rate eta and queries q
-in every step:
+The controller (`metajax.controllers`) gives keys k with targets v, a rate eta and
+queries q in every step:
 
     write   phi_t = phi_{t-1} - eta_t grad of mean over i |g(phi, k_i) - v_i|^2 / 2
     read    r_t = g(phi_t, q_1), g(phi_t, q_2), ..
@@ -16,6 +16,8 @@ what is read later: it holds second derivatives of g.
 
 Keys, targets and queries go through tanh and the rate through a sigmoid: W_2 alone
 could not overshoot at a rate of 1, as its hidden units have a length of at most 1.
+Differs from sgdstore, where keys and queries are unbounded and the rate an exponential,
+and whose controller is two plain recurrent layers.
 """
 
 import math
@@ -39,8 +41,9 @@ def sgdstore(
     way: int | None,
     hidden: int = 200,
     width: int = 32,
-    units: int = 64,
-    heads: int = 2,
+    units: int = 256,
+    writes: int = 16,
+    reads: int = 2,
     max_rate: float = 1.0,
     trains_on: str = "sequence",
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
@@ -55,8 +58,9 @@ def sgdstore(
       way: classes of a task, N; None for regression targets `[n, d]`.
       hidden: units of the controller.
       width: numbers in a key, and in a target.
-      units: hidden ones of the memory.
-      heads: keys, targets and queries in a step.
+      units: hidden ones of the memory. These and the next two are sgdstore's.
+      writes: keys with targets in a step.
+      reads: queries in a step.
       max_rate: the largest rate of a write, above 0.
       trains_on: `"sequence"`, the loss of every example before its label is seen, and
         of the queries; or `"query"`, of these alone.
@@ -73,18 +77,22 @@ def sgdstore(
       >>> from metajax import identity, sgdstore
       >>> learner = sgdstore(identity(), way=5)
     """
-    memory = network_memory(width=width, units=units, heads=heads, max_rate=max_rate)
+    memory = network_memory(
+        width=width, units=units, writes=writes, reads=reads, max_rate=max_rate
+    )
     reader = with_controller(memory, hidden=hidden)
     return stream_learner(
         model, reader, way=way, objective=objective, trains_on=trains_on
     )
 
 
-def network_memory(*, width: int, units: int, heads: int, max_rate: float) -> Memory:
+def network_memory(
+    *, width: int, units: int, writes: int, reads: int, max_rate: float
+) -> Memory:
     """A network that is written to by gradient steps; arguments are `sgdstore`'s."""
-    check_integers(1, width=width, units=units, heads=heads)
+    check_integers(1, width=width, units=units, writes=writes, reads=reads)
     check_positive(max_rate=max_rate)
-    num = heads * width
+    num = writes * width
 
     def init(key: Array) -> dict[str, Array]:
         key_in, key_out = jax.random.split(key)
@@ -97,20 +105,21 @@ def network_memory(*, width: int, units: int, heads: int, max_rate: float) -> Me
     def update(params: PyTree, state: PyTree, commands: Array) -> tuple[PyTree, Array]:
         del params
         keys, targets, queries = (
-            part.reshape(heads, width) for part in jnp.split(jnp.tanh(commands[:-1]), 3)
+            part.reshape(-1, width)
+            for part in jnp.split(jnp.tanh(commands[:-1]), [num, 2 * num])
         )
         rate = max_rate * jax.nn.sigmoid(commands[-1])
 
         def error(state: PyTree) -> Array:
-            return jnp.sum(jnp.square(_ask(state, keys) - targets)) / (2 * heads)
+            return jnp.sum(jnp.square(_ask(state, keys) - targets)) / (2 * writes)
 
         gradient = jax.grad(error)(state)
         state = jax.tree.map(lambda phi, g: phi - rate * g, state, gradient)
         return state, _ask(state, queries).reshape(-1)
 
     return Memory(
-        num_commands=3 * num + 1,
-        num_reads=num,
+        num_commands=2 * num + reads * width + 1,
+        num_reads=reads * width,
         init=init,
         start=lambda params: params,
         update=update,
