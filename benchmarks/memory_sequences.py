@@ -5,9 +5,9 @@
 
 Five characters that were never seen, ten drawings of each in random order: the learner
 is shown one after another, names it, and is then told its class. Drawings are 20 x 20
-pixels, scaled to mean 0 and about size 1; there are no convolutions, and quarter turns are
-classes of their own.
-The 1st drawing of a class is a guess, the 2nd shows what was remembered.
+pixels, scaled to mean 0 and about size 1; there are no convolutions, and quarter turns
+are classes of their own. The 1st drawing of a class is a guess, the 2nd shows what was
+remembered.
 
 Splits: `vinyals` trains on 1,200 characters and tests on 423, the numbers of the paper,
 which does not say which; `lake` trains on the 964 of 30 alphabets and tests on the 659
@@ -40,7 +40,7 @@ from metajax.types import Array, Examples, Learner, PyTree
 
 NAME = "memory-sequences"
 WAY, SHOT, SIZE, MOST_SHIFT = 5, 10, 20, 2
-# Of the 1st, 2nd, .. instance, as fractions.
+# Of the 1st, 2nd, .. instance, as fractions; sgdstore calls its last the 11th.
 PUBLISHED = {
     "mann": {1: 0.364, 2: 0.828, 3: 0.910, 4: 0.926, 5: 0.949, 10: 0.981},
     "sgdstore": {1: 0.3576, 2: 0.8938, 3: 0.9372, 4: 0.9525, 10: 0.9674},
