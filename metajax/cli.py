@@ -291,8 +291,8 @@ def _use_cores() -> None:
     has_affinity = hasattr(os, "sched_getaffinity")  # what this process may use
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     # XLA's threads, by default as many as cores. A LAPACK kernel on a batch of matrices
-    # waits on one of them for parts that run on others: with as many devices as threads,
-    # all may wait for ever.
+    # waits on one of them for parts that run on others: with as many devices as
+    # threads, all may wait for ever.
     os.environ.setdefault("NPROC", str(4 * cores))
     # Called from Python after JAX was used, the devices are what they are.
     with contextlib.suppress(RuntimeError):
