@@ -148,8 +148,12 @@ def main(settings: Settings) -> None:
             print(row, flush=True)
             rows.append(row)
         jax.clear_caches()
-    name = "embeddings" if settings.group == "heads" else "embeddings-memory"
-    write_result(name, dataclasses.asdict(settings), rows)
+    write_result(result_name(settings), dataclasses.asdict(settings), rows)
+
+
+def result_name(settings: Settings) -> str:
+    """Name of the result, and of the folder of its runs."""
+    return "embeddings" if settings.group == "heads" else "embeddings-memory"
 
 
 def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Report]:
@@ -168,6 +172,8 @@ def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Repor
     if is_baseline:
         tasks = whole_classes(table, batch_size=num_images)
     learner = makers[name](model, way)
+    described = dataclasses.asdict(settings) | {"learner": name, "learners": None}
+    del described["group"]  # the folder says it
     result = train(
         learner,
         tasks,
@@ -179,9 +185,9 @@ def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Repor
         seed=settings.seed,
         log_every=100,
         checkpoint_every=250,
-        run_dir=f"runs/embeddings-{settings.group}-seed{settings.seed}/"
+        run_dir=f"runs/{result_name(settings)}-seed{settings.seed}/"
         f"{list(makers).index(name)}",
-        config=dataclasses.asdict(settings) | {"learner": name, "learners": None},
+        config=described,
     )
     meta_params = calibrated(model, result.meta_params, tasks, settings.seed)
     params = getattr(meta_params, "embedding", meta_params)

@@ -61,15 +61,11 @@ class Embedded(NamedTuple):
         return jnp.concatenate([self.features, ones], axis=1)
 
     @property
-    def sums(self) -> Array:
-        """Sum of the embeddings of each class `[N, ...]`."""
-        return jnp.tensordot(self.one_hot.T, self.features, 1)
-
-    @property
     def means(self) -> Array:
         """Prototypes `[N, ...]`: mean embeddings, 0 for a class without examples."""
         counts = jnp.maximum(jnp.sum(self.one_hot, axis=0), 1)
-        return self.sums / counts.reshape(-1, *(1,) * (self.features.ndim - 1))
+        sums = jnp.tensordot(self.one_hot.T, self.features, 1)
+        return sums / counts.reshape(-1, *(1,) * (self.features.ndim - 1))
 
 
 class Head(NamedTuple):

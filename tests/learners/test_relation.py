@@ -39,14 +39,14 @@ def test_halves_of_the_first_layer_are_the_layer_of_pairs(key):
             np.testing.assert_allclose(got[i, k], out[0, 0], rtol=1e-3, atol=1e-5)
 
 
-def test_shots_are_summed(key):
+def test_shots_are_averaged(key):
     """A class shown twice is not the class shown once."""
     task = sample(key)
     learner = metajax.relation(metajax.identity(), way=3, features=4)
     meta_params = learner.init(key, task)
-    sums, _ = learner.adapt(meta_params, task.support).fitted
+    means, _ = learner.adapt(meta_params, task.support).fitted
     x = np.asarray(task.support.x)
-    np.testing.assert_allclose(sums, x[0::2] + x[1::2], rtol=1e-5)
+    np.testing.assert_allclose(means, (x[0::2] + x[1::2]) / 2, rtol=1e-5)
 
 
 def test_error_is_that_of_sigmoids():

@@ -3,18 +3,21 @@
 F. Sung, Y. Yang, L. Zhang, T. Xiang, P. Torr, T. Hospedales, "Learning to Compare:
 Relation Network for Few-Shot Learning", CVPR 2018, https://arxiv.org/abs/1711.06025.
 
-    r_k(x) = g([sum of f(x_i) over support examples i of class k, f(x)])        Eq. (1)
+    r_k(x) = g([mean of f(x_i) over support examples i of class k, f(x)])       Eq. (1)
     loss = sum over k of (sigmoid(r_k(x)) - [y = k])^2                          Eq. (2)
 
 f gives feature maps and g is two convolutions and two dense layers; on embeddings that
 are vectors g is an MLP.
 
-Differs from the paper: the first layer of g is linear in the pair before its
-nonlinearity, so its two halves are applied to classes and queries by themselves and
-added for every pair, which is the same at a fraction of the work; g normalises each
-pair by itself (`normalization="layer"`) and not over all pairs, so that the answer to
-one query does not depend on the others ("batch" is the paper's); convolutions keep the
-size of the maps, which are 7 x 7 for images of 28 x 28.
+Differs from the paper: shots are averaged where there they are summed, so that one
+model serves tasks of any shot (with sums, one that was trained on one shot is at chance
+on five; trained on the same shot, the two differ by a factor that g can learn); the
+first layer of g is linear in the pair before its nonlinearity, so its two halves are
+applied to classes and queries by themselves and added for every pair, which is the same
+at a fraction of the work; g normalises each pair by itself (`normalization="layer"`)
+and not over all pairs, so that the answer to one query does not depend on the others
+("batch" is the paper's); convolutions keep the size of the maps, which are 7 x 7 for
+images of 28 x 28.
 """
 
 from typing import cast
@@ -117,14 +120,14 @@ def relation(
     module = Compare(features, hidden, normalization)
 
     def init(key: Array, support: Embedded) -> PyTree:
-        everything = jnp.ones((1, len(support.sums)), bool)
-        return module.init(key, support.sums, support.features[:1], everything)
+        everything = jnp.ones((1, len(support.means)), bool)
+        return module.init(key, support.means, support.features[:1], everything)
 
     def fit(
         head_params: PyTree, support: Embedded, key: Array | None
     ) -> tuple[tuple[Array, Array], dict[str, Array]]:
         del head_params, key
-        return (support.sums, support.is_present), {}
+        return (support.means, support.is_present), {}
 
     def classify(
         head_params: PyTree,
@@ -134,10 +137,10 @@ def relation(
         key: Array | None,
     ) -> Array:
         del key
-        sums, is_present = fitted
+        means, is_present = fitted
         real = jnp.ones(len(queries), bool) if mask is None else mask
         pairs = real[:, None] & is_present[None, :]
-        return cast(Array, module.apply(head_params, sums, queries, pairs))
+        return cast(Array, module.apply(head_params, means, queries, pairs))
 
     return head_learner(
         model,
