@@ -61,7 +61,7 @@ class Settings:
     learners: tuple[str, ...] = tuple(MAKERS)
     split: Literal["vinyals", "lake"] = "vinyals"
     seed: int = 0
-    steps: int = 6250
+    outer_steps: int = 6250
     """With 16 sequences each, the paper's 100,000."""
     tasks_per_step: int = 16
     outer_rate: float = 1e-3
@@ -104,7 +104,7 @@ def main(settings: Settings) -> None:
 
 def fit(name: str, learner: Learner, settings: Settings) -> PyTree:
     """The meta-parameters of one run, which goes on where it was stopped."""
-    schedule = optax.cosine_decay_schedule(settings.outer_rate, settings.steps)
+    schedule = optax.cosine_decay_schedule(settings.outer_rate, settings.outer_steps)
     described = dataclasses.asdict(settings) | {"learner": name}
     for others in ("learners", "num_test_tasks"):
         del described[others]
@@ -121,7 +121,7 @@ def fit(name: str, learner: Learner, settings: Settings) -> PyTree:
         optax.chain(
             optax.clip_by_global_norm(settings.clip_norm), optax.adam(schedule)
         ),
-        steps=settings.steps,
+        steps=settings.outer_steps,
         tasks_per_step=settings.tasks_per_step,
         seed=settings.seed,
         log_every=250,

@@ -49,7 +49,7 @@ class Settings:
     seed: int = 0
     size: int = 64
     layers: int = 4
-    steps: int = 10_000
+    outer_steps: int = 10_000
     tasks_per_step: int = 8
     outer_rate: float = 1e-3
     """After a warm-up, at the start of a cosine."""
@@ -98,15 +98,15 @@ def fit(learner: Learner, settings: Settings) -> PyTree:
     described = dataclasses.asdict(settings)
     for others in ("tasks_per_table", "num_orders", "num_tables"):
         del described[others]
-    warm_up = settings.steps // 20
+    warm_up = settings.outer_steps // 20
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, settings.outer_rate, warm_up, settings.steps
+        0.0, settings.outer_rate, warm_up, settings.outer_steps
     )
     result = train(
         learner,
         tabular_prior(way=(2, WAY), rows=ROWS, columns=(2, COLUMNS)),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
-        steps=settings.steps,
+        steps=settings.outer_steps,
         tasks_per_step=settings.tasks_per_step,
         seed=settings.seed,
         log_every=500,

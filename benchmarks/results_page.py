@@ -275,8 +275,8 @@ def _prior_fitted(records: Named) -> str:
         "support sets of 20 to 200 rows each; accuracy in percent, ± over tables, "
         "differences paired, with how many tables are better and worse. The network "
         f"({settings['layers']} layers of {settings['size']}) was trained on "
-        f"{settings['steps'] * settings['tasks_per_step']:,} random tables and on no "
-        "real one. See `benchmarks/prior_fitted.py`.\n\n"
+        f"{settings['outer_steps'] * settings['tasks_per_step']:,} random tables and "
+        "on no real one. See `benchmarks/prior_fitted.py`.\n\n"
     )
     header = ["method", "mean rank", "accuracy", "prior-fitted is higher by"]
     return text + _markdown(header, rows)
@@ -375,7 +375,7 @@ def _memory_sequences(records: Named) -> str:
                 row = [f"{found[n]:.1f}" if n in found else "" for n in shown]
                 rows.append([f"{r['learner']}, published", *row])
         parts += [
-            f"Split `{settings['split']}`, {settings['steps']:,} steps of "
+            f"Split `{settings['split']}`, {settings['outer_steps']:,} steps of "
             f"{settings['tasks_per_step']} sequences, seed {settings['seed']}, "
             f"{record['results'][0]['num_tasks']:,} test sequences:\n",
             _markdown(["learner", *(f"{n}." for n in shown)], rows),

@@ -223,7 +223,7 @@ def test_memory_sequences(tmp_path, monkeypatch):
     }
     monkeypatch.setattr(memory_sequences, "MAKERS", makers)
     settings = memory_sequences.Settings(
-        learners=("lstm", "mann"), steps=1, tasks_per_step=1, num_test_tasks=50
+        learners=("lstm", "mann"), outer_steps=1, tasks_per_step=1, num_test_tasks=50
     )
     memory_sequences.main(settings)
     lstm, mann = read_result(tmp_path)["results"]
@@ -281,7 +281,12 @@ def test_prior_fitted(tmp_path, monkeypatch):
     monkeypatch.setattr(prior_fitted, "read_tables", lambda count: [table, table])
     monkeypatch.setattr(prior_fitted, "usable", lambda tables: tables)
     settings = prior_fitted.Settings(
-        size=8, layers=1, steps=1, tasks_per_step=1, tasks_per_table=2, num_orders=2
+        size=8,
+        layers=1,
+        outer_steps=1,
+        tasks_per_step=1,
+        tasks_per_table=2,
+        num_orders=2,
     )
     prior_fitted.main(settings)
     rows = {r["method"]: r for r in read_result(tmp_path)["results"]}
