@@ -99,7 +99,11 @@ def test_padded_in_a_batch_equals_one_by_one(name):
     batched = jax.jit(jax.vmap(gradient, (None, 0)))
     batch = stack([padded(task) for task in tasks])
     one = jax.jit(gradient)
-    close(batched(meta_params, batch), stack([one(meta_params, t) for t in tasks]))
+    expected = stack([one(meta_params, t) for t in tasks])
+    # Where terms cancel (a bias before a normalisation), what remains is the rounding
+    # of terms, which are as large as other gradients.
+    largest = max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(expected))
+    close(batched(meta_params, batch), expected, atol=1e-5 * max(1, largest))
 
 
 def test_masked_examples_do_not_change_answers(name):
