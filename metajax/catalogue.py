@@ -177,15 +177,6 @@ EMBEDDING_LEARNERS = (
     "meta_net",
     "cnaps",
 )
-# They read their inputs themselves: their model is `identity`.
-LEARNERS_WITHOUT_MODEL = (
-    "kernel_svm",
-    "soft_tree",
-    "conditional_np",
-    "latent_np",
-    "attentive_np",
-    "transformer_np",
-)
 # Their targets are real numbers.
 REGRESSION_LEARNERS = (
     "conditional_np",
@@ -193,6 +184,8 @@ REGRESSION_LEARNERS = (
     "attentive_np",
     "transformer_np",
 )
+# They read their inputs themselves: their model is `identity`.
+LEARNERS_WITHOUT_MODEL = ("kernel_svm", "soft_tree", *REGRESSION_LEARNERS)
 # They have an answer for each class of a task, and so a number of classes.
 LEARNERS_OF_ONE_WAY = (
     "lstm_generator",

@@ -185,10 +185,15 @@ def table_rows(learner: str) -> Model:
     return from_functions(lambda key, x: {}, apply)
 
 
-def unit(vectors: Array) -> Array:
-    """Vectors `[..., D]` scaled to length 1; the gradient is finite at 0 too."""
+def unit(vectors: Array, epsilon: float = 1e-12) -> Array:
+    """Vectors `[..., D]` scaled to length 1; the gradient is finite at 0 too.
+
+    Args:
+      vectors: `[..., D]`.
+      epsilon: added to squared lengths; the gradient is at most 1 / sqrt(epsilon).
+    """
     squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(squares + 1e-12)
+    return vectors * jax.lax.rsqrt(squares + epsilon)
 
 
 def embedded(features: Array, support: Examples, num_classes: int) -> Embedded:

@@ -7,7 +7,6 @@ the protocol of A. Santoro et al., "Meta-Learning with Memory-Augmented Neural
 Networks", ICML 2016, section 4.1.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 
 from metajax.arguments import check_integers
 from metajax.buckets import as_pytree
+from metajax.reports import interval
 from metajax.streams import shuffled
 from metajax.types import Array, Examples, Learner, PyTree, Stream, TaskDistribution
 
@@ -119,8 +119,7 @@ def instance_accuracy(
     keys = jax.random.split(jax.random.key(seed), (num_blocks, tasks_per_block))
     tasks = as_pytree(tasks)
     values = np.concatenate([np.asarray(block(tasks, meta_params, k)) for k in keys])
-    half_width = 1.96 * values.std(axis=0, ddof=1) / math.sqrt(len(values))
-    return InstanceAccuracy(values.mean(axis=0), half_width, len(values))
+    return InstanceAccuracy(*interval(values), len(values))
 
 
 def _stream_of(learner: Learner) -> Stream:

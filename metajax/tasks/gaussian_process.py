@@ -273,8 +273,8 @@ def exact_posterior(
 def _cholesky(k: Array) -> Array:
     """The lower factor of a positive matrix, one row of the upper at a time.
 
-    Not by `jnp.linalg`, for draws: on CPU it calls LAPACK, and a program over several
-    devices was seen to wait for ever where each device draws its own tasks.
+    Not by `jnp.linalg`, for draws: on CPU that is LAPACK, whose batches may wait for
+    ever where each device draws its own tasks; see `metajax.devices`.
     """
     places = jnp.arange(len(k))
 

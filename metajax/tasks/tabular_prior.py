@@ -52,7 +52,7 @@ class TabularPrior:
 
     def __call__(self, key: Array, /) -> Task:
         """Draws one task; the key is consumed. Shapes are in `tabular_prior`."""
-        keys = jax.random.split(key, 5)
+        keys = jax.random.split(key, 4)
         num = self.rows[1] + self.num_queries
         nodes, target = _nodes(keys[0], num)
         x = self._columns(keys[1], nodes, target)

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 
 from metajax.arguments import check_integers, check_positive
 from metajax.controllers import Memory, with_controller
+from metajax.heads import unit
 from metajax.objectives import cross_entropy
 from metajax.streams import stream_learner
 from metajax.types import Array, Learner, Model, PyTree
@@ -142,7 +143,7 @@ def slot_memory(
         writes = gates * state.reads + (1 - gates) * least  # Eq. (7)
         kept = 1 - jnp.sum(least, axis=0)
         contents = kept[:, None] * state.contents + writes.T @ keys  # Eq. (8)
-        scores = betas * (_unit(keys) @ _unit(contents).T)
+        scores = betas * (unit(keys, _EPSILON) @ unit(contents, _EPSILON).T)
         reads = jax.nn.softmax(scores, axis=1)  # Eq. (3)
         usage = decay * state.usage + jnp.sum(reads + writes, axis=0)  # Eq. (5)
         return Slots(contents, usage, reads), (reads @ contents).reshape(-1)
@@ -154,8 +155,3 @@ def slot_memory(
         start=start,
         update=update,
     )
-
-
-def _unit(vectors: Array) -> Array:
-    squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(squares + _EPSILON)

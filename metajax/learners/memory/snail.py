@@ -13,7 +13,7 @@ and the network is attention, convolution, attention, convolution, attention and
 linear layer, where a convolution is a stack of dense blocks with dilations d of 1, 2,
 4, .. that together see `context` places. What a further example needs of those before
 it is kept: keys and values, and the inputs of the dense blocks. Of more than `context`
-examples the oldest are forgotten.
+examples the oldest make room; of them remains what later ones made of them.
 
 Differs from the paper: dilations start from 1 and not from 2, so that a token sees the
 one before it.

@@ -10,14 +10,13 @@ f gives feature maps and g is two convolutions and two dense layers; on embeddin
 are vectors g is an MLP.
 
 Differs from the paper: shots are averaged where there they are summed, so that one
-model serves tasks of any shot (with sums, one that was trained on one shot is at chance
-on five; trained on the same shot, the two differ by a factor that g can learn); the
-first layer of g is linear in the pair before its nonlinearity, so its two halves are
-applied to classes and queries by themselves and added for every pair, which is the same
-at a fraction of the work; g normalises each pair by itself (`normalization="layer"`)
-and not over all pairs, so that the answer to one query does not depend on the others
-("batch" is the paper's); convolutions keep the size of the maps, which are 7 x 7 for
-images of 28 x 28.
+model serves tasks of any shot (trained on the same shot, the two differ by a factor
+that g can learn); the first layer of g is linear in the pair before its nonlinearity,
+so its two halves are applied to classes and queries by themselves and added for every
+pair, which is the same at a fraction of the work; g normalises each pair by itself
+(`normalization="layer"`) and not over all pairs, so that the answer to one query does
+not depend on the others ("batch" is the paper's); convolutions keep the size of the
+maps, which are 7 x 7 for images of 28 x 28.
 """
 
 from typing import cast
