@@ -32,6 +32,7 @@ from benchmarks.calibrated import calibrated
 from benchmarks.record import write_result
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
+from metajax.learners.memory.class_np import class_np
 from metajax.learners.memory.cnaps import cnaps
 from metajax.learners.memory.in_context import in_context
 from metajax.learners.memory.meta_net import meta_net
@@ -90,6 +91,7 @@ MEMORY: dict[str, Callable[[Model, int], Learner]] = {
     "mm_net": lambda model, way: mm_net(model, way=way),
     "meta_net": lambda model, way: meta_net(model, way=way),
     "cnaps": lambda model, way: cnaps(model, way=way),
+    "class_np": lambda model, way: class_np(model, way=way),
 }
 # They make of an image more than one vector, or another one for each task.
 EMBED_BY_TASK = ("relation", "cnaps")

@@ -28,6 +28,7 @@ from metajax.learners.gradient.meta_sgd import meta_sgd as meta_sgd
 from metajax.learners.gradient.proto_maml import proto_maml as proto_maml
 from metajax.learners.gradient.reptile import reptile as reptile
 from metajax.learners.memory.attentive_np import attentive_np as attentive_np
+from metajax.learners.memory.class_np import class_np as class_np
 from metajax.learners.memory.cnaps import cnaps as cnaps
 from metajax.learners.memory.conditional_np import conditional_np as conditional_np
 from metajax.learners.memory.hypernetwork import hypernetwork as hypernetwork
@@ -138,6 +139,7 @@ __all__ = [
     "bucketed",
     "calibrate",
     "cavia",
+    "class_np",
     "cnaps",
     "compare",
     "compare_gradients",

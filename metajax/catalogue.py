@@ -31,6 +31,7 @@ from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.learners.gradient.proto_maml import proto_maml
 from metajax.learners.gradient.reptile import reptile
 from metajax.learners.memory.attentive_np import attentive_np
+from metajax.learners.memory.class_np import class_np
 from metajax.learners.memory.cnaps import cnaps
 from metajax.learners.memory.conditional_np import conditional_np
 from metajax.learners.memory.hypernetwork import hypernetwork
@@ -132,6 +133,7 @@ LEARNERS: dict[str, Constructor] = {
     "meta_net": meta_net,
     "hypernetwork": hypernetwork,
     "cnaps": cnaps,
+    "class_np": class_np,
     "conditional_np": conditional_np,
     "latent_np": latent_np,
     "attentive_np": attentive_np,
@@ -176,6 +178,7 @@ EMBEDDING_LEARNERS = (
     "mm_net",
     "meta_net",
     "cnaps",
+    "class_np",
 )
 # Their targets are real numbers.
 REGRESSION_LEARNERS = (
@@ -200,6 +203,7 @@ LEARNERS_OF_ONE_WAY = (
     "snail",
     "mm_net",
     "meta_net",
+    "class_np",
     "hypernetwork",
 )
 

@@ -244,6 +244,10 @@ REGISTRY = {
     "cnaps, any way, support statistics": Entry(
         lambda: metajax.cnaps(_mlp(5, "support"), size=4, hidden=(6,), rank=2)
     ),
+    "class_np": Entry(
+        lambda: metajax.class_np(_mlp(5), way=4, size=6, decoder_layers=2),
+        uses_labels_untrained=False,
+    ),
     "dataset2vec": Entry(
         lambda: metajax.dataset2vec(num_classes=WAY, size=4, units=16, blocks=1),
         uses_labels_untrained=False,
