@@ -18,21 +18,21 @@ def in_numpy(commands, *, slots, width, heads, decay, strength):
     memory, usage = np.zeros((slots, width)), np.zeros(slots)
     reads = np.zeros((heads, slots))
     outputs, usages = [], []
-    for row in commands.reshape(-1, heads, width + 2):
+    for row in commands.reshape(-1, heads, 2 * width + 2):
         least = np.argsort(usage, kind="stable")[:heads]
         memory[least] = 0
         writes = np.zeros((heads, slots))
         for head in range(heads):
-            gate = sigmoid(row[head, width])
+            gate = sigmoid(row[head, 2 * width])
             writes[head] = gate * reads[head]
             writes[head, least[head]] += 1 - gate
         for head in range(heads):
             for slot in range(slots):
-                memory[slot] += writes[head, slot] * np.tanh(row[head, :width])
+                memory[slot] += writes[head, slot] * np.tanh(row[head, width:-2])
         new_reads = np.zeros((heads, slots))
         for head in range(heads):
             key = np.tanh(row[head, :width])
-            beta = 1 + np.log1p(np.exp(row[head, width + 1]))
+            beta = 1 + np.log1p(np.exp(row[head, 2 * width + 1]))
             beta = beta if strength is None else strength
             norms = np.sqrt((key @ key + 1e-4) * (np.sum(memory**2, 1) + 1e-4))
             scores = np.exp(beta * (memory @ key) / norms)
@@ -61,7 +61,9 @@ def test_equals_numpy_step_by_step(strength):
 
 
 def command(key, *, gate, beta):
-    return jnp.concatenate([jnp.asarray(key, float), jnp.asarray([gate, beta])])
+    """One that writes what it reads by."""
+    key = jnp.asarray(key, float)
+    return jnp.concatenate([key, key, jnp.asarray([gate, beta])])
 
 
 def test_what_is_written_is_read_and_then_forgotten():

@@ -4,11 +4,11 @@ A. Santoro, S. Bartunov, M. Botvinick, D. Wierstra, T. Lillicrap, "Meta-Learning
 Memory-Augmented Neural Networks", ICML 2016,
 https://proceedings.mlr.press/v48/santoro16.html.
 
-The controller (`metajax.controllers`) gives each of its heads a key k_t, a gate alpha_t
-and a strength beta_t in every step. In order:
+The controller (`metajax.controllers`) gives each of its heads a key k_t, what to write
+a_t, a gate alpha_t and a strength beta_t in every step. In order:
 
     w^w_t = sigma(alpha_t) w^r_{t-1} + (1 - sigma(alpha_t)) w^lu_{t-1}          Eq. (7)
-    M_t(i) = M_{t-1}(i) + w^w_t(i) k_t, least used slots set to 0 before        Eq. (8)
+    M_t(i) = M_{t-1}(i) + w^w_t(i) a_t, least used slots set to 0 before        Eq. (8)
     w^r_t(i) = softmax over i of beta_t cos(k_t, M_t(i))                   Eq. (2), (3)
     r_t = sum over i of w^r_t(i) M_t(i)                                         Eq. (4)
     w^u_t = gamma w^u_{t-1} + w^r_t + w^w_t, summed over heads                  Eq. (5)
@@ -18,10 +18,12 @@ So a memory goes to the slot that was read last, or to the one least used: least
 recently used access. Nothing is ever full; when there are more examples than slots, the
 least used are forgotten.
 
-Differs from the paper: of the slots of least usage, the n-th head writes to the n-th
-alone, where there all heads write to all of them; and beta_t, as of the Neural Turing
-Machine, is learned, where it is 1 there (`strength=1.0`): cosines lie in [-1, 1], and
-their softmax over 128 slots is nearly flat.
+Differs from the paper: the key itself is written there, so that what was just written
+is always what is nearest to the key; a_t is that of a published reproduction
+(https://github.com/tristandeleu/ntm-one-shot). Of the slots of least usage, the n-th
+head writes to the n-th alone, where there all heads write to all of them. beta_t, as of
+the Neural Turing Machine, is learned, where it is 1 there (`strength=1.0`): cosines lie
+in [-1, 1], and their softmax over 128 slots is nearly flat.
 """
 
 from collections.abc import Callable
@@ -131,10 +133,12 @@ def slot_memory(
 
     def update(params: PyTree, state: Slots, commands: Array) -> tuple[Slots, Array]:
         del params
-        keys, gates, betas = jnp.split(
-            commands.reshape(heads, width + 2), [width, width + 1], axis=1
+        keys, added, gates, betas = jnp.split(
+            commands.reshape(heads, 2 * width + 2),
+            [width, 2 * width, 2 * width + 1],
+            axis=1,
         )
-        keys, gates = jnp.tanh(keys), jax.nn.sigmoid(gates)
+        keys, added, gates = jnp.tanh(keys), jnp.tanh(added), jax.nn.sigmoid(gates)
         betas = 1 + jax.nn.softplus(betas)
         if strength is not None:
             betas = jnp.full_like(betas, strength)
@@ -142,14 +146,14 @@ def slot_memory(
         least = jax.nn.one_hot(places, slots)
         writes = gates * state.reads + (1 - gates) * least  # Eq. (7)
         kept = 1 - jnp.sum(least, axis=0)
-        contents = kept[:, None] * state.contents + writes.T @ keys  # Eq. (8)
+        contents = kept[:, None] * state.contents + writes.T @ added  # Eq. (8)
         scores = betas * (unit(keys, _EPSILON) @ unit(contents, _EPSILON).T)
         reads = jax.nn.softmax(scores, axis=1)  # Eq. (3)
         usage = decay * state.usage + jnp.sum(reads + writes, axis=0)  # Eq. (5)
         return Slots(contents, usage, reads), (reads @ contents).reshape(-1)
 
     return Memory(
-        num_commands=heads * (width + 2),
+        num_commands=heads * (2 * width + 2),
         num_reads=heads * width,
         init=lambda key: {},
         start=start,
