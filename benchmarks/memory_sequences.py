@@ -98,8 +98,9 @@ def main(settings: Settings) -> None:
             order = jax.random.permutation(jax.random.key(2), WAY * SHOT)
             sequence = jax.tree.map(lambda leaf, order=order: leaf[order], support)
             draw_reads(learner, meta_params, sequence)
-    draw(rows)
-    write_result(f"{NAME}-{settings.split}", dataclasses.asdict(settings), rows)
+    name = f"{NAME}-{settings.split}"
+    draw(rows, name)
+    write_result(name, dataclasses.asdict(settings), rows)
 
 
 def fit(name: str, learner: Learner, settings: Settings) -> PyTree:
@@ -154,7 +155,7 @@ def shifted(key: Array, images: Array) -> Array:
     return jax.vmap(cut)(padded, corners)
 
 
-def draw(rows: list[dict[str, Any]]) -> None:
+def draw(rows: list[dict[str, Any]], name: str) -> None:
     """Accuracy by instance, beside what was published."""
     from matplotlib.figure import Figure
 
@@ -178,7 +179,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     axes.set(xlabel="instance of the class", ylabel="accuracy (%)", xticks=places)
     axes.set_ylim(0, 101)
     axes.legend(frameon=False)
-    figure.savefig(pathlib.Path(RESULTS) / f"{NAME}.png", dpi=110)
+    figure.savefig(pathlib.Path(RESULTS) / f"{name}.png", dpi=110)
 
 
 def draw_reads(learner: Learner, meta_params: PyTree, sequence: Examples) -> None:

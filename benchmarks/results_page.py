@@ -364,7 +364,7 @@ def _memory_sequences(records: Named) -> str:
         "class is told. See `benchmarks/memory_sequences.py`.\n"
     ]
     shown = (1, 2, 3, 4, 5, 10)
-    for _, record in records:
+    for path, record in records:
         settings, rows = record["settings"], []
         for r in record["results"]:
             numbers = zip(r["mean"], r["half_width"], strict=True)
@@ -379,10 +379,9 @@ def _memory_sequences(records: Named) -> str:
             f"{settings['tasks_per_step']} sequences, seed {settings['seed']}, "
             f"{record['results'][0]['num_tasks']:,} test sequences:\n",
             _markdown(["learner", *(f"{n}." for n in shown)], rows),
+            _picture(path),
         ]
-    first = records[0][0]
-    for name in ("memory-sequences", "memory-sequences-reads"):
-        parts.append(_picture(first.with_name(f"{name}.json")))
+    parts.append(_picture(records[0][0].with_name("memory-sequences-reads.json")))
     return "\n".join(parts)
 
 
