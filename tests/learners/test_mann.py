@@ -23,7 +23,7 @@ def in_numpy(commands, *, slots, width, heads, decay, strength):
         memory[least] = 0
         writes = np.zeros((heads, slots))
         for head in range(heads):
-            gate = sigmoid(row[head, 2 * width])
+            gate = sigmoid(row[head, 2 * width] - 3)
             writes[head] = gate * reads[head]
             writes[head, least[head]] += 1 - gate
         for head in range(heads):
@@ -32,10 +32,10 @@ def in_numpy(commands, *, slots, width, heads, decay, strength):
         new_reads = np.zeros((heads, slots))
         for head in range(heads):
             key = np.tanh(row[head, :width])
-            beta = 1 + np.log1p(np.exp(row[head, 2 * width + 1]))
+            beta = 1 + np.log1p(np.exp(row[head, 2 * width + 1] + 7))
             beta = beta if strength is None else strength
             norms = np.sqrt((key @ key + 1e-4) * (np.sum(memory**2, 1) + 1e-4))
-            scores = np.exp(beta * (memory @ key) / norms)
+            scores = np.exp(beta * (memory @ key) / norms) * np.any(memory, axis=1)
             new_reads[head] = scores / scores.sum()
         reads = new_reads
         usage = decay * usage + (reads + writes).sum(0)

@@ -9,7 +9,7 @@ a_t, a gate alpha_t and a strength beta_t in every step. In order:
 
     w^w_t = sigma(alpha_t) w^r_{t-1} + (1 - sigma(alpha_t)) w^lu_{t-1}          Eq. (7)
     M_t(i) = M_{t-1}(i) + w^w_t(i) a_t, least used slots set to 0 before        Eq. (8)
-    w^r_t(i) = softmax over i of beta_t cos(k_t, M_t(i))                   Eq. (2), (3)
+    w^r_t(i) = softmax over i of beta_t cos(k_t, M_t(i)), M_t(i) not 0     Eq. (2), (3)
     r_t = sum over i of w^r_t(i) M_t(i)                                         Eq. (4)
     w^u_t = gamma w^u_{t-1} + w^r_t + w^w_t, summed over heads                  Eq. (5)
     w^lu_t = one slot of least usage for each head                              Eq. (6)
@@ -22,8 +22,10 @@ Differs from the paper: the key itself is written there, so that what was just w
 is always what is nearest to the key; a_t is that of a published reproduction
 (https://github.com/tristandeleu/ntm-one-shot). Of the slots of least usage, the n-th
 head writes to the n-th alone, where there all heads write to all of them. beta_t, as of
-the Neural Turing Machine, is learned, where it is 1 there (`strength=1.0`): cosines lie
-in [-1, 1], and their softmax over 128 slots is nearly flat.
+the Neural Turing Machine, is learned, from 8 on, where it is 1 there (`strength=1.0`):
+cosines lie in [-1, 1], and their softmax over 128 slots is nearly flat. Slots that hold
+nothing are not read, and gates start near the slot of least usage. Without these three
+it learned Omniglot hardly better than its controller alone.
 """
 
 from collections.abc import Callable
@@ -43,6 +45,10 @@ __all__ = ["Slots", "mann", "slot_memory"]
 
 # Added to squared lengths: slots are 0 at first, where a cosine has no gradient.
 _EPSILON = 1e-4
+# Where gates and strengths start, so that a memory is kept apart, and read sharply.
+_GATE, _STRENGTH = -3.0, 8.0
+# Score of an empty slot: finite, so that no gradient is NaN.
+_NOTHING = -1e9
 
 
 class Slots(NamedTuple):
@@ -138,8 +144,9 @@ def slot_memory(
             [width, 2 * width, 2 * width + 1],
             axis=1,
         )
-        keys, added, gates = jnp.tanh(keys), jnp.tanh(added), jax.nn.sigmoid(gates)
-        betas = 1 + jax.nn.softplus(betas)
+        keys, added = jnp.tanh(keys), jnp.tanh(added)
+        gates = jax.nn.sigmoid(gates + _GATE)
+        betas = 1 + jax.nn.softplus(betas + _STRENGTH - 1)
         if strength is not None:
             betas = jnp.full_like(betas, strength)
         _, places = jax.lax.top_k(-state.usage, heads)
@@ -148,6 +155,8 @@ def slot_memory(
         kept = 1 - jnp.sum(least, axis=0)
         contents = kept[:, None] * state.contents + writes.T @ added  # Eq. (8)
         scores = betas * (unit(keys, _EPSILON) @ unit(contents, _EPSILON).T)
+        is_empty = jnp.all(contents == 0, axis=1)
+        scores = jnp.where(is_empty[None, :], _NOTHING, scores)
         reads = jax.nn.softmax(scores, axis=1)  # Eq. (3)
         usage = decay * state.usage + jnp.sum(reads + writes, axis=0)  # Eq. (5)
         return Slots(contents, usage, reads), (reads @ contents).reshape(-1)
