@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 from benchmarks.record import RESULTS, write_result
+from metajax.learners.memory.class_np import class_np
 from metajax.learners.memory.cnaps import cnaps
 from metajax.learners.memory.in_context import in_context
 from metajax.learners.memory.lstm_learner import lstm_learner
@@ -44,6 +45,7 @@ MAKERS: dict[str, Callable[[int], Learner]] = {
     "mm_net": lambda num: mm_net(identity(), way=WAY, slots=num, near=2.0),
     "meta_net": lambda num: meta_net(identity(), way=WAY),
     "cnaps": lambda num: cnaps(mlp(64, normalization="layer"), way=WAY),
+    "class_np": lambda num: class_np(identity(), way=WAY),
 }
 
 
