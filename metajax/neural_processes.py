@@ -10,7 +10,7 @@ target is answered by itself, given context and z, and order never matters.
 
 Without a latent the objective is the negative log likelihood of the query targets. With
 one it is the negative evidence bound of M. Garnelo et al., "Neural Processes", 2018,
-https://arxiv.org/abs/1807.01622, Eq. (9), for support S and query T:
+https://arxiv.org/abs/1807.01622, its section 2, for support S and query T:
 
     log p(y_T | x_T, S) >= E over q(z | S u T) of sum over T of log p(y | x, z)
                            - KL(q(z | S u T) || q(z | S))

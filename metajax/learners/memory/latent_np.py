@@ -6,7 +6,7 @@ Y. W. Teh, "Neural Processes", 2018, https://arxiv.org/abs/1807.01622, section 2
     s = mean over i of phi([x_i, y_i]),   z ~ q(z | s) = N(mu(s), sigma(s)^2)
     p(y | x, z) = N(mean, scale^2),   mean, raw = decode([x, z])
     loss = - bound / |T|,   S the support set, T the query set:
-    bound = E over q(z | S u T) of sum over T of log p(y | x, z)              Eq. (9)
+    bound = E over q(z | S u T) of sum over T of log p(y | x, z)
             - KL(q(z | S u T) || q(z | S))
 
 The bound is one on log p(y_T | x_T, S) of the model whose z is distributed as
