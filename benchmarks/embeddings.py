@@ -2,7 +2,6 @@
 
     python -m benchmarks.embeddings
     python -m benchmarks.embeddings --learners ridge svm
-    python -m benchmarks.embeddings --group memory
 
 Each is trained by itself, with the same Conv-4 (Relation Networks with two poolings
 and maps), the same tasks, optimizer and number of steps, on 20-way 1-shot tasks of the
@@ -12,17 +11,14 @@ of its 95 % interval. Statistics of normalisation are frozen after training, so 
 label propagation are inductive. `graph` has one way only: it is trained and tested on
 5-way tasks. `baseline` learns all classes at once, on as many images a step.
 
-The group `memory` are networks that learn as they read (`metajax.learners.memory`), and
-Prototypical Networks beside them: trained on 5-way tasks of 1 to 5 shots, as they have
-one way and must have seen sets of any of these sizes, with as many images a step.
-
 Schedules are short: a comparison of learners under one budget, not with their papers.
-Test embeddings are computed once for each trained model.
+Test embeddings are computed once for each trained model. `benchmarks.readers` has the
+learners of `metajax.learners.memory`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
@@ -32,12 +28,6 @@ from benchmarks.calibrated import calibrated
 from benchmarks.record import write_result
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
-from metajax.learners.memory.class_np import class_np
-from metajax.learners.memory.cnaps import cnaps
-from metajax.learners.memory.in_context import in_context
-from metajax.learners.memory.meta_net import meta_net
-from metajax.learners.memory.mm_net import mm_net
-from metajax.learners.memory.snail import snail
 from metajax.learners.metric.baseline import baseline
 from metajax.learners.metric.feat import feat
 from metajax.learners.metric.matching import matching
@@ -55,7 +45,7 @@ from metajax.tasks.omniglot import omniglot
 from metajax.trainer import train
 from metajax.types import Learner, Model
 
-REFERENCE = "prototypical"
+NAME, REFERENCE = "embeddings", "prototypical"
 PROTOCOLS = ((5, 1), (5, 5), (20, 1), (20, 5))
 MAKERS: dict[str, Callable[[Model, int], Learner]] = {
     REFERENCE: lambda model, way: prototypical(model, way=way),
@@ -84,27 +74,13 @@ MAKERS: dict[str, Callable[[Model, int], Learner]] = {
         model, num_classes=4112, way=way, head="cosine"
     ),
 }
-MEMORY: dict[str, Callable[[Model, int], Learner]] = {
-    REFERENCE: MAKERS[REFERENCE],
-    "snail": lambda model, way: snail(model, way=way, context=25),
-    "in_context": lambda model, way: in_context(model, way=way, context=25),
-    "mm_net": lambda model, way: mm_net(model, way=way),
-    "meta_net": lambda model, way: meta_net(model, way=way),
-    "cnaps": lambda model, way: cnaps(model, way=way),
-    "class_np": lambda model, way: class_np(model, way=way),
-}
-# They make of an image more than one vector, or another one for each task.
-EMBED_BY_TASK = ("relation", "cnaps")
-GROUPS = {"heads": MAKERS, "memory": MEMORY}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What all learners share."""
 
-    group: Literal["heads", "memory"] = "heads"
-    learners: tuple[str, ...] | None = None
-    """Names of some of the group; None for all."""
+    learners: tuple[str, ...] = tuple(MAKERS)
     seed: int = 0
     outer_steps: int = 1500
     outer_rate: float = 1e-3
@@ -116,12 +92,10 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Trains, tests, compares and writes the result."""
-    makers = GROUPS[settings.group]
-    asked = tuple(makers) if settings.learners is None else settings.learners
-    unknown = set(asked) - set(makers)
+    unknown = set(settings.learners) - set(MAKERS)
     if unknown:
-        raise ValueError(f"No learners {sorted(unknown)}; there are {list(makers)}.")
-    names = [REFERENCE, *(n for n in asked if n != REFERENCE)]
+        raise ValueError(f"No learners {sorted(unknown)}; there are {list(MAKERS)}.")
+    names = [REFERENCE, *(n for n in settings.learners if n != REFERENCE)]
     rows: list[dict[str, Any]] = []
     reference: dict[tuple[int, int], Report] = {}
     for name in names:
@@ -150,32 +124,24 @@ def main(settings: Settings) -> None:
             print(row, flush=True)
             rows.append(row)
         jax.clear_caches()
-    write_result(result_name(settings), dataclasses.asdict(settings), rows)
-
-
-def result_name(settings: Settings) -> str:
-    """Name of the result, and of the folder of its runs."""
-    return "embeddings" if settings.group == "heads" else "embeddings-memory"
+    write_result(NAME, dataclasses.asdict(settings), rows)
 
 
 def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Report]:
     """Reports of one learner by way and shot."""
-    makers, has_memory = GROUPS[settings.group], settings.group == "memory"
     is_baseline = name.startswith("baseline")
-    has_one_way = name == "graph" or has_memory
+    has_one_way = name == "graph"
     way = 5 if has_one_way else settings.way
     pooling = "maps" if name == "relation" else "max"
     model = conv4(pooling=pooling, normalization="calibrated")
     table = omniglot("meta_train")
-    # Of those with one way, several tasks of 5 classes instead of one of 20.
-    shot = (1, 5) if has_memory else 1
-    tasks: Any = few_shot(table, way=way, shot=shot, num_queries=settings.num_queries)
+    tasks: Any = few_shot(table, way=way, shot=1, num_queries=settings.num_queries)
     num_images = settings.way * (1 + settings.num_queries)
     if is_baseline:
         tasks = whole_classes(table, batch_size=num_images)
-    learner = makers[name](model, way)
-    described = dataclasses.asdict(settings) | {"learner": name, "learners": None}
-    del described["group"]  # the folder says it
+    learner = MAKERS[name](model, way)
+    described = dataclasses.asdict(settings) | {"learner": name}
+    del described["learners"]
     result = train(
         learner,
         tasks,
@@ -187,21 +153,20 @@ def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Repor
         seed=settings.seed,
         log_every=100,
         checkpoint_every=250,
-        run_dir=f"runs/{result_name(settings)}-seed{settings.seed}/"
-        f"{list(makers).index(name)}",
+        run_dir=f"runs/{NAME}-seed{settings.seed}/{list(MAKERS).index(name)}",
         config=described,
     )
     meta_params = calibrated(model, result.meta_params, tasks, settings.seed)
     params = getattr(meta_params, "embedding", meta_params)
     test_table = omniglot("meta_test")
-    if name not in EMBED_BY_TASK:
+    if name != "relation":  # whose images are maps
         test_table = embed_table(model, params, test_table)
         model, meta_params = identity(), without_embedding(meta_params)
     reports = {}
     for test_way, shot in PROTOCOLS:
         if has_one_way and test_way != way:
             continue
-        learner = makers[name](model, test_way)
+        learner = MAKERS[name](model, test_way)
         test = few_shot(test_table, way=test_way, shot=shot, num_queries=15)
         num_tasks = settings.num_test_tasks
         reports[test_way, shot] = evaluate(

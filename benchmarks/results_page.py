@@ -328,8 +328,34 @@ def _task_map(records: Named) -> str:
 
 def _embeddings(records: Named) -> str:
     [(_, record)] = records
-    settings, results = record["settings"], record["results"]
-    has_memory = settings.get("group") == "memory"
+    settings = record["settings"]
+    text = (
+        f"Omniglot, {settings['num_test_tasks']:,} tasks with 15 queries, after "
+        f"{settings['outer_steps']:,} steps of one {settings['way']}-way 1-shot task "
+        f"with {settings['num_queries']} queries, one seed; in brackets, how much "
+        "better than `prototypical` on the same tasks. One short budget for all, see "
+        "`benchmarks/embeddings.py`.\n\n"
+    )
+    return text + _beside_reference(record["results"])
+
+
+def _readers(records: Named) -> str:
+    [(_, record)] = records
+    settings = record["settings"]
+    text = (
+        "Omniglot's images as embeddings of Prototypical Networks "
+        f"({settings['embedding_steps']:,} steps of a "
+        f"{settings['embedding_way']}-way 1-shot task), {settings['num_test_tasks']:,} "
+        f"tasks with 15 queries, after {settings['outer_steps']:,} steps of "
+        f"{settings['tasks_per_step']} 5-way tasks of 1 to 5 shots with "
+        f"{settings['num_queries']} queries, one seed; in brackets, how much better "
+        "than `prototypical` on the same tasks. See `benchmarks/readers.py`.\n\n"
+    )
+    return text + _beside_reference(record["results"])
+
+
+def _beside_reference(results: list[Record]) -> str:
+    """Accuracy by learner and protocol, with the paired difference in brackets."""
     protocols = list(dict.fromkeys((r["way"], r["shot"]) for r in results))
     rows = []
     for name in dict.fromkeys(r["learner"] for r in results):
@@ -341,20 +367,8 @@ def _embeddings(records: Named) -> str:
             if r is not None and "better_by" in r:
                 row[-1] += f" ({_interval(r['better_by'], 2, 100)})"
         rows.append(row)
-    text = (
-        f"Omniglot, {settings['num_test_tasks']:,} tasks with 15 queries, after "
-        f"{settings['outer_steps']:,} steps of "
-        + (
-            f"{settings['way'] // 5} 5-way tasks of 1 to 5 shots "
-            if has_memory
-            else f"one {settings['way']}-way 1-shot task "
-        )
-        + f"with {settings['num_queries']} queries, one seed; in brackets, how much "
-        "better than `prototypical` on the same tasks. One short budget for all, see "
-        "`benchmarks/embeddings.py`.\n\n"
-    )
     header = ["learner", "protocol", *(f"{w}-way {s}-shot" for w, s in protocols)]
-    return text + _markdown(header, rows)
+    return _markdown(header, rows)
 
 
 def _memory_sequences(records: Named) -> str:
@@ -724,7 +738,7 @@ SECTIONS: list[tuple[str, str, Callable[[Named], str]]] = [
     ("A network fitted to a prior over tables", "prior-fitted", _prior_fitted),
     ("Maps of tasks", "task-map", _task_map),
     ("Embeddings with heads", "embeddings", _embeddings),
-    ("Networks that learn as they read", "embeddings-memory", _embeddings),
+    ("Networks that learn as they read", "readers", _readers),
     ("Sequences of drawings", "memory-sequences-*", _memory_sequences),
     ("The cost of a long support set", "stream-cost", _stream_cost),
     ("Tasks on embeddings computed once", "cached-features", _cached_features),

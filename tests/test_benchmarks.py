@@ -27,6 +27,7 @@ from benchmarks import (
     omniglot,
     prior_fitted,
     quadratics,
+    readers,
     recommend_trees,
     record,
     results_page,
@@ -178,34 +179,35 @@ def few_characters(split, **protocol):
 
 
 @pytest.mark.usefixtures("data_dir")
-def test_embeddings_of_memory_have_one_way(tmp_path, monkeypatch):
-    """They train on sets of 1 to 5 shots and are tested at 5 ways."""
-    monkeypatch.setattr(embeddings, "omniglot", few_characters)
-    monkeypatch.setattr(
-        embeddings, "conv4", lambda **kw: metajax.conv4(features=2, **kw)
-    )
-    monkeypatch.setattr(embeddings, "PROTOCOLS", ((5, 1), (20, 1)))
-    monkeypatch.setitem(
-        embeddings.GROUPS["memory"],
-        "prototypical",
-        lambda model, way: metajax.prototypical(model, way=5),
-    )
-    settings = embeddings.Settings(
-        group="memory",
+def test_readers(tmp_path, monkeypatch):
+    """All on embeddings of one network, beside the one that made them."""
+    monkeypatch.setattr(readers, "omniglot", few_characters)
+    monkeypatch.setattr(readers, "conv4", lambda **kw: metajax.conv4(features=2, **kw))
+    makers = {"mm_net": lambda: metajax.mm_net(metajax.identity(), way=5, slots=5)}
+    monkeypatch.setattr(readers, "MAKERS", makers)
+    settings = readers.Settings(
         learners=("mm_net",),
+        embedding_way=5,
+        embedding_steps=1,
         outer_steps=1,
-        way=5,
+        tasks_per_step=1,
         num_queries=1,
         num_test_tasks=2,
     )
-    embeddings.main(settings)
+    readers.main(settings)
     rows = read_result(tmp_path)["results"]
-    assert [(r["learner"], r["way"]) for r in rows] == [
+    assert [(r["learner"], r["shot"]) for r in rows] == [
+        ("prototypical", 1),
         ("prototypical", 5),
+        ("mm_net", 1),
         ("mm_net", 5),
     ]
+    difference = rows[2]["mean"] - rows[0]["mean"]
+    assert rows[2]["better_by"]["mean"] == pytest.approx(difference, abs=1e-6)
     page = results_page.page(tmp_path / "results")
     assert "after 1 steps of 1 5-way tasks of 1 to 5 shots" in page
+    with pytest.raises(ValueError, match="No learners"):
+        readers.main(readers.Settings(learners=("no",)))
 
 
 @pytest.mark.usefixtures("data_dir")
