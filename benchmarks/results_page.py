@@ -346,10 +346,10 @@ def _readers(records: Named) -> str:
         "Omniglot's images as embeddings of Prototypical Networks "
         f"({settings['embedding_steps']:,} steps of a "
         f"{settings['embedding_way']}-way 1-shot task), {settings['num_test_tasks']:,} "
-        f"tasks with 15 queries, after {settings['outer_steps']:,} steps of "
-        f"{settings['tasks_per_step']} 5-way tasks of 1 to 5 shots with "
-        f"{settings['num_queries']} queries, one seed; in brackets, how much better "
-        "than `prototypical` on the same tasks. See `benchmarks/readers.py`.\n\n"
+        f"tasks with 15 queries. A step has {settings['tasks_per_step']} 5-way tasks "
+        f"of 1 to 5 shots with {settings['num_queries']} queries; one seed. In "
+        "brackets, how much better than `prototypical` on the same tasks. See "
+        "`benchmarks/readers.py`.\n\n"
     )
     return text + _beside_reference(record["results"])
 
@@ -360,7 +360,9 @@ def _beside_reference(results: list[Record]) -> str:
     rows = []
     for name in dict.fromkeys(r["learner"] for r in results):
         of_learner = {(r["way"], r["shot"]): r for r in results if r["learner"] == name}
-        row = [name, next(iter(of_learner.values()))["protocol"]]
+        first = next(iter(of_learner.values()))
+        steps = f", {first['outer_steps']:,} steps" if "outer_steps" in first else ""
+        row = [name + steps, first["protocol"]]
         for protocol in protocols:
             r = of_learner.get(protocol)
             row.append("" if r is None else _interval(r, 2, 100))

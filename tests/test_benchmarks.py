@@ -185,11 +185,11 @@ def test_readers(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "conv4", lambda **kw: metajax.conv4(features=2, **kw))
     makers = {"mm_net": lambda: metajax.mm_net(metajax.identity(), way=5, slots=5)}
     monkeypatch.setattr(readers, "MAKERS", makers)
+    monkeypatch.setattr(readers, "STEPS", {"mm_net": 1})
     settings = readers.Settings(
         learners=("mm_net",),
         embedding_way=5,
         embedding_steps=1,
-        outer_steps=1,
         tasks_per_step=1,
         num_queries=1,
         num_test_tasks=2,
@@ -205,7 +205,7 @@ def test_readers(tmp_path, monkeypatch):
     difference = rows[2]["mean"] - rows[0]["mean"]
     assert rows[2]["better_by"]["mean"] == pytest.approx(difference, abs=1e-6)
     page = results_page.page(tmp_path / "results")
-    assert "after 1 steps of 1 5-way tasks of 1 to 5 shots" in page
+    assert "| mm_net, 1 steps | inductive |" in page
     with pytest.raises(ValueError, match="No learners"):
         readers.main(readers.Settings(learners=("no",)))
 
