@@ -116,11 +116,12 @@ def draw(rows: list[dict[str, Any]]) -> None:
     panels = figure.subplots(1, 2, sharex=True)
     titles = {"adapt_s": "to adapt", "answer_s": f"to answer {NUM_QUERIES} queries"}
     for axes, (what, title) in zip(panels, titles.items(), strict=True):
-        for name in dict.fromkeys(row["learner"] for row in rows):
+        for number, name in enumerate(dict.fromkeys(r["learner"] for r in rows)):
             chosen = [row for row in rows if row["learner"] == name]
             lengths = [row["length"] for row in chosen]
             milliseconds = [1e3 * row[what] for row in chosen]
-            axes.plot(lengths, milliseconds, "o-", ms=3, label=name)
+            line = "o-" if number < 10 else "o--"  # there are ten colours
+            axes.plot(lengths, milliseconds, line, ms=3, label=name)
         axes.set(xscale="log", yscale="log", title=title)
         axes.set(xlabel="examples in the support set", ylabel="milliseconds")
         axes.grid(alpha=0.3)
