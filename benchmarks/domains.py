@@ -38,6 +38,7 @@ import tyro
 from benchmarks.calibrated import calibrated
 from benchmarks.images import READERS, at_most, read
 from benchmarks.record import RESULTS, write_result
+from metajax.arguments import check_choice
 from metajax.buckets import Bucket, bucketed, fit_buckets
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
@@ -109,9 +110,8 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Trains, tests, ranks and writes the result."""
-    unknown = set(settings.learners) - set(MAKERS)
-    if unknown:
-        raise ValueError(f"No learners {sorted(unknown)}; there are {list(MAKERS)}.")
+    for name in settings.learners:
+        check_choice(MAKERS, learner=name)
     tables = {n: at_most(t, MOST) for n, t in read(settings.domains).items()}
     tables |= {"omniglot": omniglot("meta_test")} if "omniglot" in tables else {}
     sources = [omniglot("meta_train"), glyph_table(settings)]

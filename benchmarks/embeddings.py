@@ -26,6 +26,7 @@ import tyro
 
 from benchmarks.calibrated import calibrated
 from benchmarks.record import write_result
+from metajax.arguments import check_choice
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
 from metajax.learners.metric.baseline import baseline
@@ -92,9 +93,8 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Trains, tests, compares and writes the result."""
-    unknown = set(settings.learners) - set(MAKERS)
-    if unknown:
-        raise ValueError(f"No learners {sorted(unknown)}; there are {list(MAKERS)}.")
+    for name in settings.learners:
+        check_choice(MAKERS, learner=name)
     names = [REFERENCE, *(n for n in settings.learners if n != REFERENCE)]
     rows: list[dict[str, Any]] = []
     reference: dict[tuple[int, int], Report] = {}

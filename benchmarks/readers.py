@@ -24,6 +24,7 @@ import tyro
 
 from benchmarks.calibrated import calibrated
 from benchmarks.record import write_result
+from metajax.arguments import check_choice
 from metajax.evaluation import evaluate
 from metajax.features import embed_table
 from metajax.learners.memory.class_np import class_np
@@ -81,17 +82,19 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Trains, tests, compares and writes the result."""
-    unknown = set(settings.learners) - set(MAKERS)
-    if unknown:
-        raise ValueError(f"No learners {sorted(unknown)}; there are {list(MAKERS)}.")
+    for name in settings.learners:
+        check_choice(MAKERS, learner=name)
     training, test = embedded(settings)
+    tasks = few_shot(training, way=WAY, shot=SHOTS, num_queries=settings.num_queries)
     reference = judge(prototypical(identity(), way=WAY), {}, test, settings)
     rows: list[dict[str, Any]] = [
         row(REFERENCE, shot, report) for shot, report in reference.items()
     ]
     for name in settings.learners:
         learner = MAKERS[name]()
-        meta_params = fit(name, learner, training, settings)
+        meta_params = fit(
+            name, learner, tasks, settings, STEPS[name], settings.tasks_per_step
+        )
         for shot, report in judge(learner, meta_params, test, settings).items():
             found = compare(report, reference[shot], "accuracy")
             better = {"mean": found.difference, "half_width": found.half_width}
@@ -110,9 +113,7 @@ def embedded(settings: Settings) -> tuple[ClassTable, ClassTable]:
         tables[0], way=settings.embedding_way, shot=1, num_queries=settings.num_queries
     )
     learner = prototypical(model, way=settings.embedding_way)
-    params = run(
-        REFERENCE, learner, tasks, settings, settings.embedding_steps, tasks_per_step=1
-    )
+    params = fit(REFERENCE, learner, tasks, settings, settings.embedding_steps, 1)
     params = calibrated(model, params, tasks, settings.seed)
     first, second = (embed_table(model, params, table) for table in tables)
     scale = jnp.sqrt(jnp.mean(jnp.square(first.images)))
@@ -123,28 +124,12 @@ def embedded(settings: Settings) -> tuple[ClassTable, ClassTable]:
     return scaled(first), scaled(second)
 
 
-def fit(name: str, learner: Learner, table: ClassTable, settings: Settings) -> PyTree:
-    """The meta-parameters of one learner on embeddings."""
-    tasks = few_shot(
-        table, way=WAY, shot=(min(SHOTS), max(SHOTS)), num_queries=settings.num_queries
-    )
-    return run(
-        name,
-        learner,
-        tasks,
-        settings,
-        STEPS[name],
-        tasks_per_step=settings.tasks_per_step,
-    )
-
-
-def run(
+def fit(
     name: str,
     learner: Learner,
     tasks: Any,
     settings: Settings,
     steps: int,
-    *,
     tasks_per_step: int,
 ) -> PyTree:
     """One training, which goes on where it was stopped."""

@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 from benchmarks.record import RESULTS, write_result
+from metajax.arguments import check_choice
 from metajax.learners.memory.class_np import class_np
 from metajax.learners.memory.cnaps import cnaps
 from metajax.learners.memory.in_context import in_context
@@ -61,9 +62,8 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Times, draws and writes the result."""
-    unknown = set(settings.learners) - set(MAKERS)
-    if unknown:
-        raise ValueError(f"No learners {sorted(unknown)}; there are {list(MAKERS)}.")
+    for name in settings.learners:
+        check_choice(MAKERS, learner=name)
     rows = []
     for name in settings.learners:
         for length in settings.lengths:

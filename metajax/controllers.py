@@ -11,7 +11,7 @@ from 0. How the memory M is read and written is the `Memory`; the controller is 
 
 Differs from the paper: U, V and W stand before the LSTM, each initialised by the number
 of its own columns. In one kernel for all, a label of 5 numbers is drowned at first by
-an image of 400, and on Omniglot it took twice as many steps until labels were used.
+an image of 400.
 """
 
 from collections.abc import Callable

@@ -206,7 +206,7 @@ def test_readers(tmp_path, monkeypatch):
     assert rows[2]["better_by"]["mean"] == pytest.approx(difference, abs=1e-6)
     page = results_page.page(tmp_path / "results")
     assert "| mm_net, 1 steps | inductive |" in page
-    with pytest.raises(ValueError, match="No learners"):
+    with pytest.raises(ValueError, match="`learner` must be one of mm_net, got 'no'"):
         readers.main(readers.Settings(learners=("no",)))
 
 

@@ -95,9 +95,6 @@ def class_np(
     )
     network = _Network(way, size, encoder_layers, decoder_layers)
 
-    def init(key: Array, support: Embedded) -> PyTree:
-        return network.init(key, support)
-
     def fit(
         head_params: PyTree, support: Embedded, key: Array | None
     ) -> tuple[Array, dict[str, Array]]:
@@ -116,4 +113,4 @@ def class_np(
         logits = network.apply(head_params, features, classes, method="decode")
         return cast(Array, logits)
 
-    return head_learner(model, Head(fit, classify, init), way=way)
+    return head_learner(model, Head(fit, classify, network.init), way=way)

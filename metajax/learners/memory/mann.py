@@ -24,8 +24,8 @@ is always what is nearest to the key; a_t is that of a published reproduction
 head writes to the n-th alone, where there all heads write to all of them. beta_t, as of
 the Neural Turing Machine, is learned, from 8 on, where it is 1 there (`strength=1.0`):
 cosines lie in [-1, 1], and their softmax over 128 slots is nearly flat. Slots that hold
-nothing are not read, and gates start near the slot of least usage. Without these three
-it learned Omniglot hardly better than its controller alone.
+nothing are not read, as they would thin out the rest, and gates start near the slot of
+least usage (alpha_t is what the controller gives, less 3).
 """
 
 from collections.abc import Callable
@@ -92,7 +92,7 @@ def mann(
       width: numbers in a slot.
       heads: that read and write.
       decay: gamma of the usage, in (0, 1).
-      strength: beta, above 0, or None to learn it.
+      strength: beta, above 0, or None to learn it, from about 8 on.
       trains_on: `"sequence"`, the paper's loss of every example before its label is
         seen, and of the queries; or `"query"`, of these alone.
       objective: `(outputs, y) -> [n]`, the loss of every example.
