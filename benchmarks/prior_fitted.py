@@ -8,7 +8,8 @@ is then asked about PMLB's classification tables with at most as many columns an
 classes: support sets of 20 to 200 rows, all classes in proportion, columns standardised
 by them, 50 queries. To fit a table is one pass of the network, without a number to
 choose. `prior-fitted` is the mean of its probabilities over random orders of columns
-and names of classes, as in TabPFN; `prior-fitted, one order` is a single pass.
+and names of classes, as in TabPFN; `prior-fitted, one order` is a single pass. It is
+trained by Muon, which in trials got further in as many steps than Adam.
 
 Beside it, fitted by scikit-learn to the same support sets: logistic regression (C = 1),
 5 nearest neighbours, a random forest of 100 trees and gradient boosting of 100 trees,
@@ -26,11 +27,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from flax import linen as nn
+from optax.contrib import MuonDimensionNumbers, muon
 
 from benchmarks.recommend_trees import COPIES, interval, read_tables, signs
 from benchmarks.record import write_result
 from metajax.learners.memory.in_context import in_context
-from metajax.models.networks import identity
+from metajax.models.adapters import from_linen
 from metajax.tasks.table_tasks import RowTasks, row_tasks
 from metajax.tasks.tables import Table
 from metajax.tasks.tabular_prior import tabular_prior
@@ -47,12 +50,12 @@ class Settings:
     """What a run is made of."""
 
     seed: int = 0
-    size: int = 64
+    size: int = 128
     layers: int = 4
-    outer_steps: int = 10_000
+    outer_steps: int = 16_000
     tasks_per_step: int = 8
-    outer_rate: float = 1e-3
-    """After a warm-up, at the start of a cosine."""
+    outer_rate: float = 3e-3
+    """Of Muon, after a warm-up, at the start of a cosine; Adam has a third of it."""
     tasks_per_table: int = 20
     num_orders: int = 16
     num_tables: int | None = None
@@ -71,9 +74,10 @@ def main(settings: Settings) -> None:
         for number in range(settings.tasks_per_table):
             key = jax.random.fold_in(jax.random.key(TEST_SEED), number)
             task = draw(tasks.only(place), key)
+            sizes = table.x.shape[1], len(table.class_names)
             answers = {
-                OURS: ask(learner, settings.num_orders, meta_params, task, key),
-                f"{OURS}, one order": ask(learner, 1, meta_params, task, key),
+                OURS: ask(learner, settings.num_orders, meta_params, task, sizes, key),
+                f"{OURS}, one order": ask(learner, 1, meta_params, task, sizes, key),
             } | by_scikit_learn(task)
             for name, answer in answers.items():
                 right = np.mean(np.asarray(answer) == np.asarray(task.query.y))
@@ -88,9 +92,24 @@ def main(settings: Settings) -> None:
 
 def build(settings: Settings) -> Learner:
     """The learner, which answers for all classes that a task may have."""
+    model = from_linen(Bent(2 * settings.size))
     return in_context(
-        identity(), way=WAY, context=None, size=settings.size, layers=settings.layers
+        model, way=WAY, context=None, size=settings.size, layers=settings.layers
     )
+
+
+class Bent(nn.Module):
+    """Columns `[n, D]` as they are, and `size` bent sums of them.
+
+    By products alone of few columns, attention hardly tells near rows from others.
+    """
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Features `[n, D + size]`."""
+        return jnp.concatenate([x, nn.gelu(nn.Dense(self.size)(x))], axis=-1)
 
 
 def fit(learner: Learner, settings: Settings) -> PyTree:
@@ -98,14 +117,10 @@ def fit(learner: Learner, settings: Settings) -> PyTree:
     described = dataclasses.asdict(settings)
     for others in ("tasks_per_table", "num_orders", "num_tables"):
         del described[others]
-    warm_up = settings.outer_steps // 20
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, settings.outer_rate, warm_up, settings.outer_steps
-    )
     result = train(
         learner,
         tabular_prior(way=(2, WAY), rows=ROWS, columns=(2, COLUMNS)),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
+        optimizer(settings),
         steps=settings.outer_steps,
         tasks_per_step=settings.tasks_per_step,
         seed=settings.seed,
@@ -115,6 +130,36 @@ def fit(learner: Learner, settings: Settings) -> PyTree:
         config=described,
     )
     return result.meta_params
+
+
+def optimizer(settings: Settings) -> optax.GradientTransformation:
+    """Muon for the matrices of the transformer's layers, Adam for all else."""
+
+    def schedule(rate: float) -> optax.Schedule:
+        warm_up = settings.outer_steps // 20
+        return optax.warmup_cosine_decay_schedule(
+            0.0, rate, warm_up, settings.outer_steps
+        )
+
+    def matrices(params: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(matrix, params)
+
+    def matrix(path: Any, leaf: Array) -> MuonDimensionNumbers | None:
+        name = jax.tree_util.keystr(path)
+        if "stack" not in name or "kernel" not in name:
+            return None
+        num_inputs = 2 if "join" in name else 1
+        axes = tuple(range(leaf.ndim))
+        return MuonDimensionNumbers(axes[:num_inputs], axes[num_inputs:])
+
+    of_matrices = muon(
+        schedule(settings.outer_rate),
+        # Steps of about Adam's size.
+        consistent_rms=0.2,
+        adam_learning_rate=schedule(settings.outer_rate / 3),
+        muon_weight_dimension_numbers=matrices,
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), of_matrices)
 
 
 def usable(tables: list[Table]) -> list[Table]:
@@ -144,15 +189,24 @@ def draw(tasks: RowTasks, key: Array) -> Task:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def ask(
-    learner: Learner, num_orders: int, meta_params: PyTree, task: Task, key: Array
+    learner: Learner,
+    num_orders: int,
+    meta_params: PyTree,
+    task: Task,
+    sizes: tuple[int, int],
+    key: Array,
 ) -> Array:
-    """Classes `[Q]` by the mean over orders of columns and names of classes."""
+    """Classes `[Q]` by the mean over orders of columns and names of classes.
+
+    `sizes` are the columns and classes of the table. Those beyond them stay the last,
+    as the network has never seen them elsewhere.
+    """
     support, query = task
 
     def once(key: Array) -> Array:
         key_column, key_class = jax.random.split(key)
-        columns = jax.random.permutation(key_column, COLUMNS)
-        names = jax.random.permutation(key_class, WAY)
+        columns = _shuffled(key_column, COLUMNS, sizes[0])
+        names = _shuffled(key_class, WAY, sizes[1])
         renamed = support._replace(x=support.x[:, columns], y=names[support.y])
         adapted = learner.adapt(meta_params, renamed)
         outputs = learner.predict(adapted, query.x[:, columns])
@@ -169,6 +223,14 @@ def ask(
         chances = jnp.mean(jax.lax.map(once, keys), axis=0)
     is_present = jnp.zeros(WAY, bool).at[support.y].max(_real(support))
     return jnp.argmax(jnp.where(is_present[None, :], chances, 0), axis=1)
+
+
+def _shuffled(key: Array, num: int, first: Any) -> Array:
+    """Numbers below `num`, the first of them in random order."""
+    places = jnp.arange(num)
+    return jnp.argsort(
+        jnp.where(places < first, jax.random.uniform(key, (num,)), places + 1)
+    )
 
 
 def _real(support: Any) -> Array:

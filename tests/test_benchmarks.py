@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 
 import jax
@@ -307,15 +308,26 @@ def test_prior_fitted_undoes_the_names_of_classes(key):
         return jnp.broadcast_to(10.0 * adapted[None], (len(inputs), adapted.size))
 
     def adapt(meta_params, support, **_):
-        return jnp.mean(jax.nn.one_hot(support.y, prior_fitted.WAY), axis=0)
+        # Columns and classes that the table lacks must stay where they are.
+        is_usual = jnp.all(support.x[:, 2:] == 0) & jnp.all(support.y < 4)
+        counts = jnp.mean(jax.nn.one_hot(support.y, prior_fitted.WAY), axis=0)
+        return counts * is_usual
 
     learner = metajax.Learner(None, adapt, predict, None)
-    x = jnp.zeros((6, prior_fitted.COLUMNS))
+    x = jnp.zeros((6, prior_fitted.COLUMNS)).at[:, :2].set(5.0)
     support = metajax.Examples(x, jnp.asarray([3, 3, 3, 3, 1, 0]))
     task = metajax.Task(support, support)
     for orders in (1, 3):
-        found = prior_fitted.ask(learner, orders, (), task, key)
+        found = prior_fitted.ask(learner, orders, (), task, (2, 4), key)
         np.testing.assert_array_equal(found, 3)
+
+
+def test_prior_fitted_takes_all_orders(key):
+    found = jax.vmap(lambda k: prior_fitted._shuffled(k, 5, 3))(
+        jax.random.split(key, 200)
+    )
+    orders = {tuple(order) for order in np.asarray(found)}
+    assert orders == {(*o, 3, 4) for o in itertools.permutations(range(3))}
 
 
 @pytest.mark.usefixtures("data_dir")
