@@ -25,7 +25,7 @@ import optax
 import tyro
 
 from benchmarks.calibrated import calibrated
-from benchmarks.record import write_result
+from benchmarks.record import training_settings, write_result
 from metajax.arguments import check_choice
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
@@ -140,8 +140,6 @@ def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Repor
     if is_baseline:
         tasks = whole_classes(table, batch_size=num_images)
     learner = MAKERS[name](model, way)
-    described = dataclasses.asdict(settings) | {"learner": name}
-    del described["learners"]
     result = train(
         learner,
         tasks,
@@ -154,7 +152,7 @@ def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Repor
         log_every=100,
         checkpoint_every=250,
         run_dir=f"runs/{NAME}-seed{settings.seed}/{list(MAKERS).index(name)}",
-        config=described,
+        config=training_settings(settings, "learners", learner=name),
     )
     meta_params = calibrated(model, result.meta_params, tasks, settings.seed)
     params = getattr(meta_params, "embedding", meta_params)

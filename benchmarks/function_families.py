@@ -27,7 +27,7 @@ import numpy as np
 import optax
 import tyro
 
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, training_settings, write_result
 from metajax.evaluation import bank_task, evaluate
 from metajax.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.cavia import cavia
@@ -109,9 +109,6 @@ def learners(settings: Settings) -> dict[str, Learner]:
 
 def fit(name: str, learner: Learner, settings: Settings, seed: int) -> PyTree:
     """The meta-parameters of one run, which goes on where it was stopped."""
-    described = dataclasses.asdict(settings)
-    for others in ("num_seeds", "num_test_tasks"):
-        del described[others]
     half = settings.outer_steps // 2
     rate = optax.linear_schedule(
         settings.outer_rate, 0.0, settings.outer_steps - half, transition_begin=half
@@ -127,7 +124,7 @@ def fit(name: str, learner: Learner, settings: Settings, seed: int) -> PyTree:
         log_every=5000,
         checkpoint_every=5000,
         run_dir=f"runs/{NAME}/{name.replace(', ', '-').replace(' ', '-')}-{seed}",
-        config=described,
+        config=training_settings(settings, "num_seeds", "num_test_tasks"),
         progress=False,
     )
     return result.meta_params

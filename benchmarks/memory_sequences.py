@@ -29,7 +29,7 @@ import numpy as np
 import optax
 import tyro
 
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, training_settings, write_result
 from metajax.arguments import check_choice
 from metajax.learners.memory.lstm_learner import lstm_learner
 from metajax.learners.memory.mann import mann
@@ -107,9 +107,6 @@ def main(settings: Settings) -> None:
 def fit(name: str, learner: Learner, settings: Settings) -> PyTree:
     """The meta-parameters of one run, which goes on where it was stopped."""
     schedule = optax.cosine_decay_schedule(settings.outer_rate, settings.outer_steps)
-    described = dataclasses.asdict(settings) | {"learner": name}
-    for others in ("learners", "num_test_tasks"):
-        del described[others]
     tasks = few_shot(
         drawings(settings, "meta_trainval"),
         way=WAY,
@@ -129,7 +126,7 @@ def fit(name: str, learner: Learner, settings: Settings) -> PyTree:
         log_every=250,
         checkpoint_every=250,
         run_dir=f"runs/{NAME}-{settings.split}-seed{settings.seed}/{name}",
-        config=described,
+        config=training_settings(settings, "learners", "num_test_tasks", learner=name),
     )
     return result.meta_params
 

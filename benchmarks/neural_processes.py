@@ -31,7 +31,7 @@ import optax
 import tyro
 
 from benchmarks.images import READERS
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, training_settings, write_result
 from metajax.distributions import Gaussian, moments
 from metajax.evaluation import bank_task, evaluate
 from metajax.learners.memory.attentive_np import attentive_np
@@ -186,16 +186,6 @@ def fit(
     rate = optax.linear_schedule(
         settings.outer_rate, 0.0, steps - half, transition_begin=half
     )
-    described = dataclasses.asdict(settings)
-    for others in (
-        "num_samples",
-        "num_test_tasks",
-        "num_test_images",
-        "shown_pixels",
-        "outer_steps",
-        "image_steps",
-    ):
-        del described[others]
     result = train(
         learner,
         tasks,
@@ -207,7 +197,16 @@ def fit(
         log_every=1000,
         checkpoint_every=1000,
         run_dir=f"runs/{NAME}/{name}-{settings.seed}",
-        config=described | {"steps": steps},
+        config=training_settings(
+            settings,
+            "num_samples",
+            "num_test_tasks",
+            "num_test_images",
+            "shown_pixels",
+            "outer_steps",
+            "image_steps",
+            steps=steps,
+        ),
         progress=False,
     )
     return result.meta_params

@@ -31,7 +31,7 @@ from flax import linen as nn
 from optax.contrib import MuonDimensionNumbers, muon
 
 from benchmarks.recommend_trees import COPIES, interval, read_tables, signs
-from benchmarks.record import write_result
+from benchmarks.record import training_settings, write_result
 from metajax.learners.memory.in_context import in_context
 from metajax.models.adapters import from_linen
 from metajax.tasks.table_tasks import RowTasks, row_tasks
@@ -114,9 +114,6 @@ class Bent(nn.Module):
 
 def fit(learner: Learner, settings: Settings) -> PyTree:
     """The meta-parameters of one run, which goes on where it was stopped."""
-    described = dataclasses.asdict(settings)
-    for others in ("tasks_per_table", "num_orders", "num_tables"):
-        del described[others]
     result = train(
         learner,
         tabular_prior(way=(2, WAY), rows=ROWS, columns=(2, COLUMNS)),
@@ -127,7 +124,9 @@ def fit(learner: Learner, settings: Settings) -> PyTree:
         log_every=500,
         checkpoint_every=500,
         run_dir=f"runs/{NAME}-seed{settings.seed}",
-        config=described,
+        config=training_settings(
+            settings, "tasks_per_table", "num_orders", "num_tables"
+        ),
     )
     return result.meta_params
 

@@ -23,7 +23,7 @@ import optax
 import tyro
 
 from benchmarks.calibrated import calibrated
-from benchmarks.record import write_result
+from benchmarks.record import training_settings, write_result
 from metajax.arguments import check_choice
 from metajax.evaluation import evaluate
 from metajax.features import embed_table
@@ -133,9 +133,6 @@ def fit(
     tasks_per_step: int,
 ) -> PyTree:
     """One training, which goes on where it was stopped."""
-    described = dataclasses.asdict(settings) | {"steps": steps}
-    for others in ("learners", "num_test_tasks"):
-        del described[others]
     schedule = optax.cosine_decay_schedule(settings.outer_rate, steps)
     outcome = train(
         learner,
@@ -147,7 +144,7 @@ def fit(
         log_every=100,
         checkpoint_every=500,
         run_dir=f"runs/{NAME}-seed{settings.seed}/{name}",
-        config=described,
+        config=training_settings(settings, "learners", "num_test_tasks", steps=steps),
     )
     return outcome.meta_params
 

@@ -1,5 +1,6 @@
 """Results as JSON: what was measured, by which command, on what."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import optax
 
 from metajax.version import __version__
 
-__all__ = ["RESULTS", "write_result"]
+__all__ = ["RESULTS", "training_settings", "write_result"]
 
 # Programs are compiled once for all runs in this folder, unless told otherwise.
 if jax.config.values["jax_compilation_cache_dir"] is None:
@@ -52,6 +53,21 @@ def write_result(name: str, settings: dict[str, Any], results: list[dict]) -> No
     temporary.write_text(json.dumps(record, indent=1) + "\n")
     temporary.replace(path)
     print(f"wrote {path}")
+
+
+def training_settings(settings: Any, *without: str, **more: Any) -> dict[str, Any]:
+    """What a training depends on, for its run folder, as a dict.
+
+    Args:
+      settings: a dataclass.
+      *without: names of fields that only the test depends on: a run may go on although
+        they changed.
+      **more: what is not among the settings.
+    """
+    every = dataclasses.asdict(settings)
+    for name in without:
+        del every[name]
+    return every | more
 
 
 def _module() -> str:
