@@ -58,22 +58,30 @@ def test_few_columns_and_classes_are_usual():
     assert 0.35 < np.mean(support.y.max(axis=1) < 4) < 0.7
 
 
-def test_some_classes_have_an_order_along_a_column_and_others_none():
-    """Of three classes, the middle one of a cut is in the middle of its best column."""
-    tasks = metajax.tabular_prior(way=3, rows=200, columns=20, num_queries=1)
-    found = jax.jit(jax.vmap(tasks))(jax.random.split(jax.random.key(2), 200)).support
-    is_straight = []
-    for x, y in zip(np.asarray(found.x), np.asarray(found.y), strict=True):
-        if np.bincount(y, minlength=3).min() < 20:
-            continue
-        means = np.stack([x[y == c].mean(axis=0) for c in range(3)])
-        if np.abs(means).max() < 0.8:
-            continue
-        # How much of the class means lies on one line of all columns.
-        sizes = np.linalg.svd(means - means.mean(axis=0), compute_uv=False)
-        is_straight.append(sizes[1] / sizes[0] < 0.2)
-    assert len(is_straight) > 50
-    assert 0.1 < np.mean(is_straight) < 0.7
+def test_some_classes_have_an_order_and_others_none():
+    """How much of the target's variance is between classes: most of it if it is cut."""
+    nodes = jax.random.normal(jax.random.key(0), (200, 96))
+    prior = metajax.tabular_prior(way=3)
+    keys = jax.random.split(jax.random.key(1), 300)
+    labels = jax.jit(jax.vmap(lambda k: prior._labels(k, nodes, jnp.asarray(30))))(keys)
+    values = np.asarray(nodes[:, 30])
+    shares = []
+    for y in np.asarray(labels):
+        of_class = [values[y == c] for c in range(3)]
+        within = sum(len(v) * np.var(v) for v in of_class if len(v))
+        shares.append(1 - within / len(values) / np.var(values))
+    assert 0.35 < np.mean(np.asarray(shares) > 0.5) < 0.75
+
+
+def test_some_columns_have_few_levels_and_some_tasks_no_others():
+    tasks = metajax.tabular_prior(rows=200, columns=12, num_queries=1)
+    found = jax.jit(jax.vmap(tasks))(jax.random.split(jax.random.key(3), 100)).support
+    counts = np.asarray([[len(np.unique(c)) for c in x.T] for x in found.x])
+    is_cut = counts <= 5
+    assert not np.any((counts > 5) & (counts < 20))
+    # A quarter of all are cut whatever they were; the others here are categories.
+    assert 0.35 < np.mean(is_cut) < 0.7
+    assert 0.05 < np.mean(np.all(is_cut, axis=1)) < 0.4
 
 
 def test_columns_are_standardized_by_support(batch):
