@@ -25,6 +25,7 @@ import optax
 import tyro
 
 from benchmarks.calibrated import calibrated
+from benchmarks.intervals import interval
 from benchmarks.record import training_settings, write_result
 from metajax.arguments import check_choice
 from metajax.evaluation import evaluate
@@ -40,7 +41,7 @@ from metajax.learners.solver.logistic import logistic
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
-from metajax.reports import Report, interval
+from metajax.reports import Report
 from metajax.tasks.class_table import few_shot, whole_classes
 from metajax.tasks.omniglot import omniglot
 from metajax.trainer import train
@@ -116,11 +117,7 @@ def main(settings: Settings) -> None:
                 values, others = (
                     r.values["accuracy"] for r in (report, reference[protocol])
                 )
-                mean, half_width = interval(values - others)
-                row["better_by"] = {
-                    "mean": float(mean),
-                    "half_width": float(half_width),
-                }
+                row["better_by"] = interval(values - others)
             print(row, flush=True)
             rows.append(row)
         jax.clear_caches()

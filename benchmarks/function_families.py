@@ -27,6 +27,7 @@ import numpy as np
 import optax
 import tyro
 
+from benchmarks.intervals import interval
 from benchmarks.record import RESULTS, training_settings, write_result
 from metajax.evaluation import bank_task, evaluate
 from metajax.learned_optimizer import HyperParameter, learned
@@ -35,7 +36,6 @@ from metajax.learners.gradient.maml import maml
 from metajax.learners.representation.arml import arml
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
-from metajax.reports import interval
 from metajax.tasks.regression_families import FAMILIES, regression_families
 from metajax.trainer import train
 from metajax.types import Learner, PyTree
@@ -161,14 +161,12 @@ def summary(errors: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         }
         reference = of_family[REFERENCE]
         for name, values in of_family.items():
-            mean, half_width = interval(values.mean(axis=0))
             seeds = values.mean(axis=1)
             row: dict[str, Any] = {
                 "learner": name,
                 "family": family,
                 "metric": "mse",
-                "mean": float(mean),
-                "half_width": float(half_width),
+                **interval(values.mean(axis=0)),
                 "median": float(np.median(values)),
                 "seeds": seeds.tolist(),
                 "num_tasks": values.shape[1],
@@ -176,10 +174,8 @@ def summary(errors: dict[str, np.ndarray]) -> list[dict[str, Any]]:
             if family == "all" and name in PUBLISHED:
                 row["published"] = PUBLISHED[name]
             if name != REFERENCE:
-                less, half_width = interval((reference - values).mean(axis=0))
                 row["below_maml"] = {
-                    "mean": float(less),
-                    "half_width": float(half_width),
+                    **interval((reference - values).mean(axis=0)),
                     "share_of_tasks": float(np.mean(values < reference)),
                 }
                 row["of_maml"] = (seeds / reference.mean(axis=1)).tolist()

@@ -40,7 +40,8 @@ import numpy as np
 import optax
 import tyro
 
-from benchmarks.recommend_trees import COPIES, interval, read_tables, signs
+from benchmarks.intervals import interval, signs
+from benchmarks.pmlb import group_of, read_tables
 from benchmarks.record import write_result
 from metajax.evaluation import evaluate
 from metajax.learners.solver.kernel_svm import kernel_svm
@@ -180,8 +181,7 @@ def draw(tasks: TableTasks, keys: jax.Array) -> Task:
 
 def deal(names: np.ndarray, *, folds: int, seed: int) -> list[np.ndarray]:
     """Bool `[tables]` for each fold, what it tests; near copies are in one."""
-    groups = {name: "+".join(copies) for copies in COPIES for name in copies}
-    of_table = np.asarray([groups.get(name, name) for name in names])
+    of_table = np.asarray([group_of(name) for name in names])
     order = np.random.default_rng(seed).permutation(np.unique(of_table))
     return [np.isin(of_table, order[i::folds]) for i in range(folds)]
 

@@ -53,12 +53,12 @@ import numpy as np
 import optax
 import tyro
 
+from benchmarks.intervals import interval
 from benchmarks.record import write_result
 from metajax.learners.gradient.maml import maml
 from metajax.learners.metric.prototypical import prototypical
 from metajax.learners.solver.ridge import ridge
 from metajax.models.networks import mlp
-from metajax.reports import interval
 from metajax.tasks.molecules import (
     MoleculeTable,
     from_molecules,
@@ -400,8 +400,8 @@ def summary(
                 difference = values.mean(axis=0) - scores[baseline].mean(axis=0)
                 of_assays = difference.mean(axis=1)
                 row["above"][baseline] = {
-                    **_interval(difference.mean(axis=0)),
-                    "half_width_over_assays": _interval(of_assays)["half_width"],
+                    **interval(difference.mean(axis=0)),
+                    "half_width_over_assays": interval(of_assays)["half_width"],
                     "better_on": int(np.sum(of_assays > 0)),
                 }
         rows.append(row)
@@ -416,17 +416,12 @@ def _spread(values: np.ndarray) -> dict[str, float | None]:
     """Of ROC-AUC `[seeds, assays, draws]`."""
     of_draws, of_seeds = values.mean(axis=(0, 1)), values.mean(axis=(1, 2))
     return {
-        **_interval(of_draws),
+        **interval(of_draws),
         "deviation": float(of_draws.std(ddof=1)),
         "deviation_over_seeds": (
             float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else None
         ),
     }
-
-
-def _interval(values: np.ndarray) -> dict[str, float]:
-    mean, half_width = interval(values)
-    return {"mean": float(mean), "half_width": float(half_width)}
 
 
 def judge(

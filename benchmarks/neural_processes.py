@@ -31,6 +31,7 @@ import optax
 import tyro
 
 from benchmarks.images import READERS
+from benchmarks.intervals import interval
 from benchmarks.record import RESULTS, training_settings, write_result
 from metajax.distributions import Gaussian, moments
 from metajax.evaluation import bank_task, evaluate
@@ -38,7 +39,7 @@ from metajax.learners.memory.attentive_np import attentive_np
 from metajax.learners.memory.conditional_np import conditional_np
 from metajax.learners.memory.latent_np import latent_np
 from metajax.learners.memory.transformer_np import transformer_np
-from metajax.reports import Report, compare, interval
+from metajax.reports import Report, compare
 from metajax.tasks.class_table import ClassTable
 from metajax.tasks.gaussian_process import (
     GaussianProcess,
@@ -289,11 +290,9 @@ def judge_images(
 
 def _log_likelihood(report: Report) -> dict[str, Any]:
     values = -report.values["nll"].astype(float)
-    mean, half_width = interval(values)
     return {
         "metric": "log likelihood",
-        "mean": float(mean),
-        "half_width": float(half_width),
+        **interval(values),
         "num_tasks": len(values),
     }
 

@@ -30,7 +30,8 @@ import tyro
 from flax import linen as nn
 from optax.contrib import MuonDimensionNumbers, muon
 
-from benchmarks.recommend_trees import COPIES, interval, read_tables, signs
+from benchmarks.intervals import interval, signs
+from benchmarks.pmlb import group_of, read_tables
 from benchmarks.record import training_settings, write_result
 from metajax.learners.memory.in_context import in_context
 from metajax.models.adapters import from_linen
@@ -165,9 +166,8 @@ def usable(tables: list[Table]) -> list[Table]:
     """Tables that the network can take; of near copies the first."""
     seen: set[str] = set()
     chosen = []
-    groups = {name: "+".join(copies) for copies in COPIES for name in copies}
     for table in tables:
-        group = groups.get(table.name, table.name)
+        group = group_of(table.name)
         rows, columns = table.x.shape
         is_small = columns <= COLUMNS and len(table.class_names) <= WAY
         if is_small and rows >= ROWS[1] + NUM_QUERIES and group not in seen:

@@ -21,15 +21,11 @@ Measured is the normalised regret after 1, 5 and 10 trials, (best - best so far)
 over the tasks of a table, then over tables; differences are paired over tables, with
 the 95 % interval of Student's t and the two-sided sign test.
 
-Near copies of a table (`COPIES`) are never known while it is tested, nor the reverse.
-PMLB's `schizo` is left out: it has two columns `target`.
+Near copies of a table are never known while it is tested, nor the reverse.
 """
 
 import dataclasses
 import functools
-import math
-import os
-import pathlib
 import warnings
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -40,6 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks.intervals import interval, signs
+from benchmarks.pmlb import group_of, read_tables
 from benchmarks.record import write_result
 from metajax.learners.representation.warm_start import (
     RANKINGS,
@@ -50,13 +48,12 @@ from metajax.learners.representation.warm_start import (
     regret_curve,
 )
 from metajax.meta_features import meta_features
-from metajax.tasks.tables import Table, from_table
+from metajax.tasks.tables import Table
 from metajax.types import Examples
 
 DEPTHS = (1, 2, 3, 4, 6, 8, None)
 LEAVES = (1, 2, 4, 8, 16)
 CONFIGURATIONS = [(depth, leaf) for depth in DEPTHS for leaf in LEAVES]
-COPIES = (("monk1", "monk2", "monk3"), ("spect", "spectf"))
 TRIALS = (1, 5, 10)
 # Support sets are padded to these, so that three programs serve all tables.
 ROWS, COLUMNS, CLASSES = 200, (10, 24, 70), 18
@@ -99,15 +96,6 @@ def main(settings: Settings) -> None:
     write_result("recommend-trees", dataclasses.asdict(settings), rows)
 
 
-def read_tables(count: int | None) -> list[Table]:
-    """PMLB's classification tables, in order of name."""
-    folder = pathlib.Path(os.environ["METAJAX_DATA_DIR"], "tabular", "classification")
-    paths = [
-        path for path in sorted(folder.glob("*.tsv.gz")) if path.name != "schizo.tsv.gz"
-    ]
-    return [from_table(path, target="target") for path in paths[:count]]
-
-
 def measure(settings: Settings, tables: list[Table]) -> Measured:
     """Draws tasks, describes their support sets, and fits all trees to them."""
     names, features, scores = [], [], []
@@ -116,10 +104,9 @@ def measure(settings: Settings, tables: list[Table]) -> Measured:
         features.append(describe(table, supports))
         scores += [accuracies(table, support) for support in supports]
         names += [table.name] * len(supports)
-    groups = {name: "+".join(copies) for copies in COPIES for name in copies}
     return Measured(
         np.asarray(names),
-        np.asarray([groups.get(name, name) for name in names]),
+        np.asarray([group_of(name) for name in names]),
         np.concatenate(features),
         np.asarray(scores),
     )
@@ -321,23 +308,6 @@ def curves(
         return regret_curve(order, scores)
 
     return jax.vmap(one)(features, scores, exclude)
-
-
-def interval(values: np.ndarray) -> dict[str, float]:
-    """Mean over tables, and the half-width of its 95 % interval."""
-    from scipy.stats import t
-
-    spread = values.std(ddof=1) / np.sqrt(len(values))
-    width = t.ppf(0.975, len(values) - 1) * spread
-    return {"mean": float(values.mean()), "half_width": float(width)}
-
-
-def signs(differences: np.ndarray) -> dict[str, float]:
-    """Tables where the difference is above and below 0, and the sign test's p."""
-    above, below = int(np.sum(differences > 0)), int(np.sum(differences < 0))
-    total, fewer = above + below, min(above, below)
-    tail = sum(math.comb(total, count) for count in range(fewer + 1)) / 2**total
-    return {"better": above, "worse": below, "sign_test_p": min(1.0, 2 * tail)}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import numpy as np
 import optax
 import tyro
 
+from benchmarks.intervals import interval
 from benchmarks.record import write_result
 from metajax.evaluation import VALIDATION_SEED, evaluate
 from metajax.learned_optimizer import HyperParameter, learned
@@ -39,7 +40,7 @@ from metajax.learners.gradient.maml import maml
 from metajax.learners.optimizer.lstm_generator import lstm_generator
 from metajax.models.recurrent import lstm
 from metajax.objectives import squared_error
-from metajax.reports import Report, across_seeds, compare, interval
+from metajax.reports import Report, across_seeds, compare
 from metajax.tasks.sequences import SequenceSinusoid, sequence_sinusoid
 from metajax.trainer import train
 from metajax.types import Array, Learner
@@ -198,12 +199,10 @@ def known_task(tasks: SequenceSinusoid, num_tasks: int) -> dict[str, Any]:
         return jnp.mean(jnp.square(values[1:] - expected))
 
     keys = jax.random.split(jax.random.key(0), num_tasks)
-    mean, half_width = interval(np.asarray(jax.jit(jax.vmap(error))(keys)))
     return {
         "learner": "known task",
         "metric": "mse",
-        "mean": float(mean),
-        "half_width": float(half_width),
+        **interval(np.asarray(jax.jit(jax.vmap(error))(keys))),
         "num_tasks": num_tasks,
     }
 

@@ -45,8 +45,9 @@ import numpy as np
 import optax
 import tyro
 
+from benchmarks.intervals import interval, signs
 from benchmarks.kernel_svm import compare, deal, draw
-from benchmarks.recommend_trees import interval, read_tables, signs
+from benchmarks.pmlb import read_tables
 from benchmarks.record import RESULTS, write_result
 from metajax.decision_tree import decide, depth_of
 from metajax.learners.solver.soft_tree import harden, soft_tree

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 import tyro
 
+from benchmarks.intervals import interval
 from benchmarks.record import write_result
 from metajax.evaluation import bank_task, evaluate
 from metajax.learners.gradient.maml import maml
@@ -67,12 +68,6 @@ def main(settings: Settings) -> None:
         print(row, flush=True)
         rows.append(row)
     write_result(name, dataclasses.asdict(settings), rows)
-
-
-def interval(values: np.ndarray) -> dict[str, float]:
-    """Mean over tasks, and the half-width of its 95 % interval."""
-    spread = values.std(ddof=1) / np.sqrt(len(values))
-    return {"mean": float(values.mean()), "half_width": float(1.96 * spread)}
 
 
 def meta_learned(

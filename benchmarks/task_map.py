@@ -53,7 +53,9 @@ import tyro
 
 from benchmarks import kernel_svm, recommend_trees
 from benchmarks.images import READERS
-from benchmarks.recommend_trees import describe, interval, pack, read_tables, signs
+from benchmarks.intervals import interval, signs
+from benchmarks.pmlb import read_tables
+from benchmarks.recommend_trees import describe, pack
 from benchmarks.record import RESULTS, write_result
 from metajax.evaluation import evaluate
 from metajax.learners.metric.prototypical import prototypical
