@@ -141,17 +141,6 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
             0.0, rate, warm_up, settings.outer_steps
         )
 
-    def matrices(params: PyTree) -> PyTree:
-        return jax.tree_util.tree_map_with_path(matrix, params)
-
-    def matrix(path: Any, leaf: Array) -> MuonDimensionNumbers | None:
-        name = jax.tree_util.keystr(path)
-        if "stack" not in name or "kernel" not in name:
-            return None
-        num_inputs = 2 if "join" in name else 1
-        axes = tuple(range(leaf.ndim))
-        return MuonDimensionNumbers(axes[:num_inputs], axes[num_inputs:])
-
     of_matrices = muon(
         schedule(settings.outer_rate),
         # Steps of about Adam's size.
@@ -160,6 +149,19 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
         muon_weight_dimension_numbers=matrices,
     )
     return optax.chain(optax.clip_by_global_norm(1.0), of_matrices)
+
+
+def matrices(params: PyTree) -> PyTree:
+    """For each kernel of the layers its axes of inputs and of outputs; else None."""
+
+    def axes(path: Any, leaf: Array) -> MuonDimensionNumbers | None:
+        name = jax.tree_util.keystr(path)
+        if "stack" not in name or "kernel" not in name:
+            return None
+        every, num_inputs = tuple(range(leaf.ndim)), 2 if "join" in name else 1
+        return MuonDimensionNumbers(every[:num_inputs], every[num_inputs:])
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def usable(tables: list[Table]) -> list[Table]:

@@ -322,6 +322,26 @@ def test_prior_fitted_undoes_the_names_of_classes(key):
         np.testing.assert_array_equal(found, 3)
 
 
+def test_prior_fitted_knows_the_matrices_of_its_layers(key):
+    tasks = metajax.tabular_prior(rows=5, columns=prior_fitted.COLUMNS)
+    learner = prior_fitted.build(prior_fitted.Settings(size=8, layers=2))
+    meta_params = learner.init(key, tasks(key))
+    axes = jax.tree.leaves(
+        prior_fitted.matrices(meta_params),
+        is_leaf=lambda leaf: leaf is None or hasattr(leaf, "reduction_axis"),
+    )
+    leaves = jax.tree.leaves(meta_params)
+    found = [(x.shape, *a) for x, a in zip(leaves, axes, strict=True) if a]
+    of_layer = {
+        ((8, 3, 4, 2), (0,), (1, 2, 3)),
+        ((4, 2, 8), (0, 1), (2,)),
+        ((8, 32), (0,), (1,)),
+        ((32, 8), (0,), (1,)),
+    }
+    assert set(found) == of_layer
+    assert len(found) == 2 * len(of_layer)
+
+
 def test_prior_fitted_takes_all_orders(key):
     found = jax.vmap(lambda k: prior_fitted._shuffled(k, 5, 3))(
         jax.random.split(key, 200)
