@@ -68,7 +68,7 @@ class Settings:
 
     seed: int = 0
     folds: int = 5
-    tasks_per_table: int = 60
+    tasks_per_table: int = 240
     num_tables: int | None = None
     """The first of them only; None for all."""
     outer_steps: int = 200
