@@ -10,9 +10,9 @@ tables in place of a method for them (`metajax.in_context` with `context=None`).
 A task is drawn inside `jit`:
 
 * a random network: up to six causes among its inputs, layers of nodes with sparse
-  random weights, one activation for each layer (none at all in a few tasks)
-  and noise on every node. Inputs are normal or, in some tasks, in clusters; some are
-  categories, whose levels have effects in their order or in none;
+  random weights, one activation for each layer (none at all in a few tasks) and noise
+  on every node. Inputs are normal or, in some tasks, in clusters; some are categories,
+  whose levels have effects in their order or in none;
 * its columns are nodes: of any layer, so that some are causes of the class and others
   its effects, or inputs alone. Some are warped, some cut into a few levels, as counts
   and categories are;
@@ -21,9 +21,9 @@ A task is drawn inside `jit`:
   tasks alone. They are then numbered at random; a few labels are wrong;
 * columns are standardised by the support set.
 
-Columns and classes are few more often than many (log-uniform), as in real tables.
-Its tasks differ in rows, columns and classes; they share one shape by masks, by columns
-of 0, and by classes that do not occur.
+Columns and classes are few more often than many (log-uniform). Tasks differ in rows,
+columns and classes; they share one shape by masks, by columns of 0, and by classes that
+do not occur.
 """
 
 from dataclasses import dataclass
@@ -134,6 +134,7 @@ def tabular_prior(
 
     Args:
       way: classes of a task, at least 2, or an inclusive `(low, high)`; N is the end.
+        Some may have no row.
       rows: support rows of a task, at least 1, or an inclusive range; n is its end.
       columns: of a task, at least 1 and at most 95, or an inclusive range; D its end.
       num_queries: Q, query rows of a task, at least 1.
