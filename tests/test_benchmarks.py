@@ -242,11 +242,26 @@ def test_memory_sequences(tmp_path, monkeypatch):
 
 def test_drawings_are_shifted_as_a_whole(key):
     images = jnp.zeros((3, 20, 20, 1)).at[:, 9:11, 9:11].set(1.0)
-    moved = memory_sequences.shifted(key, images)
-    np.testing.assert_array_equal(moved.sum(axis=(1, 2, 3)), 4)
-    places = [np.argwhere(np.asarray(image[..., 0]))[0] - 9 for image in moved]
+    moved = memory_sequences.moved(key, images)
+    np.testing.assert_allclose(moved.sum(axis=(1, 2, 3)), 4, atol=1e-5)
+    places = [np.argwhere(np.asarray(image[..., 0]) > 0.5)[0] - 9 for image in moved]
     assert np.abs(places).max() <= memory_sequences.MOST_SHIFT
     assert len({tuple(place) for place in places}) > 1
+
+
+def test_drawings_are_turned_about_their_middle(key):
+    images = jnp.zeros((40, 20, 20, 1)).at[:, 4:16, 9:11].set(1.0)  # upright bars
+    moved = np.asarray(memory_sequences.moved(key, images, 0.3))[..., 0]
+    rows, columns = np.indices((20, 20)) - 9.5
+    mass = moved.sum(axis=(1, 2))
+    middle = [(moved * at).sum(axis=(1, 2)) / mass for at in (rows, columns)]
+    assert np.abs(middle).max() < memory_sequences.MOST_SHIFT + 0.05
+    y = rows[None] - middle[0][:, None, None]
+    x = columns[None] - middle[1][:, None, None]
+    xx, xy, yy = ((moved * of).sum(axis=(1, 2)) for of in (x * x, x * y, y * y))
+    angles = np.arctan2(2 * xy, yy - xx) / 2  # of the main axis
+    assert 0.25 < np.abs(angles).max() < 0.31
+    assert angles.min() < -0.1 < 0.1 < angles.max()
 
 
 def test_stream_cost(tmp_path, monkeypatch):
