@@ -23,7 +23,7 @@ def fitted(name, number, key):
     task = sample(key)
     steps = {} if name == "ridge" else {"steps": 1000}
     learner = LEARNERS[name](
-        metajax.identity(), way=4, **{NUMBERS[name]: number}, **steps
+        metajax.identity(), way=4, scale=1.0, **{NUMBERS[name]: number}, **steps
     )
     adapted = learner.adapt(learner.init(key, task), pad(task.support, 2))
     logits = np.asarray(learner.predict(adapted, task.query.x))

@@ -36,7 +36,7 @@ def svm(
     way: int | None = None,
     penalty: float = 0.1,
     learn_penalty: bool = False,
-    scale: float = 1.0,
+    scale: float = 10.0,
     steps: int = 200,
 ) -> Learner:
     """Builds MetaOptNet with its support vector machine.
@@ -50,7 +50,8 @@ def svm(
         number of support examples: give it where there is more than one shot.
       penalty: C at first, above 0; 0.1 is the paper's.
       learn_penalty: whether C is learned, through its logarithm.
-      scale: alpha at first, above 0; it is learned through its logarithm.
+      scale: alpha at first, above 0; it is learned through its logarithm, as in
+        `ridge`.
       steps: iterations of the solver, at least 1.
 
     Returns:
