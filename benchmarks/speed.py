@@ -17,6 +17,7 @@ from benchmarks.record import RESULTS
 
 PAGE = pathlib.Path(__file__).parent / "SPEED.md"
 GROUPS = {
+    "W0": "What networks are made of",
     "W1a": "Second-order MAML, Conv-4 with strides of 2",
     "W1b": "Second-order MAML, Conv-4 with max-pooling",
     "W2": "Prototypical Networks, Conv-4 with max-pooling",

@@ -1,9 +1,10 @@
 """The side-by-side benchmark: its work, arithmetic and text; nothing is timed here."""
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks.peers import environments
+from benchmarks.peers import environments, worker_metajax
 from benchmarks.peers.__main__ import Settings, install, main
 from benchmarks.peers.environments import RECIPES
 from benchmarks.peers.interleave import Process, WorkerError, check_losses, measure
@@ -12,6 +13,7 @@ from benchmarks.peers.items import (
     ITEMS,
     PEERS,
     data_of,
+    parts_of,
     select_items,
     select_peers,
     weights_of,
@@ -48,6 +50,27 @@ def test_data_and_weights_are_those_of_the_seed(group):
     assert {a.dtype.name for a in data.values()} <= {"float32", "int32"}
 
 
+@pytest.mark.parametrize("item", select_items(("W0",)), ids=lambda item: item.kind)
+def test_parts_are_products_and_convolutions(item, monkeypatch):
+    monkeypatch.setattr("benchmarks.peers.items.PRODUCT", 8)
+    own, shared = parts_of(item)
+    if item.kind == "product":
+        found = own @ shared
+        loss = np.mean(np.square(found))
+    else:
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        found = jax.lax.conv_general_dilated(
+            own.reshape(-1, *own.shape[2:]),
+            shared,
+            (1, 1),
+            "SAME",
+            dimension_numbers=dimensions,
+        )
+        loss = np.mean(np.square(found)) / 2
+    step, _ = worker_metajax.part(item)
+    np.testing.assert_allclose(step(2), loss, rtol=1e-4)
+
+
 def test_names_select_groups_and_items():
     assert select_items([]) == ITEMS
     assert {item.group for item in select_items(["W3", "W5"])} == {"W3", "W5"}
@@ -56,7 +79,7 @@ def test_names_select_groups_and_items():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"`--items` must be among 'W1a'.*'W6'"):
+    with pytest.raises(ValueError, match=r"`--items` must be among 'W0'.*'W6'"):
         select_items(["W6"])
     with pytest.raises(ValueError, match=r"`--peers` must be among 'learn2.*'jaxopt'"):
         main(Settings(peers=("jaxopt",)))

@@ -17,6 +17,7 @@ __all__ = [
     "Item",
     "data_of",
     "images_of",
+    "parts_of",
     "select_items",
     "select_peers",
     "weights_of",
@@ -24,6 +25,7 @@ __all__ = [
 
 PEERS = ("learn2learn", "higher", "torchopt", "torch.func", "jax-meta", "naive")
 FEATURES, IMAGE, HIDDEN = 64, 28, 40
+PRODUCT = 2048
 
 
 class Contender(NamedTuple):
@@ -64,7 +66,8 @@ class Item:
     Attributes:
       group: as in W1a.
       name: what else tells it apart.
-      kind: `"maml"`, `"prototypical"`, `"sinusoid"` or `"sampling"`.
+      kind: `"maml"`, `"prototypical"`, `"sinusoid"`, `"sampling"`, or a part that all
+        networks are made of, `"product"` or `"convolution"`.
       contenders: who takes part, in the order of the rounds.
       absent: who does not although it could, and why.
     """
@@ -91,6 +94,16 @@ TORCH = ("learn2learn", "higher", "torchopt", "torch.func")
 NAIVE = ("naive vmap", "naive scan")
 SLOW = ("jax-meta", *NAIVE)
 TOO_MUCH = "all tasks at once need more than 6 GiB"
+
+
+def _w0(kind: str, name: str) -> Item:
+    return Item(
+        group="W0",
+        name=name,
+        kind=kind,
+        contenders=(*OURS, "torch.func"),
+        tasks=2,
+    )
 
 
 def _w1(group: str, pooling: str, shot: int, steps: int) -> Item:
@@ -175,6 +188,8 @@ def _w5(queries: int) -> Item:
 
 SHOTS_AND_STEPS = ((1, 1), (1, 5), (5, 1), (5, 5))
 ITEMS = (
+    _w0("product", f"products of {PRODUCT} x {PRODUCT} matrices, 34.4 GFLOP"),
+    _w0("convolution", "convolution of 64 channels, with gradients, 6.5 GFLOP"),
     *(_w1("W1a", "stride", *sizes) for sizes in SHOTS_AND_STEPS),
     *(_w1("W1b", "max", *sizes) for sizes in SHOTS_AND_STEPS),
     *(_w2(5, 5, 15, tasks) for tasks in (1, 16)),
@@ -265,6 +280,24 @@ def weights_of(item: Item, seed: int = 1) -> dict[str, np.ndarray]:
     if item.kind == "maml":
         weights["head"] = uniform(FEATURES**-0.5, FEATURES, item.way)
     return weights
+
+
+def parts_of(item: Item, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """What a product or a convolution is of: one array of each task, one of all.
+
+    Images `[B, 75, 14, 14, F]` and a kernel `[3, 3, F, F]`, as in the second layer of
+    W2; or matrices `[B, n, n]` and `[n, n]`.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "product": ((PRODUCT, PRODUCT), (PRODUCT, PRODUCT)),
+        "convolution": ((75, 14, 14, FEATURES), (3, 3, FEATURES, FEATURES)),
+    }
+    own, shared = shapes[item.kind]
+    return (
+        rng.standard_normal((item.tasks, *own), np.float32),
+        rng.standard_normal(shared, np.float32),
+    )
 
 
 def images_of(seed: int = 2) -> np.ndarray:

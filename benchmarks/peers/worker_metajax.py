@@ -8,12 +8,13 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from benchmarks.peers.items import Item, data_of, images_of, weights_of
+from benchmarks.peers.items import Item, data_of, images_of, parts_of, weights_of
 from benchmarks.peers.worker import THREADS, Step
 from benchmarks.peers.worker_jax import compiled
 from metajax.devices import TASK_AXIS, place, spread, task_mesh
 from metajax.learners.gradient.maml import maml
 from metajax.learners.metric.prototypical import prototypical
+from metajax.models.convolution import convolve
 from metajax.models.networks import conv4, mlp
 from metajax.objectives import cross_entropy, squared_error
 from metajax.outer_loop import init_state, reverse_mode, run_steps_fn
@@ -28,6 +29,8 @@ def prepare(item: Item, variant: str) -> tuple[Step, dict[str, Any]]:
     jax.config.update("jax_num_cpu_devices", THREADS)
     if item.kind == "sampling":
         return sampling_in_a_program(item) if variant else sampling(item)
+    if item.kind in ("product", "convolution"):
+        return part(item)
     return training(item, variant)
 
 
@@ -120,6 +123,44 @@ def make_params(item: Item, params: PyTree) -> PyTree:
             raise ValueError(f"{name} has another shape in this network.")
         layers[layer] = layers[layer] | {"kernel": jnp.asarray(kernel)}
     return {"params": layers}
+
+
+def part(item: Item) -> tuple[Step, dict[str, Any]]:
+    """Products, or a convolution and its gradients; devices share the tasks."""
+    mesh, cut = task_mesh("auto", item.tasks), PartitionSpec(TASK_AXIS)
+    own, shared = parts_of(item)
+    arrays = spread(own, mesh, cut), spread(shared, mesh)
+
+    def convolution(kernel: Array, images: Array) -> Array:
+        return jnp.mean(jnp.square(convolve(images, kernel))) / 2
+
+    def of_tasks(own: Array, shared: Array) -> PyTree:
+        def of_task(x: Array) -> PyTree:
+            if item.kind == "convolution":
+                return jax.value_and_grad(convolution, (0, 1))(shared, x)
+            product = x @ shared
+            return jnp.mean(jnp.square(product)), product
+
+        return jax.lax.map(of_task, own)
+
+    function = of_tasks
+    if mesh is not None:
+        function = jax.shard_map(
+            of_tasks,
+            mesh=mesh,
+            in_specs=(cut, PartitionSpec()),
+            out_specs=cut,
+            check_vma=False,
+        )
+    jitted = jax.jit(function)
+    program, facts = compiled(jitted, *arrays)
+
+    def step(count: int) -> float:
+        for _ in range(count):
+            values, _ = program(*arrays)
+        return float(jnp.mean(values))
+
+    return step, facts
 
 
 def sampling(item: Item) -> tuple[Step, dict[str, Any]]:

@@ -15,7 +15,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.peers.items import FEATURES, Item, data_of, images_of, weights_of
+from benchmarks.peers.items import (
+    FEATURES,
+    Item,
+    data_of,
+    images_of,
+    parts_of,
+    weights_of,
+)
 from benchmarks.peers.worker import THREADS, Step
 
 Task = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -28,6 +35,8 @@ def prepare(item: Item, variant: str) -> tuple[Step, dict[str, Any]]:
     facts = {"versions": {"torch": torch.__version__}}
     if item.kind == "sampling":
         return sampling(item), facts
+    if item.kind in ("product", "convolution"):
+        return part(item), facts
     model, tasks = make_model(item), make_tasks(item)
     loss: Loss = F.mse_loss if item.kind == "sinusoid" else F.cross_entropy
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -266,6 +275,28 @@ def with_func(
         return float(mean)
 
     return backward
+
+
+def part(item: Item) -> Step:
+    """Products, or a convolution and its gradients, of one task after the other."""
+    own, shared = (torch.from_numpy(array) for array in parts_of(item))
+    if item.kind == "convolution":
+        own = own.permute(0, 1, 4, 2, 3).contiguous().requires_grad_()
+        shared = shared.permute(3, 2, 0, 1).contiguous().requires_grad_()
+
+    def of_task(x: torch.Tensor) -> torch.Tensor:
+        if item.kind == "product":
+            return (x @ shared).square().mean()
+        value = F.conv2d(x, shared, padding=1).square().mean() / 2
+        torch.autograd.grad(value, (x, shared))
+        return value.detach()
+
+    def step(count: int) -> float:
+        for _ in range(count):
+            values = [of_task(x) for x in own]
+        return float(torch.stack(values).mean())
+
+    return step
 
 
 def sampling(item: Item) -> Step:
