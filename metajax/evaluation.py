@@ -484,7 +484,7 @@ def _deviation(
     """The largest change of a prediction as a fraction of the largest prediction."""
     query = task.query
     num_queries = jax.tree.leaves(query.x)[0].shape[0]
-    mask = jnp.ones(num_queries, bool) if query.mask is None else query.mask
+    mask = query.is_real
     own = jnp.arange(num_queries)
     # A fixed order that has nothing to do with that of the classes.
     order = jnp.asarray(np.random.default_rng(0).permutation(num_queries))

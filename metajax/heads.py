@@ -198,9 +198,7 @@ def unit(vectors: Array, epsilon: float = 1e-12) -> Array:
 
 def embedded(features: Array, support: Examples, num_classes: int) -> Embedded:
     """A support set with embeddings `[n, ...]` of its inputs, for N classes."""
-    is_real = support.mask
-    if is_real is None:
-        is_real = jnp.ones(support.y.shape, bool)
+    is_real = support.is_real
     one_hot = jax.nn.one_hot(support.y, num_classes, dtype=features.dtype)
     # `where` rather than a product: what stands in padding may be anything.
     one_hot = jnp.where(is_real[:, None], one_hot, 0)

@@ -179,7 +179,7 @@ def fisher_diagonal(
     """
     described, fixed = partition(params, all_but(STATISTICS))
     num = jax.tree.leaves(examples.x)[0].shape[0]
-    is_real = jnp.ones(num, bool) if examples.mask is None else examples.mask
+    is_real = examples.is_real
     keys = None if key is None else jax.random.split(key, num)
 
     def add(total: PyTree, row: tuple[PyTree, Array, Array | None]) -> tuple:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 __all__ = [
     "Array",
@@ -41,6 +42,13 @@ class Examples(NamedTuple):
     x: PyTree
     y: PyTree
     mask: Array | None = None
+
+    @property
+    def is_real(self) -> Array:
+        """Bool `[n]`: the mask, or True everywhere if there is none."""
+        if self.mask is not None:
+            return self.mask
+        return jnp.ones(jax.tree.leaves(self.x)[0].shape[0], bool)
 
 
 class Task(NamedTuple):

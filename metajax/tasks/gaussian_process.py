@@ -242,13 +242,13 @@ def exact_posterior(
     """
     if hyperparameters is None:
         hyperparameters = _common(tasks)
-    in_support, in_query = _mask(support), _mask(query)
+    in_support, in_query = support.is_real, query.is_real
     noise = tasks.noise**2
 
     def between(a: Examples, b: Examples) -> Array:
         k = covariance(tasks.kernel, hyperparameters, a.x, b.x)
         # `where` rather than a product: what stands in padding may be anything.
-        return jnp.where(_mask(a)[:, None] & _mask(b)[None], k, 0)
+        return jnp.where(a.is_real[:, None] & b.is_real[None], k, 0)
 
     # A point of padding is one that goes with no other and is 0.
     y = jnp.where(in_support[:, None], support.y, 0)
@@ -299,12 +299,6 @@ def _common(tasks: GaussianProcess) -> HyperParameters:
             )
     ranges = (tasks.length_scale, tasks.scale, tasks.period)
     return HyperParameters(*(jnp.float32(low) for low, _ in ranges))
-
-
-def _mask(examples: Examples) -> Array:
-    if examples.mask is None:
-        return jnp.ones(len(examples.x), bool)
-    return examples.mask
 
 
 def _positive_range(

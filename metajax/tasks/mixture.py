@@ -176,8 +176,7 @@ def _padded(examples: Examples, rows: int | None) -> Examples:
     if rows is None:
         return examples
     num = jax.tree.leaves(examples.x)[0].shape[0]
-    mask = jnp.ones(num, bool) if examples.mask is None else examples.mask
     return jax.tree.map(
         lambda leaf: jnp.pad(leaf, [(0, rows - num)] + [(0, 0)] * (leaf.ndim - 1)),
-        Examples(examples.x, examples.y, mask),
+        Examples(examples.x, examples.y, examples.is_real),
     )

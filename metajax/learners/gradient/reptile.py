@@ -155,7 +155,7 @@ def draw_batches(
       Examples `[steps, batch_size, ...]` without a mask.
     """
     num = len(jax.tree.leaves(examples.y)[0])
-    is_real = jnp.ones(num, bool) if examples.mask is None else examples.mask
+    is_real = examples.is_real
 
     def indices(key: Array) -> Array:
         # Real examples first, in random order.
