@@ -26,9 +26,6 @@ __all__ = [
 TOLERANCE = 1e-3  # of the losses at step 0, relative
 ROUND_SECONDS = 0.5  # what a contender does in its turn takes about as long, or a step
 MOST_SECONDS = 100.0  # a contender that has spent so much on an item sits out
-# All contenders get memory in large pages. Otherwise buffers above 32 MiB are new to the
-# process in every step, in 4 KiB pages that the kernel first fills with zeros.
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
 ANSWER_SECONDS = 900.0  # of silence, and a worker is given up
 
 
@@ -39,11 +36,12 @@ class WorkerError(RuntimeError):
 class Process:
     """A contender in its own process and environment; see `benchmarks.peers.worker`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, large_pages: bool = False) -> None:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(THREADS))
         environment = os.environ | threads
         environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        environment |= {"GLIBC_TUNABLES": HUGE_PAGES}
+        if large_pages:
+            environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         # A compilation out of a cache would not be the one that is timed.
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         self._log = tempfile.TemporaryFile("w+", errors="replace")
@@ -93,13 +91,16 @@ class Process:
         return f"exit code {code}; {lines[-1] if lines else 'nothing said'}"
 
 
-def measure(item: Item, absent: dict[str, str], rounds: int) -> list[dict[str, Any]]:
+def measure(
+    item: Item, absent: dict[str, str], rounds: int, *, large_pages: bool = False
+) -> list[dict[str, Any]]:
     """Measures one item.
 
     Args:
       item: the work.
       absent: peers that take no part, and why.
       rounds: how often everyone has a turn.
+      large_pages: whether all get memory in pages of 2 MiB, where glibc and Linux can.
 
     Returns:
       A row for each contender: `item`, `contender`, `tasks`, and either `problem`, or
@@ -117,7 +118,7 @@ def measure(item: Item, absent: dict[str, str], rounds: int) -> list[dict[str, A
                 continue
             print(f"{item}: {name}", flush=True)
             began = time.perf_counter()
-            live[name] = Process(name)
+            live[name] = Process(name, large_pages=large_pages)
             row |= _ask(live[name], row, "prepare", item=str(item))
             first = _ask(live[name], row, "step", count=1)
             row["first_step_seconds"] = time.perf_counter() - began

@@ -129,22 +129,31 @@ def _phase(g: Array, w: Array, first: Sequence[int], sizes: Sequence[int]) -> Ar
 
 def _kernel_gradient(x: Array, g: Array, *, geometry: Geometry) -> Array:
     """A sum of products of patches over blocks of images small enough for the cache."""
+    channels, filters = x.shape[-1], g.shape[-1]
+    window = geometry.window[0] * geometry.window[1] * channels
+    # Of images with few channels, patches are cut channel by channel, as rows would be
+    # put together from single numbers; and they are small, so that blocks are large.
+    is_thin = channels <= 4
+    most = 65_536 if is_thin else 1024
     rows = geometry.output[0] * geometry.output[1]
     block = max(
         (
             d
             for d in range(1, len(x) + 1)
-            if len(x) % d == 0 and d * rows <= 1024 or d == 1
+            if len(x) % d == 0 and d * rows <= most or d == 1
         ),
         default=0,
     )
     # The wider factor on the right: the left one is packed anew for every product. The
     # barrier keeps XLA from turning them around.
-    wide = geometry.window[0] * geometry.window[1] * x.shape[-1] > g.shape[-1]
+    is_wide = window > filters and not is_thin
 
     def product(x: Array, g: Array) -> Array:
-        left, right = _patches(x, geometry), g.reshape(-1, g.shape[-1])
-        if wide:
+        right = g.reshape(-1, filters)
+        if is_thin:
+            return _patches_of_channels(x, geometry) @ right
+        left = _patches(x, geometry)
+        if is_wide:
             left, right = right, left
         return jax.lax.optimization_barrier(left.T @ right)
 
@@ -158,9 +167,9 @@ def _kernel_gradient(x: Array, g: Array, *, geometry: Geometry) -> Array:
         like = jax.eval_shape(product, *jax.tree.map(lambda a: a[0], blocks))
         zeros = jnp.zeros(like.shape, jnp.promote_types(like.dtype, jnp.float32))
         products = jax.lax.scan(add, zeros, blocks)[0].astype(x.dtype)
-    if wide:
+    if is_wide:
         products = products.T
-    return products.reshape(*geometry.window, x.shape[-1], g.shape[-1])
+    return products.reshape(*geometry.window, channels, filters)
 
 
 # The same three as products of image patches, for kernels that differ between tasks.
@@ -168,20 +177,31 @@ def _kernel_gradient(x: Array, g: Array, *, geometry: Geometry) -> Array:
 
 def _patches(x: Array, geometry: Geometry) -> Array:
     """All windows of `[n, H, W, C]`, as rows: `[n * H' * W', h * w * C]`."""
+    patches = jnp.concatenate(_taps(x, geometry), axis=-1)
+    return patches.reshape(-1, patches.shape[-1])
+
+
+def _patches_of_channels(x: Array, geometry: Geometry) -> Array:
+    """The same as columns: `[h * w * C, n * H' * W']`."""
+    taps = _taps(jnp.moveaxis(x, -1, 0)[..., None], geometry)
+    return jnp.stack(taps).reshape(len(taps) * x.shape[-1], -1)
+
+
+def _taps(x: Array, geometry: Geometry) -> list[Array]:
+    """What each place of the window sees of `[..., H, W, C]`: `[..., H', W', C]`."""
     stride, pads, _, (rows, columns) = geometry
     height, width = geometry.output
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    taps = [
+    x = jnp.pad(x, ((0, 0),) * (x.ndim - 3) + (*pads, (0, 0)))
+    return [
         x[
-            :,
+            ...,
             i : i + stride * (height - 1) + 1 : stride,
             j : j + stride * (width - 1) + 1 : stride,
+            :,
         ]
         for i in range(rows)
         for j in range(columns)
     ]
-    patches = jnp.concatenate(taps, axis=-1)
-    return patches.reshape(len(x) * height * width, patches.shape[-1])
 
 
 def _conv_product(x: Array, w: Array, *, geometry: Geometry) -> Array:

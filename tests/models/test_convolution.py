@@ -18,9 +18,9 @@ CASES = [
     ((2, 5, 6, 2), (3, 3), 3, 1, "SAME"),
     ((2, 5, 6, 2), (2, 3), 3, 2, "SAME"),
     ((2, 7, 5, 1), (3, 3), 1, 2, "SAME"),
-    ((1, 7, 8, 3), (2, 3), 2, 3, "SAME"),
-    ((3, 4, 5, 2), (1, 1), 2, 3, "SAME"),
-    ((2, 6, 5, 2), (3, 3), 1, 1, "VALID"),
+    ((1, 7, 8, 5), (2, 3), 2, 3, "SAME"),
+    ((3, 4, 5, 5), (1, 1), 2, 3, "SAME"),
+    ((2, 6, 5, 6), (3, 3), 1, 1, "VALID"),
     ((2, 7, 8, 1), (2, 3), 2, 2, "VALID"),
 ]
 
@@ -158,7 +158,7 @@ def test_vmaps_nest():
 
 @settings(max_examples=10, deadline=None)
 @given(
-    st.tuples(st.integers(1, 3), *[st.integers(1, 7)] * 2, st.integers(1, 3)),
+    st.tuples(st.integers(1, 3), *[st.integers(1, 7)] * 2, st.integers(1, 6)),
     st.tuples(st.integers(1, 4), st.integers(1, 4)),
     st.integers(1, 3),
     st.integers(1, 4),
@@ -183,15 +183,17 @@ def test_any_size_has_the_value_and_gradient_of_xla(
         )
 
 
-@pytest.mark.parametrize("images", [6, 7])
-def test_kernel_gradient_in_blocks(images):
-    """324 positions an image: two blocks of three images, and seven of one."""
+@pytest.mark.parametrize(
+    ("images", "size", "channels"), [(6, 18, 5), (7, 18, 5), (2, 257, 1)]
+)
+def test_kernel_gradient_in_blocks(images, size, channels):
+    """Two blocks of three images, seven of one, and two of one with many positions."""
 
     def gradient(conv, x, kernel):
         return jax.grad(lambda w: jnp.sum(jnp.sin(conv(x, w))))(kernel)
 
     with jax.enable_x64(True):
-        x, kernel = draw((images, 18, 18, 1), (3, 3, 1, 2))
+        x, kernel = draw((images, size, size, channels), (3, 3, channels, 2))
         got = quick_jit(partial(gradient, convolve))
         assert "while" in got.lower(x, kernel).as_text()
         np.testing.assert_allclose(
@@ -225,7 +227,7 @@ def test_programs_are_chosen_by_the_backend(platform, count):
     def gradient(x, w):
         return jax.grad(lambda w: jnp.sum(convolve(x, w) ** 2))(w)
 
-    x, w = jnp.ones((16, 14, 14, 2)), jnp.ones((3, 3, 2, 4))
+    x, w = jnp.ones((16, 14, 14, 8)), jnp.ones((3, 3, 8, 4))
     lowered = jax.jit(gradient).trace(x, w).lower(lowering_platforms=(platform,))
     assert lowered.as_text().count("stablehlo.while") == count  # the blocks of CPU
 
