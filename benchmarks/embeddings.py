@@ -64,12 +64,14 @@ MAKERS: dict[str, Callable[[Model, int], Learner]] = {
     "relation": lambda model, way: relation(model, way=way),
     "feat": lambda model, way: feat(model, way=way),
     "ridge": lambda model, way: ridge(model, way=way),
+    "ridge, strength not learned": lambda model, way: ridge(
+        model, way=way, learn_strength=False
+    ),
     "ridge, strength and scale 1": lambda model, way: ridge(
         model, way=way, strength=1.0, scale=1.0
     ),
     "logistic": lambda model, way: logistic(model, way=way),
     "svm": lambda model, way: svm(model, way=way),
-    "svm, scale 1": lambda model, way: svm(model, way=way, scale=1.0),
     "label_propagation": lambda model, way: label_propagation(model, way=way),
     "graph": lambda model, way: graph(model, way=way),
     "baseline": lambda model, way: baseline(model, num_classes=4112, way=way),
