@@ -83,8 +83,11 @@ def init_state(
     (pretrained parameters, say) stays valid, and no two leaves share memory.
     """
     key_learner, key_estimator = jax.random.split(key)
-    # As one program each: operation by operation takes seconds to compile.
-    meta_params = jax.jit(learner.init)(key_learner, task)
+    # As one program each: operation by operation takes seconds to compile. On CPU most
+    # of that goes into making a program fast, which one that runs once need not be.
+    quick = {"xla_backend_optimization_level": 0}
+    options = quick if jax.default_backend() == "cpu" else None
+    meta_params = jax.jit(learner.init, compiler_options=options)(key_learner, task)
     state = TrainState(
         step=jnp.int32(0),
         meta_params=meta_params,
