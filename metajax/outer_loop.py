@@ -85,8 +85,10 @@ def init_state(
     key_learner, key_estimator = jax.random.split(key)
     # As one program each: operation by operation takes seconds to compile. On CPU most
     # of that goes into making a program fast, which one that runs once need not be.
+    # Within another program it is no program of its own, and takes no options.
+    is_program = not isinstance(key_learner, jax.core.Tracer)
     quick = {"xla_backend_optimization_level": 0}
-    options = quick if jax.default_backend() == "cpu" else None
+    options = quick if is_program and jax.default_backend() == "cpu" else None
     meta_params = jax.jit(learner.init, compiler_options=options)(key_learner, task)
     state = TrainState(
         step=jnp.int32(0),
