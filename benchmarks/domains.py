@@ -26,7 +26,6 @@ made of. Of every class of a domain the first 500 images are used.
 import dataclasses
 import functools
 import pathlib
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +36,7 @@ import tyro
 
 from benchmarks.calibrated import calibrated
 from benchmarks.images import READERS, at_most, read
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, kept, training_settings, write_result
 from metajax.arguments import check_choice
 from metajax.buckets import Bucket, bucketed, fit_buckets
 from metajax.evaluation import evaluate
@@ -141,16 +140,13 @@ def one_learner(
 ) -> dict[str, dict[str, Report]]:
     """Reports by protocol and domain; those of a finished run are read again."""
     folder = pathlib.Path(f"runs/domains-seed{settings.seed}/{name}")
-    path = folder / "reports.pickle"
-    asked = dataclasses.replace(settings, learners=())
-    if path.exists():
-        found, reports = pickle.loads(path.read_bytes())
-        if found == asked:
-            return reports
-    model, meta_params = trained(name, settings, sources, folder)
-    reports = tested(name, model, meta_params, settings, sources, tables)
-    path.write_bytes(pickle.dumps((asked, reports)))
-    return reports
+
+    def train_and_test() -> dict[str, dict[str, Report]]:
+        model, meta_params = trained(name, settings, sources, folder)
+        return tested(name, model, meta_params, settings, sources, tables)
+
+    asked = training_settings(settings, "learners")
+    return kept(folder / "reports.pickle", asked, train_and_test)
 
 
 def trained(

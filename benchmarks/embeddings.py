@@ -17,6 +17,7 @@ learners of `metajax.learners.memory`.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ import tyro
 
 from benchmarks.calibrated import calibrated
 from benchmarks.intervals import interval
-from benchmarks.record import training_settings, write_result
+from benchmarks.record import kept, training_settings, write_result
 from metajax.arguments import check_choice
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
@@ -103,7 +104,7 @@ def main(settings: Settings) -> None:
     rows: list[dict[str, Any]] = []
     reference: dict[tuple[int, int], Report] = {}
     for name in names:
-        for protocol, report in train_and_test(name, settings).items():
+        for protocol, report in one_learner(name, settings).items():
             row: dict[str, Any] = {
                 "learner": name,
                 "way": protocol[0],
@@ -127,8 +128,23 @@ def main(settings: Settings) -> None:
     write_result(NAME, dataclasses.asdict(settings), rows)
 
 
-def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Report]:
-    """Reports of one learner by way and shot."""
+def one_learner(name: str, settings: Settings) -> dict[tuple[int, int], Report]:
+    """Reports of one learner by way and shot; those of a finished run are read again.
+
+    Two processes with different learners may share the folder.
+    """
+    folder = pathlib.Path(f"runs/{NAME}-seed{settings.seed}") / name.replace(" ", "-")
+    return kept(
+        folder / "reports.pickle",
+        training_settings(settings, "learners"),
+        lambda: train_and_test(name, settings, folder),
+    )
+
+
+def train_and_test(
+    name: str, settings: Settings, folder: pathlib.Path
+) -> dict[tuple[int, int], Report]:
+    """Trains one learner in a folder and tests it."""
     is_baseline = name.startswith("baseline")
     has_one_way = name == "graph"
     way = 5 if has_one_way else settings.way
@@ -151,7 +167,7 @@ def train_and_test(name: str, settings: Settings) -> dict[tuple[int, int], Repor
         seed=settings.seed,
         log_every=100,
         checkpoint_every=250,
-        run_dir=f"runs/{NAME}-seed{settings.seed}/{list(MAKERS).index(name)}",
+        run_dir=folder,
         config=training_settings(settings, "learners", learner=name),
     )
     meta_params = calibrated(model, result.meta_params, tasks, settings.seed)

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import os
 import pathlib
+import pickle
 import platform
 import shlex
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import flax
 import jax
@@ -16,12 +18,13 @@ import optax
 
 from metajax.version import __version__
 
-__all__ = ["RESULTS", "training_settings", "write_result"]
+__all__ = ["RESULTS", "kept", "training_settings", "write_result"]
 
 # Programs are compiled once for all runs in this folder, unless told otherwise.
 if jax.config.values["jax_compilation_cache_dir"] is None:
     jax.config.update("jax_compilation_cache_dir", "runs/compiled")
 
+Result = TypeVar("Result")
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
@@ -53,6 +56,26 @@ def write_result(name: str, settings: dict[str, Any], results: list[dict]) -> No
     temporary.write_text(json.dumps(record, indent=1) + "\n")
     temporary.replace(path)
     print(f"wrote {path}")
+
+
+def kept(path: pathlib.Path, settings: Any, make: Callable[[], Result]) -> Result:
+    """What `make` gives, from a file if it was made before for the same settings.
+
+    Args:
+      path: of the file, in a run folder.
+      settings: everything that the result depends on.
+      make: takes long; its result can be pickled.
+    """
+    if path.exists():
+        found, result = pickle.loads(path.read_bytes())
+        if found == settings:
+            return result
+    result = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(pickle.dumps((settings, result)))
+    temporary.replace(path)
+    return result
 
 
 def training_settings(settings: Any, *without: str, **more: Any) -> dict[str, Any]:

@@ -240,6 +240,21 @@ def test_memory_sequences(tmp_path, monkeypatch):
     )
 
 
+def test_what_was_made_for_the_same_settings_is_kept(tmp_path):
+    path, made = tmp_path / "run" / "numbers.pickle", []
+
+    def make():
+        made.append(len(made))
+        return {"numbers": np.full(3, len(made))}
+
+    first, again = (record.kept(path, {"steps": 5}, make) for _ in range(2))
+    np.testing.assert_array_equal(first["numbers"], again["numbers"])
+    assert made == [0]
+    other = record.kept(path, {"steps": 6}, make)
+    np.testing.assert_array_equal(other["numbers"], 2)
+    assert [file.name for file in path.parent.iterdir()] == ["numbers.pickle"]
+
+
 def test_drawings_are_shifted_as_a_whole(key):
     images = jnp.zeros((3, 20, 20, 1)).at[:, 9:11, 9:11].set(1.0)
     moved = memory_sequences.moved(key, images)
