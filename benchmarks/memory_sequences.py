@@ -1,7 +1,8 @@
 """Accuracy by instance on sequences of Omniglot: A. Santoro et al., ICML 2016, table 2.
 
     python -m benchmarks.memory_sequences
-    python -m benchmarks.memory_sequences --learners mann --split vinyals
+    python -m benchmarks.memory_sequences --learners sgdstore --split lake
+    python -m benchmarks.memory_sequences --learners mann lstm --most-turn 0.2
 
 Five characters that were never seen, ten drawings of each in random order: the learner
 is shown one after another, names it, and is then told its class. Drawings are 20 x 20
@@ -13,9 +14,10 @@ Splits: `vinyals` trains on 1,200 characters and tests on 423, the numbers of th
 which does not say which; `lake` trains on the 964 of 30 alphabets and tests on the 659
 of 20 others, as sgdstore does. In training, drawings are shifted by up to a pixel,
 and turned if asked, as in the paper.
+
 Differs from the paper: Adam for RMSProp, and batches of 16 sequences with a rate that
-falls to 0 along a cosine; the paper's 100,000 episodes are half as many sequences as
-the 12,500 steps here, if an episode is one. The memory of sgdstore is smaller than its
+falls to 0 along a cosine. The sources at hand do not say whether the paper's 100,000
+episodes are as many sequences or batches. The memory of sgdstore is smaller than its
 author's, to be faster.
 """
 

@@ -392,7 +392,8 @@ def _memory_sequences(records: Named) -> str:
                 rows.append([f"{r['learner']}, published", *row])
         parts += [
             f"Split `{settings['split']}`, {settings['outer_steps']:,} steps of "
-            f"{settings['tasks_per_step']} sequences, seed {settings['seed']}, "
+            f"{settings['tasks_per_step']} sequences, drawings turned by up to "
+            f"{settings.get('most_turn', 0.0)} radians, seed {settings['seed']}, "
             f"{record['results'][0]['num_tasks']:,} test sequences:\n",
             _markdown(["learner", *(f"{n}." for n in shown)], rows),
             _picture(path),
