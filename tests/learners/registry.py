@@ -154,6 +154,7 @@ REGISTRY = {
         lambda: metajax.ridge(_mlp(15, "support"), learn_strength=False)
     ),
     "logistic": Entry(lambda: metajax.logistic(_mlp(5), way=4)),
+    # Steps until what is left of the solver's error is rounding, as logits amplify it.
     "svm": Entry(lambda: metajax.svm(_mlp(8), way=4, learn_penalty=True, steps=2000)),
     "kernel_svm": Entry(lambda: metajax.kernel_svm(way=WAY)),
     "kernel_svm, linear": Entry(
