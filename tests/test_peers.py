@@ -122,6 +122,11 @@ def test_table_and_plot(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 0
 
 
+def test_nothing_is_drawn_without_learn2learn(tmp_path):
+    draw(summarise(rows_of(metajax=[1.0, 2.0], higher=[2.0, 3.0])), tmp_path / "p.png")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_table_without_any_measurement_still_says_why():
     rows = rows_of(metajax=[])
     rows[0]["problem"] = "failed to prepare: exit code 1; no memory"

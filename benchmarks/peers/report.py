@@ -90,11 +90,16 @@ def _number(value: float | None) -> str:
 
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
-    """Draws times relative to learn2learn, one line of points for each item."""
+    """Draws times relative to learn2learn, one line of points for each item.
+
+    Writes nothing where learn2learn was not measured.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     drawn = [row for row in rows if row.get("to_reference")]
+    if not drawn:
+        return
     items = list(dict.fromkeys(row["item"] for row in drawn))
     figure = Figure((9, 1.5 + 0.35 * len(items)), layout="constrained")
     FigureCanvasAgg(figure)
