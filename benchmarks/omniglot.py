@@ -220,6 +220,7 @@ class Imaml(Settings):
     inner_rate: float = 0.1
     inner_steps: int = 16
     strength: float = 2.0
+    damping: float = 22.0
 
     def build(self, model: Model) -> Learner:
         """16 inner steps and 5 of conjugate gradients, as the paper has it."""
@@ -228,7 +229,8 @@ class Imaml(Settings):
             optax.sgd(self.inner_rate),
             steps=self.inner_steps,
             strength=self.strength,
-            max_residual=1.0,
+            damping=self.damping,
+            cg_steps=5,
         )
 
 

@@ -414,8 +414,8 @@ def _non_finite_error(
             residual = metrics["implicit_residual"][index]
             what += f" (`implicit_residual` is {residual:.3g} in the mean over tasks)"
             hint = (
-                "A linear solve did not reach `max_residual`: raise `strength` or "
-                "`cg_steps`, or take more inner steps."
+                "A linear solve did not reach `max_residual`: raise `strength`, "
+                "`damping` or `cg_steps`, or take more inner steps."
             )
     else:
         what = "loss and gradient are finite, but the updated meta-parameters are not"

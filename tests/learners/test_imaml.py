@@ -27,8 +27,8 @@ def smooth_model():
     )
 
 
-@pytest.mark.parametrize("strength", [0.5, 2.0])
-def test_matches_closed_form(strength):
+@pytest.mark.parametrize(("strength", "damping"), [(0.5, 0.0), (2.0, 0.0), (0.5, 3.0)])
+def test_matches_closed_form(strength, damping):
     """The Hessian is a multiple of the identity: one step of each solver is exact."""
     learner = metajax.imaml(
         constant_model(),
@@ -36,6 +36,7 @@ def test_matches_closed_form(strength):
         steps=1,
         eval_steps=3,
         strength=strength,
+        damping=damping,
         cg_steps=1,
         max_residual=1e-4,
         objective=squared_error,
@@ -46,7 +47,8 @@ def test_matches_closed_form(strength):
     run = jax.jit(jax.value_and_grad(lambda p: learner.loss(p, task), has_aux=True))
     (loss, metrics), gradient = run(THETA)
     np.testing.assert_allclose(loss, 0.5 * np.sum(np.square(phi - QUERY)), rtol=1e-5)
-    expected = strength / (1 + strength) * (phi - QUERY)
+    pull = strength + damping
+    expected = pull / (1 + pull) * (phi - QUERY)
     chex.assert_trees_all_close(gradient, expected, rtol=1e-5)
     assert metrics["implicit_residual"] < 1e-6
     before = 0.5 * np.sum(np.square(THETA - SUPPORT))  # theta is at distance 0
@@ -136,6 +138,7 @@ ERRORS = {
     "eval_steps": ({"eval_steps": -1}, ValueError, "`steps` must be .*got -1"),
     "strength": ({"strength": 0.0}, ValueError, "`strength` must be above 0.*got 0.0"),
     "strength of NaN": ({"strength": float("nan")}, ValueError, "`strength`.*got nan"),
+    "damping": ({"damping": -1.0}, ValueError, "`damping` must be at least 0.*got -1"),
     "cg_steps": ({"cg_steps": 0}, ValueError, "`cg_steps` must be an integer.*got 0"),
     "max_residual": ({"max_residual": 2}, ValueError, "`max_residual` must .*got 2"),
     "gradient": ({"gradient": "exact"}, ValueError, "first_order, got 'exact'"),

@@ -11,7 +11,8 @@ theta is `meta_params`, phi* what `adapt` returns, lambda `strength`. The invers
 applied by conjugate gradients (`metajax.implicit`), so that the inner steps are not
 differentiated: memory does not grow with them, and any optimizer may take them. phi* is
 as good as the inner steps make it, and so is the gradient. Differs from the paper:
-lambda is not learned.
+lambda is not learned, and Eq. (6) may have a larger one than the inner problem, as the
+authors' code has it.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from metajax.arguments import check_positive
+from metajax.arguments import check_not_negative, check_positive
 from metajax.filters import combine, partition
 from metajax.implicit import check_solve, implicit_loss
 from metajax.learners.gradient.descent import (
@@ -44,6 +45,7 @@ def imaml(
     steps: int,
     eval_steps: int | None = None,
     strength: float = 2.0,
+    damping: float = 0.0,
     cg_steps: int = 10,
     max_residual: float = 1.0,
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
@@ -63,12 +65,16 @@ def imaml(
       strength: lambda, above 0: 2 is the paper's for 20-way Omniglot. The inner problem
         has a minimum for sure only if lambda is more than minus the smallest curvature
         of the support loss.
+      damping: what Eq. (6) adds to lambda, at least 0. Above 0 the gradient is no
+        longer that of the inner problem, but of one that is tied more strongly and has
+        the same solution. Networks with batch statistics need it, as their curvature is
+        often far below -2: 22 with a `strength` of 2 is what the authors' code has.
       cg_steps: steps of conjugate gradients, at least 1; the paper takes 5.
       max_residual: the largest relative residual of the linear solve, in (0, 1]; above
         it the gradient is NaN, at which `train` stops. 1 is that of no solution at all.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: `"implicit"`, or one of `metajax.unroll.GRADIENT_MODES` to differentiate
-        through the inner steps on the same problem, for comparison.
+        through the inner steps on the same problem, undamped, for comparison.
 
     Returns:
       A learner whose `meta_params` and `adapted` are parameters of `model`. Its loss
@@ -91,13 +97,14 @@ def imaml(
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1 to solve anything, got {steps}.")
     check_positive(strength=strength)
+    check_not_negative(damping=damping)
     support_loss = support_loss_fn(model, objective)
 
-    def proximal_loss(phi: PyTree, theta: PyTree, others: PyTree) -> Array:
+    def proximal_loss(phi: PyTree, theta: PyTree, others: PyTree, pull: float) -> Array:
         """`phi` and `theta` are the floating-point leaves, `rest` the others."""
         rest, support, key = others
         distance = optax.tree.norm(optax.tree.sub(phi, theta), squared=True)
-        return support_loss(combine(phi, rest), support, key) + strength / 2 * distance
+        return support_loss(combine(phi, rest), support, key) + pull / 2 * distance
 
     def run(
         meta_params: PyTree, support: Examples, key: Array | None, how: Run
@@ -109,7 +116,7 @@ def imaml(
         # One key for all steps: with dropout too there is then one inner problem.
         def loss(params: PyTree, args: PyTree, _: Array | None) -> Array:
             theta, *others = args
-            return proximal_loss(partition(params)[0], theta, others)
+            return proximal_loss(partition(params)[0], theta, others, strength)
 
         return unroll(
             loss,
@@ -142,7 +149,8 @@ def imaml(
 
         def inner(phi: PyTree, theta: PyTree, others: PyTree) -> Array:
             rest, task, key, _ = others
-            return proximal_loss(phi, theta, (rest, task.support, key))
+            others = (rest, task.support, key)
+            return proximal_loss(phi, theta, others, strength + damping)
 
         value, metrics, residual = implicit_loss(
             outer,
