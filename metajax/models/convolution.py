@@ -348,6 +348,7 @@ class Conv(nn.Module):
       strides: step in both directions.
       padding: `"SAME"` or `"VALID"`.
       kernel_init: initialiser of the kernel `[h, w, C, F]`.
+      use_bias: whether a bias is added to every channel.
     """
 
     features: int
@@ -355,14 +356,17 @@ class Conv(nn.Module):
     strides: int = 1
     padding: str = "SAME"
     kernel_init: Callable = nn.initializers.lecun_normal()
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps `[n, H, W, C]` to `[n, H', W', features]`."""
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         outputs = convolve(x, kernel, stride=self.strides, padding=self.padding)
+        if not self.use_bias:
+            return outputs
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return outputs + bias[None, None, None, :]
 
 

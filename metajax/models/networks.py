@@ -19,7 +19,7 @@ from flax import linen as nn
 from metajax.arguments import check_choice, check_integers
 from metajax.models.adapters import from_functions, from_linen
 from metajax.models.convolution import Conv, max_pool
-from metajax.models.normalization import Normalize
+from metajax.models.normalization import PER_CHANNEL, Normalize
 from metajax.models.precision import with_precision
 from metajax.types import Array, Model
 
@@ -91,7 +91,12 @@ class Conv4(nn.Module):
             else nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         )
         for block in range(4):
-            x = Conv(self.features, strides=2 if is_strided else 1, kernel_init=init)(x)
+            x = Conv(
+                self.features,
+                strides=2 if is_strided else 1,
+                kernel_init=init,
+                use_bias=self.normalization not in PER_CHANNEL,
+            )(x)
             x = Normalize(self.normalization)(x, mask)
             if context is not None and block == 2:
                 x = _modulate(x, nn.Dense(2 * self.features, name="film")(context))

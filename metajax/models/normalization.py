@@ -25,6 +25,7 @@ from metajax.types import Array, Examples, Model, PyTree
 
 __all__ = [
     "NORMALIZATIONS",
+    "PER_CHANNEL",
     "STATISTICS",
     "Normalize",
     "calibrate",
@@ -34,6 +35,9 @@ __all__ = [
 ]
 
 NORMALIZATIONS = ("none", "layer", "group", "batch", "support", "calibrated")
+
+PER_CHANNEL = ("batch", "support", "calibrated")
+"""Those that take the mean of each channel away, and any bias added before with it."""
 
 STATISTICS = "statistics"
 """The Linen collection of frozen statistics; absent until something is frozen."""

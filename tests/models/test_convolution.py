@@ -313,7 +313,9 @@ def test_wrong_shapes():
         convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 1)))
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"strides": 2, "padding": "VALID"}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"strides": 2, "padding": "VALID"}, {"use_bias": False}]
+)
 def test_conv_is_a_drop_in_for_flax(key, kwargs):
     x = jax.random.normal(key, (2, 7, 6, 3))
 

@@ -20,8 +20,8 @@ def size(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-# A block of 64 features: 9 taps and a bias; scale and shift of the normalisation.
-FIRST, OTHER, NORM = (9 * 1 + 1) * 64, (9 * 64 + 1) * 64, 2 * 64
+# A block of 64 features: 9 taps; a bias, or scale and shift of a normalisation.
+FIRST, OTHER, BIAS, NORM = 9 * 1 * 64, 9 * 64 * 64, 64, 2 * 64
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,14 @@ FIRST, OTHER, NORM = (9 * 1 + 1) * 64, (9 * 64 + 1) * 64, 2 * 64
     [
         (conv4(), (3, 28, 28, 1), 64, FIRST + 3 * OTHER + 4 * NORM),
         (conv4(5), (3, 28, 28, 1), 5, FIRST + 3 * OTHER + 4 * NORM + 65 * 5),
-        (conv4(normalization="none"), (2, 28, 28, 1), 64, FIRST + 3 * OTHER),
+        (conv4(normalization="none"), (2, 28, 28, 1), 64, FIRST + 3 * OTHER + 4 * BIAS),
+        (
+            conv4(normalization="layer"),
+            (2, 28, 28, 1),
+            64,
+            # Scale and shift of each feature, and a bias that layers do not take away.
+            FIRST + 3 * OTHER + 4 * (BIAS + NORM),
+        ),
         (conv4(pooling="stride"), (3, 28, 28, 1), 64, FIRST + 3 * OTHER + 4 * NORM),
         (
             conv4(5, pooling="stride"),
@@ -37,9 +44,9 @@ FIRST, OTHER, NORM = (9 * 1 + 1) * 64, (9 * 64 + 1) * 64, 2 * 64
             5,
             FIRST + 3 * OTHER + 4 * NORM + 65 * 5,
         ),
-        (conv4(features=8), (2, 84, 84, 3), 5 * 5 * 8, 28 * 8 + 3 * 73 * 8 + 4 * 16),
-        (conv4(features=8), (2, 16, 33, 1), 1 * 2 * 8, 10 * 8 + 3 * 73 * 8 + 4 * 16),
-        (conv4(pooling="stride", features=8), (1, 5, 5, 1), 8, 80 + 3 * 584 + 64),
+        (conv4(features=8), (2, 84, 84, 3), 5 * 5 * 8, 27 * 8 + 3 * 72 * 8 + 4 * 16),
+        (conv4(features=8), (2, 16, 33, 1), 1 * 2 * 8, 9 * 8 + 3 * 72 * 8 + 4 * 16),
+        (conv4(pooling="stride", features=8), (1, 5, 5, 1), 8, 72 + 3 * 576 + 64),
         (mlp(1), (7, 1), 1, 40 * 2 + 40 * 41 + 41),
         (mlp(3, hidden=(8,), normalization="batch"), (7, 2, 5), 3, 88 + 16 + 27),
         (mlp(3, hidden=()), (7, 4), 3, 15),
@@ -90,7 +97,7 @@ def test_mlp_starts_as_he_with_zero_biases(key):
 @pytest.mark.parametrize("pooling", ["max", "stride"])
 def test_conv4_starts_uniform_with_zero_biases(key, pooling):
     """Within 1 / sqrt(fan in), or Glorot's sqrt(6 / (fan in + fan out))."""
-    model = conv4(50, features=24, pooling=pooling)
+    model = conv4(50, features=24, pooling=pooling, normalization="layer")
     params = jax.jit(model.init)(key, jnp.ones((1, 28, 28, 3)))["params"]
     fans = {
         "Conv_0": (9 * 3, 9 * 24),
