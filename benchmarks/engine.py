@@ -41,6 +41,7 @@ from benchmarks.peers.items import Item, select_items
 from benchmarks.peers.worker import THREADS
 from benchmarks.peers.worker_metajax import training_program
 from metajax.evaluation import evaluate
+from metajax.host import use_cores
 from metajax.learners.gradient.maml import maml
 from metajax.models.networks import conv4, mlp
 from metajax.objectives import squared_error
@@ -135,12 +136,14 @@ def first_step(inner_steps: int, cache: str | None) -> None:
 
 def one_step(inner_steps: int, devices: int) -> Callable[[], float]:
     """A function that takes an outer step."""
-    jax.config.update("jax_num_cpu_devices", devices)
+    use_cores(devices)
     jitted, state, tasks, key = training_program(item_of(inner_steps), "", 1)
+    taken = 0
 
     def step() -> float:
-        nonlocal state
-        state, metrics = jitted(state, tasks, key, np.int32(0), np.int32(1))
+        nonlocal state, taken
+        state, metrics = jitted(state, tasks, key, np.int32(taken), np.int32(1))
+        taken += 1
         return float(metrics["loss"][0])
 
     return step
@@ -241,7 +244,7 @@ def precision(rounds: int) -> list[dict[str, Any]]:
 
 def train_in(precision: str) -> Report:
     """MAML on Omniglot, 5 classes, 1 shot: 1,000 steps of 16 tasks, 600 test tasks."""
-    jax.config.update("jax_num_cpu_devices", THREADS)
+    use_cores(THREADS)
     model = conv4(5, pooling="stride", precision=precision)
     learner = maml(model, optax.sgd(0.4), steps=1, eval_steps=3)
     tasks, test = (

@@ -15,6 +15,7 @@ from metajax.features import without_embedding as without_embedding
 from metajax.filters import all_but as all_but
 from metajax.filters import everything as everything
 from metajax.filters import only as only
+from metajax.host import use_cores as use_cores
 from metajax.learned_optimizer import HyperParameter as HyperParameter
 from metajax.learned_optimizer import LearnedOptimizer as LearnedOptimizer
 from metajax.learned_optimizer import learned as learned

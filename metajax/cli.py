@@ -49,6 +49,7 @@ from metajax.configuration import (
     train_run,
 )
 from metajax.evaluation import evaluate as evaluate_learner
+from metajax.host import use_cores
 from metajax.models import normalization
 from metajax.models.normalization import calibrate
 from metajax.reports import Report
@@ -261,7 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     app.command(train)
     app.command(evaluate)
     app.command(name="list")(list_all)
-    _use_cores()
+    with contextlib.suppress(RuntimeError):  # called from Python after JAX was used
+        use_cores()
     try:
         if argv:
             app.cli(
@@ -282,22 +284,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("metajax: stopped; the same command goes on with it.", file=sys.stderr)
         return 130
     return 0
-
-
-def _use_cores() -> None:
-    """Makes the host's cores devices, unless the user has decided on their number."""
-    if "JAX_NUM_CPU_DEVICES" in os.environ:
-        return
-    has_affinity = hasattr(os, "sched_getaffinity")  # what this process may use
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    # XLA's threads, by default as many as cores. A LAPACK kernel on a batch of matrices
-    # waits on one of them for parts that run on others: with as many devices as
-    # threads, all may wait for ever.
-    os.environ.setdefault("NPROC", str(4 * cores))
-    # Called from Python after JAX was used, the devices are what they are.
-    with contextlib.suppress(RuntimeError):
-        # Each device keeps a copy of the data.
-        jax.config.update("jax_num_cpu_devices", min(cores, 8))
 
 
 def _run_main_job() -> None:

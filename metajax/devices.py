@@ -9,12 +9,8 @@ Meta-parameters and the optimizer's state are copied to every device along `"tas
 the mesh has further axes, each array is also cut along them, in its largest dimension
 that they divide, and XLA gathers what it needs: for models too large for one device.
 
-The cores of a host are devices too, if JAX is told so before it is first used:
-`jax.config.update("jax_num_cpu_devices", 2)`. On CPU this is the fastest way to use
-them, as the threads of a single device wait for each other after every small operation.
-Set the environment variable `NPROC` to several times as many then: these are the
-threads of XLA, and LAPACK's solvers (`ridge`, `logistic`) may wait for each other for
-ever if every device has but one. The command line does both.
+The cores of a host are devices too after `metajax.use_cores()`, the fastest way to use
+them: see `metajax.host`.
 Several hosts, or processes, join their devices by `jax.distributed.initialize()`.
 """
 

@@ -283,19 +283,10 @@ def test_exit_codes_of_what_stops_a_run(error, code, monkeypatch):
     assert main("train maml mlp sinusoid".split()) == code
 
 
-def test_commands_run_where_jax_is_in_use_already(monkeypatch, capsys):
+def test_commands_run_where_jax_is_in_use_already(capsys):
     assert jax.device_count() == 1
-    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
-    monkeypatch.setenv("NPROC", "0")  # so that it is put back
-    monkeypatch.delenv("NPROC")
-    monkeypatch.setattr(cli.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(cli.os, "sched_getaffinity", lambda pid: set(range(4)))
     assert main(["list"]) == 0
     assert jax.device_count() == 1
-    assert os.environ["NPROC"] == "16"
-    monkeypatch.setenv("NPROC", "3")  # the user's own
-    assert main(["list"]) == 0
-    assert os.environ["NPROC"] == "3"
     assert "maml" in capsys.readouterr().out
 
 

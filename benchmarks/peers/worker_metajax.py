@@ -12,6 +12,7 @@ from benchmarks.peers.items import Item, data_of, images_of, parts_of, weights_o
 from benchmarks.peers.worker import THREADS, Step
 from benchmarks.peers.worker_jax import compiled
 from metajax.devices import TASK_AXIS, place, spread, task_mesh
+from metajax.host import use_cores
 from metajax.learners.gradient.maml import maml
 from metajax.learners.metric.prototypical import prototypical
 from metajax.models.convolution import convolve
@@ -26,7 +27,7 @@ STEPS_PER_DISPATCH = 100
 
 def prepare(item: Item, variant: str) -> tuple[Step, dict[str, Any]]:
     """See `benchmarks.peers.worker.prepare`."""
-    jax.config.update("jax_num_cpu_devices", THREADS)
+    use_cores(THREADS)
     if item.kind == "sampling":
         return sampling_in_a_program(item) if variant else sampling(item)
     if item.kind in ("product", "convolution"):

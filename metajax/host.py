@@ -1,0 +1,68 @@
+"""What a process on CPU should settle before JAX is first used in it.
+
+    import metajax
+
+    metajax.use_cores()
+
+It is a call of its own, which only the command line makes unasked, because it concerns
+the whole process and not what metajax does in it.
+"""
+
+import ctypes
+import os
+
+import jax
+
+from metajax.arguments import check_integers
+
+__all__ = ["use_cores"]
+
+# Numbers of glibc's `mallopt`, from malloc.h, and what to set them to.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_KEEP_MEMORY = {_TRIM_THRESHOLD: -1, _MMAP_MAX: 0, _ARENA_MAX: 1}
+
+
+def use_cores(count: int | None = None) -> None:
+    """Makes cores of the host JAX's devices, and lets the process keep its memory.
+
+    `train` and `evaluate` spread tasks over devices. Each keeps a copy of the data; the
+    threads of a single device would wait for one another after every small operation.
+
+    Memory: XLA takes one piece for all temporary arrays of a program and gives it back
+    after every call. The C library returns pieces of more than 32 MiB to Linux, which
+    hands out and clears every page anew in the next step: a fifth of the time of
+    Prototypical Networks. From here on freed memory stays with the process, which is
+    then as large as it ever was. Where the C library is not glibc nothing changes.
+
+    Args:
+      count: number of devices, at least 1. None means what JAX was told before, by the
+        environment variable `JAX_NUM_CPU_DEVICES` for example; if nothing, as many as
+        cores that this process may use, and 8 at most.
+
+    Raises:
+      ValueError: if `count` is not an integer of at least 1.
+      RuntimeError: if JAX has been used already: its devices are what they are.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    if count is None:
+        decided = jax.config.jax_num_cpu_devices  # below 1 if by nobody
+        count = decided if decided > 0 else min(cores, 8)
+    check_integers(1, count=count)
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"JAX has been used already and has {jax.device_count()} devices; call "
+            "`use_cores` right after the imports."
+        ) from error
+    # XLA's threads, by default as many as cores. A LAPACK kernel on a batch of matrices
+    # waits on one of them for parts that run on others: with as many devices as
+    # threads, all may wait for ever.
+    os.environ.setdefault("NPROC", str(4 * max(cores, count)))
+    mallopt = (
+        getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    )
+    if mallopt is not None:
+        for option, value in _KEEP_MEMORY.items():
+            mallopt(option, value)
