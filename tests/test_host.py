@@ -68,7 +68,8 @@ def test_devices_and_threads(arguments, environment, expected, monkeypatch):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="concerns glibc")
 def test_memory_of_a_program_is_kept_for_the_next_call():
     """In pages of 4 KiB, an array that is new in every call is 4,096 faults."""
-    faults = int(output_of(FAULTS_OF_A_CALL.format(first="metajax.use_cores(1)")))
+    first = "metajax.use_cores(1, keep_memory=True)"
+    faults = int(output_of(FAULTS_OF_A_CALL.format(first=first)))
     assert faults < 200, faults
 
 

@@ -34,7 +34,7 @@ class Settings:
     rounds: int = 5
     keep_memory: bool = False
     """Whether the other contenders, too, keep the memory that they free, where the C
-    library is glibc; metajax does so by `use_cores`."""
+    library is glibc; metajax does so by `use_cores` where steps are large."""
     name: str = "peers"
     """What the names of result files begin with."""
 

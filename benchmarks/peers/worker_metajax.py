@@ -27,7 +27,8 @@ STEPS_PER_DISPATCH = 100
 
 def prepare(item: Item, variant: str) -> tuple[Step, dict[str, Any]]:
     """See `benchmarks.peers.worker.prepare`."""
-    use_cores(THREADS)
+    # Steps with max-pooling need more than the 32 MiB from which it pays.
+    use_cores(THREADS, keep_memory=item.pooling == "max")
     if item.kind == "sampling":
         return sampling_in_a_program(item) if variant else sampling(item)
     if item.kind in ("product", "convolution"):
