@@ -28,6 +28,8 @@ def use_cores(count: int | None = None, *, keep_memory: bool = False) -> None:
 
     `train` and `evaluate` spread tasks over devices. Each keeps a copy of the data; the
     threads of a single device would wait for one another after every small operation.
+    Call LAPACK (`jnp.linalg`) in learners of your own by `metajax.solvers.solve`, whose
+    documentation says why.
 
     Args:
       count: number of devices, at least 1. None means what JAX was told before, by the
@@ -44,9 +46,9 @@ def use_cores(count: int | None = None, *, keep_memory: bool = False) -> None:
       ValueError: if `count` is not an integer of at least 1.
       RuntimeError: if JAX has been used already: its devices are what they are.
     """
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     if count is None:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         decided = jax.config.jax_num_cpu_devices  # below 1 if by nobody
         count = decided if decided > 0 else min(cores, 8)
     check_integers(1, count=count)
@@ -57,10 +59,6 @@ def use_cores(count: int | None = None, *, keep_memory: bool = False) -> None:
             f"JAX has been used already and has {jax.device_count()} devices; call "
             "`use_cores` right after the imports."
         ) from error
-    # XLA's threads, by default as many as cores. A LAPACK kernel on a batch of matrices
-    # waits on one of them for parts that run on others: with as many devices as
-    # threads, all may wait for ever.
-    os.environ.setdefault("NPROC", str(4 * max(cores, count)))
     if keep_memory and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for option, value in _KEEP_MEMORY.items():

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
 
 from metajax.types import Array
 
-__all__ = ["Solution", "box_program", "logistic_dual", "ridge"]
+__all__ = ["Solution", "box_program", "logistic_dual", "ridge", "solve"]
 
 
 class Solution(NamedTuple):
@@ -28,6 +29,36 @@ class Solution(NamedTuple):
 
     value: Array
     residual: Array
+
+
+def solve(matrix: Array, targets: Array, *, is_positive: bool = False) -> Array:
+    """X of A X = B, for `vmap` over tasks, with derivatives of any order.
+
+    On CPU the matrices of a batch are taken one after the other. LAPACK would take the
+    batch apart for the host's threads, and the thread that asked waits for them: if all
+    threads ask, as on a host whose cores are devices, all wait for ever (JAX 0.10.2).
+    For matrices as small as those of tasks, one after the other takes no longer.
+
+    Args:
+      matrix: A `[n, n]`.
+      targets: B `[n]` or `[n, m]`.
+      is_positive: promises that A is symmetric and positive; half the work.
+    """
+
+    def one(matrix: Array, targets: Array) -> Array:
+        if is_positive:
+            return jax.scipy.linalg.solve(matrix, targets, assume_a="pos")
+        return jnp.linalg.solve(matrix, targets)
+
+    # It has no reverse mode of its own; the system around it never asks for that.
+    by_lapack = sequential_vmap(one) if jax.default_backend() == "cpu" else one
+    return jax.lax.custom_linear_solve(
+        lambda x: matrix @ x,
+        targets,
+        lambda _, b: by_lapack(matrix, b),
+        lambda _, b: by_lapack(matrix.T, b),
+        symmetric=is_positive,
+    )
 
 
 def ridge(features: Array, targets: Array, strength: Array) -> Array:
@@ -45,13 +76,9 @@ def ridge(features: Array, targets: Array, strength: Array) -> Array:
     num, size = features.shape
     if num <= size:
         gram = features @ features.T + strength * jnp.eye(num)
-        return features.T @ _solve_positive(gram, targets)
+        return features.T @ solve(gram, targets, is_positive=True)
     gram = features.T @ features + strength * jnp.eye(size)
-    return _solve_positive(gram, features.T @ targets)
-
-
-def _solve_positive(matrix: Array, targets: Array) -> Array:
-    return jax.scipy.linalg.solve(matrix, targets, assume_a="pos")
+    return solve(gram, features.T @ targets, is_positive=True)
 
 
 def logistic_dual(
@@ -83,7 +110,7 @@ def logistic_dual(
 
         def dense_solve(linear: Callable, target: Array) -> Array:
             matrix = jax.jacobian(linear)(jnp.zeros_like(target))
-            return jnp.linalg.solve(matrix, target)
+            return solve(matrix, target)
 
         def newton(root: Callable, a: Array) -> Array:
             def step(a: Array, _: None) -> tuple[Array, None]:

@@ -23,6 +23,7 @@ from flax import linen as nn
 
 from metajax.arguments import check_integers
 from metajax.heads import Embedded, Head, head_learner
+from metajax.solvers import solve
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["label_propagation", "propagate"]
@@ -121,4 +122,5 @@ def propagate(
         weights = jnp.where(kept | kept.T, weights, 0)
     degrees = jax.lax.rsqrt(jnp.sum(weights, 1) + 1e-12)
     smooth = degrees[:, None] * weights * degrees[None]
-    return jnp.linalg.solve(jnp.eye(num) - alpha * smooth, labels)
+    # Positive, as no eigenvalue of `smooth` is above 1.
+    return solve(jnp.eye(num) - alpha * smooth, labels, is_positive=True)
