@@ -9,8 +9,8 @@ comes from a process of its own. Writes `benchmarks/results/engine-<part>.json`.
 
 * `start`: seconds from the start of the process to the end of the first step, without
   and with a persistent compilation cache.
-* `peak`: the rate of a step as a share of the rate of large matrix products, measured
-  in turn.
+* `peak`: the rate of steps of W1a, W1b and W2 as a share of the rate of large matrix
+  products, measured in turn, and what a step does with its time, by JAX's profiler.
 * `runs`: the time of 1 and of 32 whole runs under `vmap`.
 * `precision`: accuracy in float32 and in bfloat16 on the same Omniglot tasks, after a
   short training in each; needs `METAJAX_DATA_DIR` or the data set's cache.
@@ -22,6 +22,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import multiprocessing
+import pathlib
 import re
 import statistics
 import tempfile
@@ -35,11 +36,13 @@ import numpy as np
 import optax
 import tyro
 from jax.extend.core import Jaxpr
+from jax.sharding import PartitionSpec
 
 from benchmarks import record
 from benchmarks.peers.items import Item, select_items
 from benchmarks.peers.worker import THREADS
 from benchmarks.peers.worker_metajax import training_program
+from metajax.devices import TASK_AXIS, spread, task_mesh
 from metajax.evaluation import evaluate
 from metajax.host import use_cores
 from metajax.learners.gradient.maml import maml
@@ -55,6 +58,15 @@ from metajax.types import Array, Learner, PyTree
 from metajax.whole_run import whole_run
 
 INNER_STEPS = (1, 5)
+PEAK_ITEMS = ("W1a", "W1b 1-shot, 1 inner", "W1b 5-shot, 1 inner", "W2")
+# Where the profiler puts an instruction of a program: by the first pattern that the
+# name of what it was compiled from has. A fused one goes by the last thing it does.
+USES = {
+    "products": re.compile(r"/(conv_general_dilated|dot_general)$"),
+    "patches": re.compile(r"/Conv_\d"),
+    "normalisation": re.compile(r"/Normalize_\d"),
+    "other": re.compile(""),
+}
 SIMULATED = (1, 2, 4, 8)
 RUNS = (1, 32)
 
@@ -135,9 +147,14 @@ def first_step(inner_steps: int, cache: str | None) -> None:
 
 
 def one_step(inner_steps: int, devices: int) -> Callable[[], float]:
-    """A function that takes an outer step."""
-    use_cores(devices)
-    jitted, state, tasks, key = training_program(item_of(inner_steps), "", 1)
+    """A function that takes an outer step of W1a."""
+    return steps_of(item_of(inner_steps), devices)
+
+
+def steps_of(item: Item, devices: int) -> Callable[[], float]:
+    """A function that takes an outer step of an item."""
+    use_cores(devices, keep_memory=item.pooling == "max")
+    jitted, state, tasks, key = training_program(item, "", 1)
     taken = 0
 
     def step() -> float:
@@ -151,37 +168,65 @@ def one_step(inner_steps: int, devices: int) -> Callable[[], float]:
 
 def peak(rounds: int) -> list[dict[str, Any]]:
     """The rate of a step beside that of matrix products."""
-    return [apart(peak_of, inner_steps, rounds) for inner_steps in INNER_STEPS]
+    return [apart(peak_of, item, rounds) for item in select_items(PEAK_ITEMS)]
 
 
-def peak_of(inner_steps: int, rounds: int) -> dict[str, Any]:
-    """Alternates both on the same devices."""
-    step = one_step(inner_steps, THREADS)
-    jitted, *arguments = training_program(item_of(inner_steps), "", 1)
+def peak_of(item: Item, rounds: int) -> dict[str, Any]:
+    """Alternates both on the same cores."""
+    step = steps_of(item, THREADS)
+    jitted, *arguments = training_program(item, "", 1)
     zero = np.int32(0)
-    flops = THREADS * work(on_device(jitted, *arguments, zero, zero)).flops
+    devices = len(arguments[1].support.x.sharding.device_set)
+    flops = devices * work(on_device(jitted, *arguments, zero, zero)).flops
+    program = jitted.lower(*arguments, zero, zero).compile()
     size = 2048
     matrices = jnp.ones((THREADS, size, size))
-    matrices = jax.device_put(matrices, arguments[1].support.x.sharding)
+    matrices = spread(matrices, task_mesh("auto", THREADS), PartitionSpec(TASK_AXIS))
     product = jax.jit(jax.vmap(jnp.dot))
 
     def multiply() -> None:
         product(matrices, matrices).block_until_ready()
 
-    shares, rates = [], []
+    shares, rates, times = [], [], []
     for take in (step, multiply):
         take()
     for _ in range(rounds):
         seconds = [clock(step, 3), clock(multiply, 3)]
         rates.append(2 * THREADS * size**3 / seconds[1])
         shares.append(flops / seconds[0] / rates[-1])
+        times.append(seconds[0])
     return {
-        "inner_steps": inner_steps,
+        "item": str(item),
+        "seconds": statistics.median(times),
         "flops": flops,
         "matrix_products_per_second": statistics.median(rates),
         "shares": shares,
         "median": statistics.median(shares),
+        "uses": uses_of(program.as_text() or "", step),
     }
+
+
+def uses_of(program: str, step: Callable[[], object]) -> dict[str, float]:
+    """What a step does with its time, as shares of the time of all instructions."""
+    named = re.compile(r'^ *(?:ROOT )?%?(\S+) = .*? (\S+)\(.*op_name="([^"]*)"', re.M)
+    names = {
+        instruction: name
+        for instruction, kind, name in named.findall(program)
+        if kind not in ("while", "call", "conditional")  # what is in them counts
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            step()
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(path))
+    times = dict.fromkeys(USES, 0.0)
+    for plane in profile.planes:
+        for event in (event for line in plane.lines for event in line.events):
+            if event.name in names:
+                name = names[event.name]
+                use = next(use for use in USES if USES[use].search(name))
+                times[use] += event.duration_ns
+    return {use: spent / sum(times.values()) for use, spent in times.items()}
 
 
 def clock(function: Callable[[], object], count: int) -> float:

@@ -152,21 +152,28 @@ def _start(rows: list[Row]) -> str:
 
 def _peak(rows: list[Row]) -> str:
     text = (
-        "Operations of a step of W1a, 1-shot, for each second of it, as a share of "
-        "the rate of products of 2048 x 2048 matrices, measured in turn on the same "
-        "two devices. Operations are counted from the traced program, recomputed ones "
-        "included.\n\n"
+        "Operations of a step for each second of it, as a share of the rate of "
+        "products of 2048 x 2048 matrices, measured in turn on the same two cores. "
+        "Operations are counted from the traced program, recomputed ones included. "
+        "The last columns say how JAX's profiler splits the time of a step's "
+        "instructions: convolutions and matrix products themselves; what else belongs "
+        "to convolutions, patches of images above all; normalisation; and pooling, "
+        "activations, losses and the optimizer. What is fused goes by the last thing "
+        "that it does.\n\n"
     )
-    heads = ("inner steps", "GFLOP", "matrix products, GFLOP/s", "share", "spread")
+    heads = ["item", "ms a step", "GFLOP", "matrix products, GFLOP/s", "share"]
+    uses = list(rows[0]["uses"])
     return text + _table(
-        heads,
+        [*heads, "spread", *(f"{use}, %" for use in uses)],
         [
             [
-                str(row["inner_steps"]),
+                row["item"],
+                _number(1e3 * row["seconds"]),
                 _number(row["flops"] / 1e9),
                 _number(row["matrix_products_per_second"] / 1e9),
                 _number(row["median"]),
                 _spread(row["shares"]),
+                *(f"{100 * row['uses'][use]:.0f}" for use in uses),
             ]
             for row in rows
         ],
