@@ -153,7 +153,7 @@ def one_step(inner_steps: int, devices: int) -> Callable[[], float]:
 
 def steps_of(item: Item, devices: int) -> Callable[[], float]:
     """A function that takes an outer step of an item."""
-    use_cores(devices, keep_memory=item.pooling == "max")
+    use_cores(devices)
     jitted, state, tasks, key = training_program(item, "", 1)
     taken = 0
 

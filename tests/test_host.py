@@ -1,7 +1,6 @@
-"""Cores as devices, and memory that is kept; each in a process of its own."""
+"""Cores as devices, in a process of its own."""
 
 import os
-import platform
 import subprocess
 import sys
 
@@ -9,22 +8,6 @@ import jax
 import pytest
 
 import metajax
-
-FAULTS_OF_A_CALL = """
-import resource
-import jax, jax.numpy as jnp
-import metajax
-{first}
-x = jnp.ones((2048, 2048))
-# Two products in a row need 16 MiB each for what is between them.
-run = jax.jit(lambda x: jnp.sum(jnp.stack([(x @ x) @ x, (x + 1) @ x]) @ x))
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    run(x).block_until_ready()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-[faults() for _ in range(3)]
-print(min(faults() for _ in range(5)))
-"""
 
 
 def output_of(code, **environment):
@@ -61,14 +44,6 @@ def test_devices(arguments, environment, expected, monkeypatch):
     )
     cores, devices = map(int, output_of(code, **environment).split())
     assert devices == expected(cores)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="concerns glibc")
-def test_memory_of_a_program_is_kept_for_the_next_call():
-    """In pages of 4 KiB, an array that is new in every call is 4,096 faults."""
-    first = "metajax.use_cores(1, keep_memory=True)"
-    faults = int(output_of(FAULTS_OF_A_CALL.format(first=first)))
-    assert faults < 200, faults
 
 
 def test_after_jax_was_used_it_is_too_late():

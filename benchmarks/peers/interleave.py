@@ -26,11 +26,6 @@ __all__ = [
 TOLERANCE = 1e-3  # of the losses at step 0, relative
 ROUND_SECONDS = 0.5  # what a contender does in its turn takes about as long, or a step
 MOST_SECONDS = 100.0  # a contender that has spent so much on an item sits out
-# Of glibc: what `metajax.use_cores` sets by `mallopt`.
-KEEP_MEMORY = ":".join(
-    f"glibc.malloc.{name}={value}"
-    for name, value in {"arena_max": 1, "mmap_max": 0, "trim_threshold": 2**40}.items()
-)
 ANSWER_SECONDS = 900.0  # of silence, and a worker is given up
 
 
@@ -41,12 +36,12 @@ class WorkerError(RuntimeError):
 class Process:
     """A contender in its own process and environment; see `benchmarks.peers.worker`."""
 
-    def __init__(self, name: str, *, keep_memory: bool = False) -> None:
+    def __init__(self, name: str, *, large_pages: bool = False) -> None:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(THREADS))
         environment = os.environ | threads
         environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        if keep_memory:
-            environment["GLIBC_TUNABLES"] = KEEP_MEMORY
+        if large_pages:
+            environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         # A compilation out of a cache would not be the one that is timed.
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         self._log = tempfile.TemporaryFile("w+", errors="replace")
@@ -97,7 +92,7 @@ class Process:
 
 
 def measure(
-    item: Item, absent: dict[str, str], rounds: int, *, keep_memory: bool = False
+    item: Item, absent: dict[str, str], rounds: int, *, large_pages: bool = False
 ) -> list[dict[str, Any]]:
     """Measures one item.
 
@@ -105,7 +100,7 @@ def measure(
       item: the work.
       absent: peers that take no part, and why.
       rounds: how often everyone has a turn.
-      keep_memory: whether all keep what they free, as `metajax.use_cores` has it.
+      large_pages: whether all get memory in pages of 2 MiB, where glibc and Linux can.
 
     Returns:
       A row for each contender: `item`, `contender`, `tasks`, and either `problem`, or
@@ -123,7 +118,7 @@ def measure(
                 continue
             print(f"{item}: {name}", flush=True)
             began = time.perf_counter()
-            live[name] = Process(name, keep_memory=keep_memory)
+            live[name] = Process(name, large_pages=large_pages)
             row |= _ask(live[name], row, "prepare", item=str(item))
             first = _ask(live[name], row, "step", count=1)
             row["first_step_seconds"] = time.perf_counter() - began

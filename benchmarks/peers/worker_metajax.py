@@ -27,8 +27,7 @@ STEPS_PER_DISPATCH = 100
 
 def prepare(item: Item, variant: str) -> tuple[Step, dict[str, Any]]:
     """See `benchmarks.peers.worker.prepare`."""
-    # Steps with max-pooling need more than the 32 MiB from which it pays.
-    use_cores(THREADS, keep_memory=item.pooling == "max")
+    use_cores(THREADS)
     if item.kind == "sampling":
         return sampling_in_a_program(item) if variant else sampling(item)
     if item.kind in ("product", "convolution"):
