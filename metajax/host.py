@@ -28,19 +28,20 @@ def use_cores(count: int | None = None) -> None:
     documentation says why.
 
     Args:
-      count: number of devices, at least 1. None means what JAX was told before, by the
-        environment variable `JAX_NUM_CPU_DEVICES` for example; if nothing, as many as
-        cores that this process may use, and 8 at most.
+      count: number of devices, at least 1. None means what the environment variable
+        `JAX_NUM_CPU_DEVICES` says; without it as many as cores that this process may
+        use, and 8 at most.
 
     Raises:
       ValueError: if `count` is not an integer of at least 1.
       RuntimeError: if JAX has been used already: its devices are what they are.
     """
     if count is None:
+        if "JAX_NUM_CPU_DEVICES" in os.environ:
+            return
         has_affinity = hasattr(os, "sched_getaffinity")
         cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        decided = jax.config.read("jax_num_cpu_devices")  # below 1 if by nobody
-        count = decided if decided > 0 else min(cores, 8)
+        count = min(cores, 8)
     check_integers(1, count=count)
     try:
         jax.config.update("jax_num_cpu_devices", count)

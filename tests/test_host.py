@@ -46,7 +46,8 @@ def test_devices(arguments, environment, expected, monkeypatch):
     assert devices == expected(cores)
 
 
-def test_after_jax_was_used_it_is_too_late():
+def test_after_jax_was_used_it_is_too_late(monkeypatch):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     assert jax.device_count() == 1
     with pytest.raises(RuntimeError, match="already and has 1 devices; call `use_core"):
         metajax.use_cores()
