@@ -58,7 +58,7 @@ from metajax.types import Array, Learner, PyTree
 from metajax.whole_run import whole_run
 
 INNER_STEPS = (1, 5)
-PEAK_ITEMS = ("W1a", "W1b 1-shot, 1 inner", "W1b 5-shot, 1 inner", "W2")
+PEAK_ITEMS = ("W1a", "W1b 1-shot, 1 inner", "W2")
 # Where the profiler puts an instruction of a program: by the first pattern that the
 # name of what it was compiled from has. A fused one goes by the last thing it does.
 USES = {
