@@ -23,7 +23,7 @@ def use_cores(count: int | None = None) -> None:
     `train` and `evaluate` spread tasks over devices. Each keeps a copy of the data; the
     threads of a single device would wait for one another after every small operation.
     Leave XLA's threads (the environment variable `NPROC`) as many as cores: with twice
-    as many a step of MAML took a fifth longer, with four times as many two fifths. In
+    as many a step of MAML took a quarter longer, with four times as many two fifths. In
     learners of your own call LAPACK (`jnp.linalg`) by `metajax.solvers.solve`, whose
     documentation says why.
 
