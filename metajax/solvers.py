@@ -1,9 +1,9 @@
 """Small convex problems that a head solves for every task, and their derivatives.
 
-Each is differentiated at its solution by the implicit function theorem and not through
-the iterations, so that memory does not grow with them, and each says how far it is from
-the solution. All have fixed shapes and numbers of iterations, so they run under `vmap`
-on any device. n rows, D columns, N classes.
+What takes iterations is differentiated at its solution by the implicit function
+theorem and not through them, so that memory does not grow with them, and says how far
+it is from the solution. All have fixed shapes and numbers of iterations, so they run
+under `vmap` on any device. n rows, D columns, N classes.
 """
 
 import functools
@@ -42,7 +42,11 @@ def solve(matrix: Array, targets: Array, *, is_positive: bool = False) -> Array:
     Args:
       matrix: A `[n, n]`.
       targets: B `[n]` or `[n, m]`.
-      is_positive: promises that A is symmetric and positive; half the work.
+      is_positive: promises that A is symmetric and positive; half the work. Nothing
+        checks it: NaN, or the answer of another system, where it does not hold.
+
+    Returns:
+      X, in the shape of B.
     """
 
     def one(matrix: Array, targets: Array) -> Array:
