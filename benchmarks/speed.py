@@ -227,8 +227,9 @@ def _scaling(rows: list[Row]) -> str:
     text = (
         "The program of W1a, 1-shot, 1 inner step, on simulated CPU devices. "
         "Efficiency is what one device does in all, over what these do together. "
-        "Simulated devices share two cores, so that their time says nothing; the loss "
-        "is that after three updates.\n\n"
+        "Simulated devices share two cores, so that their time says nothing. The loss "
+        "is that after three updates; Adam's first ones are as large as its rate "
+        "however small a gradient is, and so enlarge the rounding of sums.\n\n"
     )
     return (
         text
