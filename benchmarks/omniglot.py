@@ -74,6 +74,8 @@ class Settings:
     outer_rate: float = 3e-3
     """At the start of the schedule."""
     num_test_tasks: int = 600
+    validate_every: int = 500
+    """Outer steps between validations; the best of them is tested."""
 
     @property
     def learner(self) -> str:
@@ -343,7 +345,7 @@ def main(settings: Settings) -> None:
         tasks_per_step=settings.tasks_per_step,
         seed=settings.seed,
         validation=validation,
-        validate_every=500,
+        validate_every=settings.validate_every,
         log_every=100,
         checkpoint_every=250,
         run_dir=f"runs/{name}",
