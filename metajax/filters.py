@@ -62,9 +62,14 @@ def partition(
         for leaf, path in zip(leaves, paths, strict=True)
     ]
     if leaves and not any(chosen):
+        kinds = [
+            f"{path} ({jnp.result_type(leaf)})"
+            for leaf, path in zip(leaves, paths, strict=True)
+        ]
         raise ValueError(
             "The filter accepts none of the floating-point leaves, so nothing would "
-            f"adapt. The paths are {paths}; give a filter that accepts at least one."
+            f"adapt. The leaves are {', '.join(kinds)}; give a filter that accepts one "
+            "that is floating-point and real."
         )
     pairs = list(zip(leaves, chosen, strict=True))
     adapts = [leaf if is_chosen else None for leaf, is_chosen in pairs]

@@ -17,6 +17,7 @@ __all__ = [
     "best_block",
     "has_convolutions",
     "has_custom_vjp",
+    "has_while",
     "mebibytes",
     "planned_memory",
     "slow_convolutions",
@@ -116,6 +117,11 @@ def has_custom_vjp(jaxpr: Jaxpr) -> bool:
         equation.primitive.name.startswith("custom_vjp_call")
         for equation in _equations(jaxpr)
     )
+
+
+def has_while(jaxpr: Jaxpr) -> bool:
+    """Whether there is a loop of unknown length, which has no reverse-mode rule."""
+    return any(equation.primitive.name == "while" for equation in _equations(jaxpr))
 
 
 def slow_convolutions(jaxpr: Jaxpr, backend: str) -> int:

@@ -20,7 +20,8 @@ Traps. `"mixed"` is wrong when L contains a `custom_vjp` whose backward pass is 
 true transpose (gradient reversal, clipping inside the loss): where there is a rule, one
 product is compared with that of reverse mode when the program is traced. It cannot be
 differentiated in forward mode. The square root in Adam has no finite derivative where
-an inner gradient is exactly 0: without `eps_root > 0` it is refused.
+an inner gradient is exactly 0: without `eps_root > 0` it is refused. So is a line
+search, but for `"first_order"`, where all that it finds is a constant.
 """
 
 import warnings
@@ -36,7 +37,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from metajax.arguments import check_choice, check_integers
 from metajax.filters import combine, everything, partition
-from metajax.programs import has_custom_vjp
+from metajax.programs import has_custom_vjp, has_while
 from metajax.types import Array, PyTree
 
 __all__ = ["GRADIENT_MODES", "Unrolled", "check_inner_loop", "unroll"]
@@ -68,7 +69,7 @@ def check_inner_loop(
 
     Raises:
       ValueError: if `steps` is not an integer of at least 0, `gradient` is unknown, or
-        the optimizer has no finite derivative where a gradient is 0.
+        the optimizer has no finite derivative where a gradient is 0, or none at all.
       TypeError: if `optimizer` is not an Optax gradient transformation.
     """
     check_integers(0, steps=steps)
@@ -78,7 +79,15 @@ def check_inner_loop(
             "The inner optimizer must be an optax.GradientTransformation, such as "
             f"optax.sgd(0.01), got {optimizer!r}."
         )
-    if gradient != "first_order" and steps and not _is_differentiable(optimizer):
+    if gradient == "first_order" or not steps:
+        return
+    if _is_search(optimizer):
+        raise ValueError(
+            "The inner optimizer has a loop of unknown length, as a line search has, "
+            "and no derivative in reverse mode; choose gradient='first_order', or "
+            "`imaml`, which does not differentiate inner steps."
+        )
+    if not _is_differentiable(optimizer):
         raise ValueError(
             "The inner optimizer has no finite derivative where a gradient is 0, as it "
             "is wherever a ReLU is off, so the outer gradient would be NaN. Optimizers "
@@ -93,18 +102,34 @@ def _is_differentiable(optimizer: optax.GradientTransformation) -> bool:
     True for optimizers that cannot be tried on two numbers: those that hold traced
     values, or that expect the parameters of a certain network.
     """
-    update = optax.with_extra_args_support(optimizer).update
-
-    def first_update(grad: Array) -> Array:
-        state = optimizer.init(grad)
-        return jnp.sum(update(grad, state, grad, value=jnp.float32(0))[0])
-
     try:
         with jax.ensure_compile_time_eval():
-            slopes = jax.jit(jax.grad(first_update))(jnp.array([0.0, 1.0]))
+            slopes = jax.jit(jax.grad(_first_update(optimizer)))(jnp.array([0.0, 1.0]))
             return bool(jnp.all(jnp.isfinite(slopes)))
     except Exception:
         return True
+
+
+def _is_search(optimizer: optax.GradientTransformation) -> bool:
+    """Whether the update has a loop of unknown length; False if it cannot be tried."""
+    try:
+        update = _first_update(optimizer)
+        return has_while(jax.make_jaxpr(update)(jnp.ones(2)).jaxpr)
+    except Exception:
+        return False
+
+
+def _first_update(
+    optimizer: optax.GradientTransformation,
+) -> Callable[[Array], Array]:
+    """The sum of the first update of two numbers, from their gradient."""
+    update = optax.with_extra_args_support(optimizer).update
+
+    def first_update(grad: Array) -> Array:
+        extra = {"value": jnp.float32(0), "grad": grad, "value_fn": jnp.sum}
+        return jnp.sum(update(grad, optimizer.init(grad), grad, **extra)[0])
+
+    return first_update
 
 
 def unroll(
@@ -127,7 +152,8 @@ def unroll(
     Args:
       loss_fn: `(params, args, key) -> loss`, a scalar.
       optimizer: any Optax transformation; its hyper-parameters may be traced values. If
-        its `update` takes extra arguments, it is given the loss as `value`.
+        its `update` takes extra arguments, it is given the loss as `value`, its
+        gradient as `grad` and the function of the parameters as `value_fn`.
       params: pytree phi_0.
       args: pytree of everything else that the loss depends on: the support set, other
         meta-parameters. Outer gradients reach its floating-point leaves.
@@ -158,6 +184,7 @@ def unroll(
     def others(row: PyTree) -> tuple[PyTree, PyTree]:
         return frozen, args if step_args is None else (args, row)
 
+    is_constant_search = gradient == "first_order" and _is_search(optimizer)
     row = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), step_args)
     everything_else = others(row)
 
@@ -181,9 +208,17 @@ def unroll(
         key, row = key_and_row
         loss, grad = value_and_grad(adapted, others(row), key, *closed_over)
         grad = checkpoint_name(grad, "inner_gradient")
+        around = others(row)
         if gradient == "first_order":
-            loss, grad = jax.lax.stop_gradient((loss, grad))
-        updates, opt_state = optimizer.update(grad, opt_state, adapted, value=loss)
+            loss, grad, around = jax.lax.stop_gradient((loss, grad, around))
+        updates, opt_state = optimizer.update(
+            grad,
+            opt_state,
+            jax.lax.stop_gradient(adapted) if is_constant_search else adapted,
+            value=loss,
+            grad=grad,
+            value_fn=lambda params: inner_loss(params, around, key, *closed_over),
+        )
         adapted = optax.apply_updates(adapted, updates)
         return (adapted, opt_state), (loss, adapted if keep_path else None)
 

@@ -396,6 +396,47 @@ def test_the_optimizer_is_told_the_loss():
     np.testing.assert_allclose(jax.grad(outer)(theta, "first_order"), 1)
 
 
+@pytest.mark.parametrize("mode", GRADIENT_MODES)
+def test_an_optimizer_that_evaluates_the_loss_itself(mode):
+    """Gradient descent by `value_fn` is that by the gradient, but to first order."""
+
+    def update(updates, state, params, *, grad, value_fn, **extra):
+        chex.assert_trees_all_equal_shapes(updates, grad)
+        return jax.tree.map(lambda g: -0.1 * g, jax.grad(value_fn)(params)), state
+
+    by_itself = optax.GradientTransformationExtraArgs(lambda p: (), update)
+
+    def outer(theta, target, optimizer):
+        phi = unroll(quadratic, optimizer, theta, target, steps=3, gradient=mode).params
+        return jnp.sum(phi**3)
+
+    theta, target = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
+    slopes = [
+        jax.grad(outer, (0, 1))(theta, target, optimizer)
+        for optimizer in (by_itself, optax.sgd(0.1))
+    ]
+    if mode == "first_order":  # through `params`, which are no constant; not the target
+        np.testing.assert_array_equal(slopes[0][1], 0)
+    else:
+        chex.assert_trees_all_close(*slopes, rtol=1e-6)
+
+
+def test_a_line_search_has_no_derivative_but_to_first_order():
+    """One step of L-BFGS solves the quadratic, whatever theta is."""
+    theta, target = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
+
+    def outer(theta, mode):
+        result = unroll(quadratic, optax.lbfgs(), theta, target, steps=2, gradient=mode)
+        return 0.5 * jnp.sum(result.params**2), result.params
+
+    gradient, phi = jax.grad(outer, has_aux=True)(theta, "first_order")
+    np.testing.assert_allclose(phi, target, rtol=1e-6)
+    np.testing.assert_allclose(gradient, phi, rtol=1e-6)  # of phi = theta + constant
+    for mode in EXACT_MODES:
+        with pytest.raises(ValueError, match=r"line search.*'first_order', or `imaml`"):
+            jax.grad(outer, has_aux=True)(theta, mode)
+
+
 ERRORS = {
     "negative steps": (ValueError, {"steps": -1}, "`steps` must be an integer.*got -1"),
     "fractional steps": (ValueError, {"steps": 1.5}, "`steps` must be .*got 1.5"),

@@ -103,6 +103,22 @@ def test_inner_optimizers_need_no_derivative():
     np.testing.assert_allclose(gradient, 2 / 3 * (phi - QUERY), rtol=1e-3)
 
 
+def test_a_line_search_may_solve_the_inner_problem(key):
+    """L-BFGS comes in 10 steps to where gradient descent comes in 400."""
+    task = sample(key)
+
+    def gradient(optimizer, steps):
+        learner = metajax.imaml(
+            smooth_model(), optimizer, steps=steps, cg_steps=40, max_residual=1e-3
+        )
+        params = learner.init(key, task)
+        return jax.jit(jax.grad(lambda p: learner.loss(p, task)[0]))(params)
+
+    chex.assert_trees_all_close(
+        gradient(optax.lbfgs(), 10), gradient(optax.sgd(0.1), 400), rtol=1e-2, atol=1e-4
+    )
+
+
 def test_memory_does_not_grow_with_the_inner_steps(key):
     """As planned by XLA for the outer gradient."""
     task = sample(key)

@@ -59,7 +59,7 @@ def imaml(
     Args:
       model: the network.
       inner_optimizer: what solves the inner problem; it is not differentiated, so
-        anything goes: `optax.sgd(0.1)`, `optax.adam(0.01)`.
+        anything goes: `optax.sgd(0.1)`, `optax.adam(0.01)`, `optax.lbfgs()`.
       steps: inner steps in training, at least 1; as many as come near the minimum.
       eval_steps: inner steps of `adapt`; None means `steps`.
       strength: lambda, above 0: 2 is the paper's for 20-way Omniglot. The inner problem
