@@ -143,6 +143,7 @@ def timed_start(inner_steps: int, cache: str | None) -> float:
 def first_step(inner_steps: int, cache: str | None) -> None:
     """Builds the program and takes one step."""
     jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     one_step(inner_steps, THREADS)()
 
 

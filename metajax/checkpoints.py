@@ -5,7 +5,7 @@ whole: some named pytrees of arrays and a small JSON record. Orbax writes a step
 temporary folder and renames it when it is complete, so a kill at any moment leaves
 whole steps only. A step that is damaged later (a full disk, a copy that broke off) is
 put aside, and the run goes back to the step before it: training then repeats the lost
-steps bit for bit.
+steps bit for bit. Orbax is imported where it is used, as that takes a while.
 """
 
 import os
@@ -15,7 +15,6 @@ import warnings
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from metajax.types import Array, PyTree
 
@@ -39,6 +38,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        import orbax.checkpoint as ocp
+
         self.folder = pathlib.Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(_NUM_TO_KEEP),
@@ -69,6 +70,8 @@ class Checkpoints:
         Returns:
           The folder of the step.
         """
+        import orbax.checkpoint as ocp
+
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["record"] = ocp.args.JsonSave(record)
         self._manager.save(step, args=ocp.args.Composite(**items))
@@ -170,6 +173,8 @@ def _steps(folder: pathlib.Path) -> list[int]:
 def _restore(
     path: pathlib.Path, like: dict[str, PyTree]
 ) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    import orbax.checkpoint as ocp
+
     items = {
         name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
         for name, tree in like.items()

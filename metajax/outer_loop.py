@@ -96,8 +96,12 @@ def init_state(
         opt_state=jax.jit(optimizer.init)(meta_params),
         estimator_state=estimator.init(key_estimator, meta_params, task),
     )
-    # The explicit dtype also drops weak types, which would cost a second compilation.
-    return jax.tree.map(lambda x: jnp.array(x, jnp.asarray(x).dtype, copy=True), state)
+    return jax.jit(_copied)(state)
+
+
+def _copied(tree: PyTree) -> PyTree:
+    """With explicit dtypes: weak types would cost a second compilation."""
+    return jax.tree.map(lambda x: jnp.array(x, jnp.asarray(x).dtype, copy=True), tree)
 
 
 def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
@@ -143,7 +147,10 @@ def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
                 losses = jax.vmap(task_loss)(*block)
             return jax.tree.map(lambda x: jnp.sum(x, axis=0), losses)
 
-        block_gradient = jax.value_and_grad(block_loss, has_aux=True)
+        # `jit` remembers the program, which is traced once for its shapes and its use.
+        block_gradient = jax.jit(
+            jax.value_and_grad(block_loss, has_aux=True), inline=True
+        )
 
         def add_block(total: PyTree, block: tuple[Task, Array]) -> tuple[PyTree, None]:
             new = block_gradient(meta_params, block)

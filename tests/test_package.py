@@ -13,6 +13,8 @@ HEAVY = (
     "PIL",
     "rdkit",
     "sklearn",
+    "orbax.checkpoint",
+    "flax.nnx",
 )
 
 

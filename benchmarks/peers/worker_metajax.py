@@ -69,7 +69,7 @@ def training_program(
     """
     learner = make_learner(item, gradient)
     optimizer, estimator = optax.adam(1e-3), estimator_for(item)
-    arrays = {name: jnp.asarray(array) for name, array in data_of(item).items()}
+    arrays = data_of(item)
     tasks = Task(
         Examples(arrays["support_x"], arrays["support_y"]),
         Examples(arrays["query_x"], arrays["query_y"]),

@@ -1,13 +1,15 @@
-"""Models from Flax Linen modules, Flax NNX modules and plain pairs of functions."""
+"""Models from Flax Linen modules, Flax NNX modules and plain pairs of functions.
+
+NNX is imported where it is used, as that takes a while.
+"""
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import nnx
 
 from metajax.models.normalization import (
     STATISTICS,
@@ -16,6 +18,9 @@ from metajax.models.normalization import (
 )
 from metajax.objectives import split_key
 from metajax.types import Array, Model, PyTree
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 __all__ = ["from_functions", "from_linen", "from_nnx", "within"]
 
@@ -120,7 +125,7 @@ def from_linen(module: nn.Module, *, normalization: str = "none") -> Model:
     return Model(init, apply, statistics if has_statistics else None, normalization)
 
 
-def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Model:
     """A model from a Flax NNX module.
 
     Args:
@@ -134,6 +139,8 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     Raises:
       ValueError: if the module keeps state besides parameters and random streams.
     """
+    from flax import nnx
+
     module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     accepted = _accepted(type(module).__call__)
     graph, abstract, *others = nnx.split(module, nnx.Param, nnx.RngState, ...)
