@@ -18,16 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.learners.gradient.descent import (
-    Run,
-    check_descent,
-    learner_of_run,
-    support_loss_fn,
-)
+from metajax.learners.gradient.descent import check_descent, learner_of_start
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
-from metajax.unroll import Unrolled, unroll
 
 __all__ = ["cavia"]
 
@@ -81,29 +75,25 @@ def cavia(
     conditioned = within(
         model, "network", before=lambda params, x: _pair(x, params["context"])
     )
-    support_loss = support_loss_fn(conditioned, objective)
 
-    def run(
-        meta_params: PyTree, support: Examples, key: Array | None, how: Run
-    ) -> Unrolled:
-        return unroll(
-            support_loss,
-            inner_optimizer,
-            {"network": meta_params, "context": jnp.zeros(context_size)},
-            support,
-            steps=how.steps,
-            gradient=gradient,
-            adapts=lambda path: path == "context",
-            key=key,
-            keep_path=how.keep_path,
-            check_mixed=check_mixed,
-        )
+    def start(meta_params: PyTree, support: Examples) -> PyTree:
+        del support
+        return {"network": meta_params, "context": jnp.zeros(context_size)}
 
     def init(key: Array, task: Task) -> PyTree:
         return model.init(key, _pair(task.support.x, jnp.zeros(context_size)))
 
-    return learner_of_run(
-        conditioned, init, run, objective, steps=steps, eval_steps=eval_steps
+    return learner_of_start(
+        conditioned,
+        init,
+        start,
+        inner_optimizer,
+        objective=objective,
+        steps=steps,
+        eval_steps=eval_steps,
+        gradient=gradient,
+        adapts=lambda path: path == "context",
+        check_mixed=check_mixed,
     )
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "check_descent",
     "descent",
     "learner_of_run",
+    "learner_of_start",
     "optimizer_of",
     "params_of",
     "score",
@@ -269,6 +270,57 @@ def score(
     """Loss and metrics on the query set of parameters that descended."""
     adapted = freeze_support_statistics(model, params, task.support)
     return query_score(model.apply, adapted, task.query, objective, key)
+
+
+def learner_of_start(
+    model: Model,
+    init: Callable[[Array, Task], PyTree],
+    start: Callable[[PyTree, Examples], PyTree],
+    inner_optimizer: InnerOptimizer,
+    *,
+    objective: Callable[[PyTree, PyTree], Array],
+    steps: int,
+    eval_steps: int | None,
+    gradient: str,
+    adapts: Callable[[str], bool] = everything,
+    check_mixed: bool = True,
+) -> Learner:
+    """Builds a learner that makes phi_0 of each task, and descends from there.
+
+    Args:
+      model: as for `learner_of_run`.
+      init: as `Learner.init`.
+      start: `(meta_params, support) -> phi_0`.
+      inner_optimizer: what descends; the `meta_params` of a learned one have its
+        parameters as `optimizer`.
+      objective: `(outputs, y) -> [n]`, the loss of every example.
+      steps: inner steps in training.
+      eval_steps: inner steps of `adapt`; None means `steps`.
+      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      adapts: which leaves of phi_0 adapt.
+      check_mixed: see `metajax.unroll.unroll`.
+    """
+    support_loss = support_loss_fn(model, objective)
+
+    def run(
+        meta_params: PyTree, support: Examples, key: Array | None, how: Run
+    ) -> Unrolled:
+        return unroll(
+            support_loss,
+            optimizer_of(meta_params, inner_optimizer),
+            start(meta_params, support),
+            support,
+            steps=how.steps,
+            gradient=gradient,
+            adapts=adapts,
+            key=key,
+            keep_path=how.keep_path,
+            check_mixed=check_mixed,
+        )
+
+    return learner_of_run(
+        model, init, run, objective, steps=steps, eval_steps=eval_steps
+    )
 
 
 def learner_of_run(

@@ -18,17 +18,11 @@ import optax
 
 from metajax.arguments import check_way
 from metajax.filters import everything
-from metajax.learners.gradient.descent import (
-    Run,
-    check_descent,
-    learner_of_run,
-    support_loss_fn,
-)
+from metajax.learners.gradient.descent import check_descent, learner_of_start
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy
 from metajax.prototypes import class_means, linear_head
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
-from metajax.unroll import Unrolled, unroll
 
 __all__ = ["proto_maml"]
 
@@ -79,34 +73,29 @@ def proto_maml(
     check_way(way)
     check_descent(inner_optimizer, gradient, steps, eval_steps)
     classifier = within(model, "embedding", after=_classify)
-    support_loss = support_loss_fn(classifier, cross_entropy)
 
-    def run(
-        meta_params: PyTree, support: Examples, key: Array | None, how: Run
-    ) -> Unrolled:
+    def start(meta_params: PyTree, support: Examples) -> PyTree:
         features = model.apply(meta_params, support.x, mask=support.mask)
         num_classes = len(support.y) if way is None else way
         centers, is_present = class_means(features, support, num_classes)
         kernel, bias = linear_head(centers)
         head = {"kernel": kernel, "bias": bias, "is_present": is_present}
-        return unroll(
-            support_loss,
-            inner_optimizer,
-            {"embedding": meta_params, "head": head},
-            support,
-            steps=how.steps,
-            gradient=gradient,
-            adapts=adapts,
-            key=key,
-            keep_path=how.keep_path,
-            check_mixed=check_mixed,
-        )
+        return {"embedding": meta_params, "head": head}
 
     def init(key: Array, task: Task) -> PyTree:
         return model.init(key, task.support.x)
 
-    return learner_of_run(
-        classifier, init, run, cross_entropy, steps=steps, eval_steps=eval_steps
+    return learner_of_start(
+        classifier,
+        init,
+        start,
+        inner_optimizer,
+        objective=cross_entropy,
+        steps=steps,
+        eval_steps=eval_steps,
+        gradient=gradient,
+        adapts=adapts,
+        check_mixed=check_mixed,
     )
 
 

@@ -35,17 +35,13 @@ from metajax.generators import check_generator, generate, init_generator
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import (
     InnerOptimizer,
-    Run,
     check_descent,
-    learner_of_run,
-    optimizer_of,
-    support_loss_fn,
+    learner_of_start,
 )
 from metajax.models.adapters import from_linen
 from metajax.models.recurrent import RecurrentLSTM, check_hidden
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
-from metajax.unroll import Unrolled, unroll
 
 __all__ = ["MetaParams", "as_sequences", "lstm_generator"]
 
@@ -129,7 +125,6 @@ def lstm_generator(
     size = check_hidden(hidden)[-1]
     check_generator(size, rank, offset_scale)
     encoder = from_linen(RecurrentLSTM(check_hidden(hidden)))
-    support_loss = support_loss_fn(model, objective)
 
     def start(meta_params: MetaParams, support: Examples) -> PyTree:
         """phi_0."""
@@ -138,22 +133,6 @@ def lstm_generator(
         where = None if support.mask is None else support.mask[:, None]
         code = jnp.mean(last, axis=0, where=where)
         return generate(meta_params.generator, meta_params.base, code, generates)
-
-    def run(
-        meta_params: MetaParams, support: Examples, key: Array | None, how: Run
-    ) -> Unrolled:
-        return unroll(
-            support_loss,
-            optimizer_of(meta_params, inner_optimizer),
-            start(meta_params, support),
-            support,
-            steps=how.steps,
-            gradient=gradient,
-            adapts=adapts,
-            key=key,
-            keep_path=how.keep_path,
-            check_mixed=check_mixed,
-        )
 
     def init(key: Array, task: Task) -> MetaParams:
         key_base, key_encoder, key_generator, key_optimizer = jax.random.split(key, 4)
@@ -172,8 +151,17 @@ def lstm_generator(
         reader = encoder.init(key_encoder, as_sequences(task.support, way))
         return MetaParams(base, reader, generator, learned)
 
-    return learner_of_run(
-        model, init, run, objective, steps=steps, eval_steps=eval_steps
+    return learner_of_start(
+        model,
+        init,
+        start,
+        inner_optimizer,
+        objective=objective,
+        steps=steps,
+        eval_steps=eval_steps,
+        gradient=gradient,
+        adapts=adapts,
+        check_mixed=check_mixed,
     )
 
 

@@ -52,17 +52,13 @@ from metajax.heads import embedded
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import (
     InnerOptimizer,
-    Run,
     check_descent,
-    learner_of_run,
-    optimizer_of,
-    support_loss_fn,
+    learner_of_start,
 )
 from metajax.models.networks import mlp
 from metajax.models.normalization import hide_padding
 from metajax.objectives import cross_entropy, masked_mean
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
-from metajax.unroll import Unrolled, unroll
 
 __all__ = ["MetaParams", "arml"]
 
@@ -161,7 +157,6 @@ def arml(
     check_not_negative(reconstruction_weight=reconstruction_weight)
     check_descent(inner_optimizer, gradient, steps, eval_steps, may_be_learned=True)
     embed = mlp(features, hidden=()) if embedding is None else embedding
-    support_loss = support_loss_fn(model, objective)
 
     def relations(num_gates: int) -> Relations:
         return Relations(features, vertices, clusters, num_gates, link_scale, layers)
@@ -200,22 +195,6 @@ def arml(
         gate, error = cast(tuple[Array, Array], outputs)
         return combine(unravel(gate * theta), others), error
 
-    def run(
-        meta_params: MetaParams, support: Examples, key: Array | None, how: Run
-    ) -> Unrolled:
-        return unroll(
-            support_loss,
-            optimizer_of(meta_params, inner_optimizer),
-            start(meta_params, support)[0],
-            support,
-            steps=how.steps,
-            gradient=gradient,
-            adapts=adapts,
-            key=key,
-            keep_path=how.keep_path,
-            check_mixed=check_mixed,
-        )
-
     def init(key: Array, task: Task) -> MetaParams:
         key_base, key_embedding, key_relations, key_optimizer = jax.random.split(key, 4)
         base = model.init(key_base, task.support.x)
@@ -233,8 +212,17 @@ def arml(
             learned,
         )
 
-    learner = learner_of_run(
-        model, init, run, objective, steps=steps, eval_steps=eval_steps
+    learner = learner_of_start(
+        model,
+        init,
+        lambda meta_params, support: start(meta_params, support)[0],
+        inner_optimizer,
+        objective=objective,
+        steps=steps,
+        eval_steps=eval_steps,
+        gradient=gradient,
+        adapts=adapts,
+        check_mixed=check_mixed,
     )
 
     def loss(
