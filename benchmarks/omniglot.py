@@ -218,8 +218,8 @@ class Reptile(Settings):
 class Imaml(Settings):
     """Implicit MAML.
 
-    With the 22 of the authors' code as `damping`, curvature below -24 ended a run of 16
-    tasks a step after 88 steps: conjugate gradients then do not converge.
+    With the 22 of the authors' code as `damping`, a linear solve did not converge after
+    88 steps of 16 tasks.
     """
 
     outer_rate: float = 1e-3
