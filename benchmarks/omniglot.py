@@ -216,17 +216,23 @@ class Reptile(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Imaml(Settings):
-    """Implicit MAML.
+    """Implicit MAML, with statistics of each example.
 
-    With the 22 of the authors' code as `damping`, a linear solve did not converge after
-    88 steps of 16 tasks.
+    With batch statistics of the five support examples the loss of a task now and then
+    has a curvature so far below 0 that a linear solve does not converge: after 88 steps
+    of 16 tasks with a `damping` of 22, and after 399 with 98.
     """
 
     outer_rate: float = 1e-3
     inner_rate: float = 0.1
     inner_steps: int = 16
     strength: float = 2.0
-    damping: float = 98.0
+    damping: float = 22.0
+    """That of the authors' code."""
+
+    def model(self) -> Model:
+        """Inductive."""
+        return conv4(self.way, pooling="stride", normalization="layer")
 
     def build(self, model: Model) -> Learner:
         """16 inner steps and 5 of conjugate gradients, as the paper has it."""
