@@ -10,7 +10,8 @@ C. Finn, S. Kakade, S. Levine, "Meta-Learning with Implicit Gradients", NeurIPS 
 https://arxiv.org/abs/1909.04630, section 3.
 
 How well u solves the system is part of the result, and a gradient from a u that does
-not is NaN: it may be refused, but not be taken for the right one.
+not is NaN, or 0 where that is asked for: it may be refused or left out, but not be
+taken for the right one.
 """
 
 import functools
@@ -37,12 +38,13 @@ def check_solve(cg_steps: int, max_residual: float) -> None:
         )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
 def implicit_loss(
     outer: Callable[[PyTree, PyTree], tuple[Array, Any]],
     inner: Callable[[PyTree, PyTree, PyTree], Array],
     cg_steps: int,
     max_residual: float,
+    if_failed: float,
     solution: PyTree,
     theta: PyTree,
     others: PyTree,
@@ -54,7 +56,8 @@ def implicit_loss(
       inner: `(phi, theta, others) -> scalar`, which the solution minimises.
       cg_steps: conjugate gradient steps, at least 1; exact after as many as `phi` has
         numbers, good after as many as the Hessian has clusters of eigenvalues.
-      max_residual: above it the gradient is NaN; above 0, at most 1.
+      max_residual: above it the solve has failed; above 0, at most 1.
+      if_failed: every number of the gradient then, NaN or 0.
       solution: pytree phi* of floats. It gets no gradient.
       theta: pytree of floats, which gets the gradient.
       others: pytree of whatever else there is. It gets no gradient.
@@ -62,8 +65,9 @@ def implicit_loss(
     Returns:
       The loss, the aux, and the relative residual ||H u - v|| / ||v|| of the solve.
     """
-    outputs, _ = _forward(outer, inner, cg_steps, max_residual, solution, theta, others)
-    return outputs
+    return _forward(
+        outer, inner, cg_steps, max_residual, if_failed, solution, theta, others
+    )[0]
 
 
 def _forward(
@@ -71,11 +75,12 @@ def _forward(
     inner: Callable,
     cg_steps: int,
     max_residual: float,
+    if_failed: float,
     solution: PyTree,
     theta: PyTree,
     others: PyTree,
 ) -> tuple[tuple[Array, Any, Array], tuple]:
-    del max_residual
+    del max_residual, if_failed
     (loss, aux), slope = jax.value_and_grad(outer, has_aux=True)(solution, others)
     gradient = jax.grad(lambda phi: inner(phi, theta, others))
 
@@ -98,6 +103,7 @@ def _backward(
     inner: Callable,
     cg_steps: int,
     max_residual: float,
+    if_failed: float,
     saved: tuple,
     cotangents: tuple,
 ) -> tuple:
@@ -108,9 +114,12 @@ def _backward(
         return jax.grad(inner)(solution, theta, others)
 
     (theta_bar,) = jax.vjp(stationarity, theta)[1](u)
-    # Written so that a residual of NaN fails too.
-    factor = jnp.where(residual <= max_residual, -loss_bar, jnp.nan)
-    return None, jax.tree.map(lambda leaf: factor * leaf, theta_bar), None
+    is_solved = residual <= max_residual  # False for a residual of NaN too
+
+    def checked(leaf: Array) -> Array:
+        return jnp.where(is_solved, -loss_bar * leaf, if_failed)
+
+    return None, jax.tree.map(checked, theta_bar), None
 
 
 implicit_loss.defvjp(_forward, _backward)

@@ -84,7 +84,7 @@ def implicit(theta, others, *, cg_steps=DIM, max_residual=1e-3):
     def loss(theta):
         phi = solve(jax.lax.stop_gradient(theta), others)
         value, _, residual = implicit_loss(
-            outer, inner, cg_steps, max_residual, phi, theta, others
+            outer, inner, cg_steps, max_residual, np.nan, phi, theta, others
         )
         return value, residual
 
@@ -225,7 +225,7 @@ def test_gradient_is_that_of_the_loss_and_reaches_theta_only():
     def gradients(solution, theta, others):
         def loss(solution, theta, others):
             value, aux, residual = implicit_loss(
-                outer, inner, DIM, 0.1, solution, theta, others
+                outer, inner, DIM, 0.1, np.nan, solution, theta, others
             )
             return 3 * value + aux["distance"] + residual
 

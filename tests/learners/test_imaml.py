@@ -149,6 +149,26 @@ def test_a_solve_that_is_not_good_enough_has_no_gradient(key):
     assert np.isnan(jax.flatten_util.ravel_pytree(gradient)[0]).all()
 
 
+@pytest.mark.parametrize(("max_residual", "failed"), [(1.0, 0), (1e-3, 1)])
+def test_a_task_whose_solve_fails_may_be_left_out(key, max_residual, failed):
+    learner = metajax.imaml(
+        smooth_model(),
+        optax.sgd(0.1),
+        steps=2,
+        cg_steps=1,
+        max_residual=max_residual,
+        skips_failed=True,
+    )
+    task = sample(key)
+    params = jax.jit(learner.init)(key, task)
+    run = jax.jit(jax.grad(lambda p: learner.loss(p, task), has_aux=True))
+    gradient, metrics = run(params)
+    assert metrics["implicit_failed"] == failed
+    numbers = jax.flatten_util.ravel_pytree(gradient)[0]
+    assert np.isfinite(numbers).all()
+    assert numbers.any() == (not failed)
+
+
 ERRORS = {
     "no steps": ({"steps": 0}, ValueError, "`steps` must be at least 1 to solve"),
     "eval_steps": ({"eval_steps": -1}, ValueError, "`steps` must be .*got -1"),

@@ -18,6 +18,7 @@ authors' code has it.
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from metajax.arguments import check_not_negative, check_positive
@@ -48,6 +49,7 @@ def imaml(
     damping: float = 0.0,
     cg_steps: int = 10,
     max_residual: float = 1.0,
+    skips_failed: bool = False,
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
     gradient: str = "implicit",
 ) -> Learner:
@@ -70,16 +72,21 @@ def imaml(
         the same solution. Networks with batch statistics need it, as their curvature is
         often far below -2: 22 with a `strength` of 2 is what the authors' code has.
       cg_steps: steps of conjugate gradients, at least 1; the paper takes 5.
-      max_residual: the largest relative residual of the linear solve, in (0, 1]; above
-        it the gradient is NaN, at which `train` stops. 1 is that of no solution at all.
+      max_residual: the largest relative residual of the linear solve, in (0, 1]; 1 is
+        that of no solution at all. Above it the solve has failed and the gradient is
+        NaN, at which `train` stops.
+      skips_failed: whether a task whose solve has failed has a gradient of 0 instead,
+        as if it had not been drawn, but that the mean is still over all tasks. Networks
+        with batch statistics meet such a task now and then.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: `"implicit"`, or one of `metajax.unroll.GRADIENT_MODES` to differentiate
         through the inner steps on the same problem, undamped, for comparison.
 
     Returns:
       A learner whose `meta_params` and `adapted` are parameters of `model`. Its loss
-      reports `implicit_residual`, that of the linear solve, and `support_loss_t`, the
-      inner objective before inner step t.
+      reports `implicit_residual`, that of the linear solve, `implicit_failed`, the
+      share of tasks where it is above `max_residual`, and `support_loss_t`, the inner
+      objective before inner step t.
 
     Raises:
       ValueError: if a number is out of range.
@@ -157,11 +164,16 @@ def imaml(
             inner,
             cg_steps,
             max_residual,
+            0.0 if skips_failed else jnp.nan,
             solution,
             theta,
             (rest, task, key_adapt, key_predict),
         )
         metrics |= support_curve(result.losses)
-        return value, metrics | {"implicit_residual": residual}
+        failed = jnp.float32(~(residual <= max_residual))  # also where it is NaN
+        return value, metrics | {
+            "implicit_residual": residual,
+            "implicit_failed": failed,
+        }
 
     return learner._replace(loss=loss) if is_implicit else learner
