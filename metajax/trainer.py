@@ -415,7 +415,8 @@ def _non_finite_error(
             what += f" (`implicit_residual` is {residual:.3g} in the mean over tasks)"
             hint = (
                 "A linear solve did not reach `max_residual`: raise `strength`, "
-                "`damping` or `cg_steps`, or take more inner steps."
+                "`damping` or `cg_steps`, take more inner steps, or leave such tasks "
+                "out by `skips_failed`."
             )
     else:
         what = "loss and gradient are finite, but the updated meta-parameters are not"
