@@ -53,6 +53,10 @@ PUBLISHED = {
 }
 
 
+# Learners whose training tasks have more shots than `--shot`, that of testing.
+TRAIN_SHOTS = {"reptile": 10}
+
+
 class Protocol(NamedTuple):
     """What makes results comparable: only training seeds may differ."""
 
@@ -131,7 +135,8 @@ def _protocol(settings: dict[str, Any], result: dict[str, Any]) -> Protocol | No
         setting = f"mean squared error after 1 inner step; {steps}, the paper's"
         learner, shot = settings.get("learner", "maml"), settings["shot"]
         return Protocol(learner, "sinusoid", "sinusoid", 0, shot, 10, setting)
-    trained = f"{settings['way']}-way {settings['shot']}-shot"
+    shot = TRAIN_SHOTS.get(settings["learner"], settings["shot"])
+    trained = f"{settings['way']}-way {shot}-shot"
     trained += f", {_plural(settings['num_queries'], 'query', 'queries')}"
     trained += f", {_plural(settings['tasks_per_step'], 'task', 'tasks')} a step"
     length = steps if steps == _paper_steps(settings) else f"{steps} (shorter)"
