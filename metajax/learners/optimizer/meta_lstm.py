@@ -152,8 +152,14 @@ def lstm_gates(
             return start(ravel_pytree(params)[0].size)
 
         def update_fn(
-            updates: PyTree, state: PyTree, params: PyTree = None, *, value: Array
+            updates: PyTree,
+            state: PyTree,
+            params: PyTree = None,
+            *,
+            value: Array,
+            **extra_args: Any,
         ) -> tuple[PyTree, PyTree]:
+            del extra_args
             grads, unravel = ravel_pytree(updates)
             theta, _ = ravel_pytree(params)
             args = (optimizer_params, state, grads, value, theta)
