@@ -218,9 +218,9 @@ class Reptile(Settings):
 class Imaml(Settings):
     """Implicit MAML.
 
-    With batch statistics of five support examples the loss of a task now and then has a
-    curvature so far below 0 that its linear solve does not converge: one of the first
-    1,424 tasks with a `damping` of 22, of the first 6,400 with 98. Such are left out.
+    With batch statistics of five support examples the linear solve of a task now and
+    then does not converge: of one in the first 1,424 tasks with a `damping` of 22, in
+    the first 6,400 with 98. Such tasks are left out.
     """
 
     outer_rate: float = 1e-3

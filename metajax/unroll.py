@@ -206,9 +206,9 @@ def unroll(
     def step(carry: tuple, key_and_row: tuple) -> tuple:
         adapted, opt_state = carry
         key, row = key_and_row
-        loss, grad = value_and_grad(adapted, others(row), key, *closed_over)
-        grad = checkpoint_name(grad, "inner_gradient")
         around = others(row)
+        loss, grad = value_and_grad(adapted, around, key, *closed_over)
+        grad = checkpoint_name(grad, "inner_gradient")
         if gradient == "first_order":
             loss, grad, around = jax.lax.stop_gradient((loss, grad, around))
         updates, opt_state = optimizer.update(

@@ -88,7 +88,7 @@ def check_descent(
         with jax.ensure_compile_time_eval():
             start = optimizer.init(jax.random.key(0), jnp.zeros(2))
             optimizer = optimizer.build(start)
-    for count in (steps,) if eval_steps in (None, steps) else (steps, eval_steps):
+    for count in (steps, steps if eval_steps is None else eval_steps):
         check_inner_loop(optimizer, count, gradient)
 
 
