@@ -53,10 +53,6 @@ PUBLISHED = {
 }
 
 
-# Learners whose training tasks have more shots than `--shot`, that of testing.
-TRAIN_SHOTS = {"reptile": 10}
-
-
 class Protocol(NamedTuple):
     """What makes results comparable: only training seeds may differ."""
 
@@ -135,7 +131,7 @@ def _protocol(settings: dict[str, Any], result: dict[str, Any]) -> Protocol | No
         setting = f"mean squared error after 1 inner step; {steps}, the paper's"
         learner, shot = settings.get("learner", "maml"), settings["shot"]
         return Protocol(learner, "sinusoid", "sinusoid", 0, shot, 10, setting)
-    shot = TRAIN_SHOTS.get(settings["learner"], settings["shot"])
+    shot = settings.get("train_shot", settings["shot"])
     trained = f"{settings['way']}-way {shot}-shot"
     trained += f", {_plural(settings['num_queries'], 'query', 'queries')}"
     trained += f", {_plural(settings['tasks_per_step'], 'task', 'tasks')} a step"
@@ -166,7 +162,8 @@ def _plural(count: int, one: str, many: str) -> str:
 
 
 def _paper_steps(settings: dict[str, Any]) -> str:
-    return "" if settings["learner"] == "prototypical" else "60,000 steps"
+    steps = {"prototypical": "", "reptile": "100,000 steps", "imaml": "20,000 steps"}
+    return steps.get(settings["learner"], "60,000 steps")
 
 
 def _measured(results: list[dict[str, Any]]) -> str:

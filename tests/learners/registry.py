@@ -286,6 +286,11 @@ REGISTRY = {
             _mlp(WAY), optax.adam(0.02, b1=0.0), steps=3, eval_steps=5
         )
     ),
+    "reptile, keeps state": Entry(
+        lambda: metajax.reptile(
+            _mlp(WAY), optax.sgd(0.02, momentum=0.9), steps=3, keeps_state=True
+        )
+    ),
     "learn_optimizer": Entry(
         lambda: metajax.learn_optimizer(
             _mlp(WAY),

@@ -75,33 +75,35 @@ def test_expected_update_with_batches(key):
     expected = (1 - (1 - RATE) ** 3) * (np.asarray(THETA) - mean)
     error = updates.std(axis=0) / np.sqrt(len(updates))
     assert np.all(np.abs(updates.mean(axis=0) - expected) < 4 * error)
-    # Each step adds a * (1 - a)^t of the variance of one target to phi_T.
-    factor = RATE**2 * sum((1 - RATE) ** (2 * t) for t in range(3))
+    # Each step adds a * (1 - a)^t of one target to phi_T. Within a pass over n targets
+    # none comes twice, so that two of them have the covariance -variance / (n - 1).
+    factors = RATE * (1 - RATE) ** np.arange(3)
+    own = np.sum(factors**2)
+    among = np.sum(factors) ** 2 - own
+    factor = own - among / (len(TARGETS) - 1)
     variance = factor * np.asarray(TARGETS).var(axis=0)
     np.testing.assert_allclose(updates.var(axis=0), variance, rtol=0.1)
 
 
-def test_batches_hold_real_examples_without_repetition(key):
-    examples, mask = rows(7), jnp.array([1, 1, 0, 1, 0, 1, 1], bool)
-    batches = draw_batches(key, examples._replace(mask=mask), 100, 3)
-    ids = np.asarray(batches.y)
-    assert ids.shape == (100, 3)
-    assert batches.mask is None
-    np.testing.assert_array_equal(batches.x["id"][:, :, 0], ids)
-    assert all(len(set(row)) == 3 for row in ids)
-    assert set(ids.ravel()) == {0, 1, 3, 5, 6}
-    # Ten sets of three of five: nearly all come, and each example in 3/5 of batches.
-    assert len({frozenset(row) for row in ids}) >= 9
-    counts = np.bincount(ids.ravel(), minlength=7)[np.asarray(mask)]
-    np.testing.assert_allclose(counts, 60, atol=4 * np.sqrt(100 * 0.6 * 0.4))
-
-
-def test_batches_larger_than_the_set_repeat_all_of_it(key):
-    examples = rows(4)._replace(mask=jnp.array([True, False, True, True]))
-    ids = np.asarray(draw_batches(key, examples, 5, 7).y)
-    for row in ids:
-        assert sorted(np.bincount(row, minlength=4)) == [0, 2, 2, 3]
-        assert 1 not in row
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_batches_are_cut_from_passes_over_the_real_examples(key, is_padded):
+    """Also where a pass ends within a batch, and where a batch is several passes."""
+    examples = rows(5)
+    real = {0, 1, 2, 3, 4}
+    if is_padded:
+        examples = rows(7)._replace(mask=jnp.array([1, 1, 0, 1, 0, 1, 1], bool))
+        real = {0, 1, 3, 5, 6}
+    for steps, size in [(10, 3), (4, 25), (2, 1)]:
+        batches = draw_batches(key, examples, steps, size)
+        ids = np.asarray(batches.y)
+        assert ids.shape == (steps, size)
+        assert batches.mask is None
+        np.testing.assert_array_equal(batches.x["id"][:, :, 0], ids)
+        passes = [ids.ravel()[i : i + 5] for i in range(0, ids.size, 5)]
+        assert all(set(of) == real for of in passes if len(of) == 5)
+        assert all(len(set(of)) == len(of) for of in passes)
+        if ids.size > 25:
+            assert len({tuple(of) for of in passes}) > len(passes) / 2  # new orders
 
 
 def test_batches_without_a_key_are_always_the_same(key):
@@ -109,6 +111,78 @@ def test_batches_without_a_key_are_always_the_same(key):
     chex.assert_trees_all_equal(first, second)
     assert not np.array_equal(first.y, draw_batches(key, rows(9), 4, 3).y[::-1])
     assert len({tuple(row) for row in np.asarray(first.y)}) == 4
+
+
+def adam_path(start, steps, gradient):
+    """What Adam does if it is never reset."""
+    optimizer = optax.adam(0.1)
+    params, state = start, optimizer.init(start)
+    for _ in range(steps):
+        updates, state = optimizer.update(gradient(params), state)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_kept_state_goes_on_as_if_the_optimizer_were_never_reset(key):
+    """With one task and a full outer step, Reptile is then the inner optimizer."""
+    learner = metajax.reptile(
+        constant_model(),
+        optax.adam(0.1),
+        steps=3,
+        eval_steps=4,
+        objective=squared_error,
+        keeps_state=True,
+    )
+    task, optimizer, estimator = constant_task(), optax.sgd(1.0), reverse_mode()
+    state = init_state(key, learner, task, optimizer, estimator)
+    start = state.meta_params._replace(params=THETA)
+    state = state._replace(meta_params=start)
+    tasks = jax.tree.map(lambda leaf: leaf[None], task)
+    for _ in range(5):
+        state, _ = outer_step(learner, optimizer, estimator, state, tasks, key[None])
+    expected = adam_path(THETA, 15, lambda phi: phi - SUPPORT)
+    chex.assert_trees_all_close(state.meta_params.params, expected, rtol=1e-4)
+    adapted = learner.adapt(state.meta_params, task.support)
+    expected = adam_path(THETA, 19, lambda phi: phi - SUPPORT)
+    chex.assert_trees_all_close(adapted, expected, rtol=1e-4)
+
+
+def test_kept_state_is_the_mean_over_tasks(key):
+    """Counts and moments; the second moments are those of unlike gradients."""
+    learner = metajax.reptile(
+        constant_model(),
+        optax.adam(0.1, b1=0.0, b2=0.9),
+        steps=2,
+        objective=squared_error,
+        keeps_state=True,
+    )
+    tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), constant_task())
+    optimizer, estimator = optax.sgd(0.5), reverse_mode()
+    state = init_state(key, learner, constant_task(), optimizer, estimator)
+    start = state.meta_params._replace(params=jnp.zeros(2))
+    keys = jax.random.split(key, 2)
+    new, _ = outer_step(
+        learner, optimizer, estimator, state._replace(meta_params=start), tasks, keys
+    )
+    # By symmetry both tasks have the same second moments: two steps of 0.1 each.
+    gradients = [-SUPPORT, 0.1 * np.sign(SUPPORT) - SUPPORT]
+    nu = 0.1 * (0.9 * gradients[0] ** 2 + gradients[1] ** 2)
+    count, _, second = new.meta_params.optimizer
+    assert float(count) == 1.0  # half way to 2
+    chex.assert_trees_all_close(second, 0.5 * nu, rtol=1e-5)
+    chex.assert_trees_all_close(new.meta_params.params, jnp.zeros(2), atol=1e-6)
+
+
+def test_random_keys_of_an_optimizer_are_not_kept(key):
+    noisy = optax.chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(RATE))
+    learner = metajax.reptile(
+        constant_model(), noisy, steps=2, objective=squared_error, keeps_state=True
+    )
+    params = learner.init(key, constant_task())
+    leaves = params.optimizer
+    assert [leaf.dtype for leaf in leaves] == [jnp.float32]  # the count
+    gradient = jax.grad(lambda p: learner.loss(p, constant_task())[0])(params)
+    assert float(gradient.optimizer[0]) == -2.0
 
 
 def test_sizes_in_training_and_in_adapting(key):

@@ -39,11 +39,12 @@ InnerOptimizer: TypeAlias = optax.GradientTransformation | LearnedOptimizer
 
 
 class MetaParams(NamedTuple):
-    """What is learned beside a learned optimizer.
+    """What is learned, where it is not an initialisation alone.
 
     Attributes:
       params: the initialisation; None where each task starts at random.
-      optimizer: parameters of the `LearnedOptimizer`.
+      optimizer: parameters of the `LearnedOptimizer`; of Reptile, numbers of the state
+        of its inner optimizer.
     """
 
     params: PyTree

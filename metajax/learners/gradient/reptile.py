@@ -12,13 +12,16 @@ Nothing is differentiated twice, and nothing through the inner loop; no query se
 needed to learn. It is not first-order MAML, whose gradient is that of the query loss at
 phi_T alone.
 
-Tasks of its own in training: more shots than in testing (the paper: 10 for 1-shot),
-read in batches of `batch_size` drawn anew for each step, and many more inner steps in
-testing (50). `optax.adam(1e-3, b1=0.0)` inside and a rate falling linearly from 1 to 0
-outside are the paper's. Differs from the official code: Adam starts afresh on each
-task, where that code keeps its second moments across tasks.
+Tasks of its own in training: more shots than in testing (the paper: 15 for 1-shot,
+transductive), read in batches of `batch_size` from passes over the support set in
+random order. `optax.adam(1e-3, b1=0.0)` inside and a rate falling linearly from 1 to 0
+outside are the paper's. So is `keeps_state`: the official code never resets Adam, and
+its second moments go on from task to task, also in testing. There tasks come one after
+the other; here all tasks of an outer step start from the same state, and the next one
+from the mean of theirs, by the same outer gradient: s - s_T.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -27,9 +30,11 @@ import optax
 
 from metajax.filters import everything, partition
 from metajax.learners.gradient.descent import (
+    MetaParams,
     Run,
     check_descent,
     learner_of_run,
+    params_of,
     support_loss_fn,
 )
 from metajax.objectives import cross_entropy, split_key
@@ -45,6 +50,7 @@ def reptile(
     *,
     steps: int = 5,
     eval_steps: int | None = 50,
+    keeps_state: bool = False,
     batch_size: int | None = None,
     eval_batch_size: int | None = None,
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
@@ -60,14 +66,19 @@ def reptile(
       inner_optimizer: what adapts it, such as `optax.adam(1e-3, b1=0.0)`.
       steps: inner steps in training, at least 2; with one, Reptile is joint training.
       eval_steps: inner steps of `adapt`; None means `steps`.
-      batch_size: support examples of each inner step in training, drawn without
-        repetition; None takes all.
+      keeps_state: whether the numbers in the inner optimizer's state, such as moments
+        and counts, go on from task to task instead of starting afresh. They are then
+        part of `meta_params`, for an outer `optax.sgd` with a rate of at most 1: others
+        may make second moments negative.
+      batch_size: support examples of each inner step in training, see `draw_batches`;
+        None takes all.
       eval_batch_size: the same for `adapt`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       adapts: which parameters adapt; the others are learned by nobody.
 
     Returns:
-      A learner whose `meta_params` and `adapted` are parameters of `model`. The value
+      A learner whose `adapted` are parameters of `model`, and so are its `meta_params`,
+      or `MetaParams(params, optimizer)` with the kept state as `optimizer`. The value
       of its loss is the query loss after adapting, its gradient Reptile's.
 
     Raises:
@@ -106,28 +117,42 @@ def reptile(
         def loss(params: PyTree, args: PyTree, key: Array | None) -> Array:
             return support_loss(params, args if size is None else args[1], key)
 
+        start = jax.lax.stop_gradient(meta_params)
+        opt_state = None
+        if keeps_state:
+            adapting, _ = partition(start.params, adapts)
+            opt_state = _restored(start.optimizer, inner_optimizer.init(adapting))
         return unroll(
             loss,
             inner_optimizer,
-            jax.lax.stop_gradient(meta_params),
+            params_of(start),
             support,
             steps=how.steps,
             gradient="first_order",
             adapts=adapts,
             key=key_loss,
             step_args=batches,
+            opt_state=opt_state,
             keep_path=how.keep_path,
         )
 
     def surrogate(meta_params: PyTree, result: Unrolled) -> Array:
-        """Its value is 0, its gradient theta - phi_T."""
-        start, _ = partition(meta_params, adapts)
+        """Its value is 0, its gradient theta - phi_T, and s - s_T for the state."""
+        start, _ = partition(params_of(meta_params), adapts)
         end, _ = partition(result.params, adapts)
-        half = 0.5 * optax.tree.norm(optax.tree.sub(start, end), squared=True)
+        moved = [optax.tree.sub(start, end)]
+        if keeps_state:
+            kept = _kept(result.opt_state)
+            moved.append(optax.tree.sub(meta_params.optimizer, kept))
+        half = 0.5 * optax.tree.norm(moved, squared=True)
         return half - jax.lax.stop_gradient(half)
 
     def init(key: Array, task: Task) -> PyTree:
-        return model.init(key, task.support.x)
+        params = model.init(key, task.support.x)
+        if not keeps_state:
+            return params
+        adapting, _ = partition(params, adapts)
+        return MetaParams(params, _kept(inner_optimizer.init(adapting)))
 
     return learner_of_run(
         model,
@@ -140,29 +165,60 @@ def reptile(
     )
 
 
+def _is_kept(leaf: Array) -> bool:
+    """Whether a leaf of an optimizer's state is a number, and no random key or flag."""
+    kinds = (jnp.floating, jnp.integer)
+    return any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
+
+
+def _kept(opt_state: PyTree) -> list[Array]:
+    """What goes on of a state, in floating point, as `meta_params` have to be."""
+    leaves = [leaf for leaf in jax.tree.leaves(opt_state) if _is_kept(leaf)]
+    return [leaf.astype(jnp.result_type(leaf, jnp.float32)) for leaf in leaves]
+
+
+def _restored(kept: list[Array], fresh: PyTree) -> PyTree:
+    """A fresh state with its numbers replaced by those that were kept."""
+    values = iter(kept)
+
+    def restored(leaf: Array) -> Array:
+        if not _is_kept(leaf):
+            return leaf
+        value = next(values)
+        is_count = jnp.issubdtype(leaf.dtype, jnp.integer)
+        return (jnp.round(value) if is_count else value).astype(leaf.dtype)
+
+    return jax.tree.map(restored, fresh)
+
+
 def draw_batches(
     key: Array | None, examples: Examples, steps: int, batch_size: int
 ) -> Examples:
-    """Draws a batch of real examples for each step, each without repetition.
+    """Draws batches from passes over the real examples, each in a new random order.
+
+    As in the official code, a batch goes on in the next pass where one ends, so that
+    examples repeat within a batch only there.
 
     Args:
       key: the key is consumed; None takes the same batches every time.
       examples: `[n, ...]`.
       steps: number of batches.
-      batch_size: examples of a batch; those above the number of real ones repeat.
+      batch_size: examples of a batch; it may be above the number of real ones.
 
     Returns:
       Examples `[steps, batch_size, ...]` without a mask.
     """
-    num = len(jax.tree.leaves(examples.y)[0])
+    num, total = len(jax.tree.leaves(examples.y)[0]), steps * batch_size
     is_real = examples.is_real
+    num_real = jnp.maximum(jnp.sum(is_real), 1)
+    # How many of padded examples are real is not known here; one is the worst case.
+    passes = math.ceil(total / (num if examples.mask is None else 1))
 
-    def indices(key: Array) -> Array:
-        # Real examples first, in random order.
-        order = jnp.argsort(jax.random.uniform(key, (num,)) + ~is_real)
-        return order[jnp.arange(batch_size) % jnp.maximum(jnp.sum(is_real), 1)]
+    def real_first(key: Array) -> Array:
+        return jnp.argsort(jax.random.uniform(key, (num,)) + ~is_real)
 
-    keys = jax.random.split(jax.random.key(0) if key is None else key, steps)
-    rows = jax.vmap(indices)(keys)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, passes)
+    position = jnp.arange(total).reshape(steps, batch_size)
+    rows = jax.vmap(real_first)(keys)[position // num_real, position % num_real]
     x, y = jax.tree.map(lambda leaf: leaf[rows], (examples.x, examples.y))
     return Examples(x, y)
