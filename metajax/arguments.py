@@ -1,8 +1,8 @@
 """Checks of numbers that users pass, with one wording for all of them."""
 
 import math
-from collections.abc import Iterable
-from numbers import Integral
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 __all__ = [
@@ -11,14 +11,27 @@ __all__ = [
     "check_not_negative",
     "check_positive",
     "check_ranges",
+    "check_seed",
+    "check_sizes",
     "check_way",
     "is_integer",
+    "is_number",
 ]
 
 
 def is_integer(value: Any) -> bool:
     """Whether it is an integer of Python or NumPy, and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number of Python, NumPy or JAX, and not a bool."""
+    if isinstance(value, Real):
+        return not isinstance(value, bool)
+    dtype = getattr(value, "dtype", None)
+    return (
+        getattr(value, "shape", None) == () and dtype is not None and dtype.kind == "f"
+    )
 
 
 def check_choice(allowed: Iterable[str], **values: str) -> None:
@@ -40,6 +53,38 @@ def check_integers(least: int, **values: Any) -> None:
             )
 
 
+def check_seed(seed: int) -> None:
+    """Raises a ValueError unless it is an integer from 0 to 2^32 - 1.
+
+    Of larger ones JAX takes the last 32 bits, which are those of another seed.
+    """
+    if not is_integer(seed) or not 0 <= seed < 2**32:
+        raise ValueError(
+            f"`seed` must be an integer from 0 to {2**32 - 1}, got {seed!r}."
+        )
+
+
+def check_sizes(*, fewest: int = 0, **values: Any) -> None:
+    """Raises a ValueError unless all are sequences of integers of at least 1.
+
+    Args:
+      fewest: how many each must have.
+      **values: the sequences by name.
+    """
+    for name, sizes in values.items():
+        if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+            raise ValueError(
+                f"`{name}` must be a sequence of sizes, such as (64, 64), got "
+                f"{sizes!r}."
+            )
+        if len(sizes) < fewest:
+            raise ValueError(
+                f"`{name}` must hold at least {fewest} size, got {sizes!r}."
+            )
+        for place, size in enumerate(sizes):
+            check_integers(1, **{f"{name}[{place}]": size})
+
+
 def check_way(way: int | None) -> None:
     """Raises a ValueError unless the number of classes is None or at least 1."""
     if way is not None and (not is_integer(way) or way < 1):
@@ -51,14 +96,14 @@ def check_way(way: int | None) -> None:
 def check_positive(**values: float) -> None:
     """Raises a ValueError unless all are above 0 and finite."""
     for name, value in values.items():
-        if not 0 < value < math.inf:
+        if not is_number(value) or not 0 < value < math.inf:
             raise ValueError(f"`{name}` must be above 0 and finite, got {value!r}.")
 
 
 def check_not_negative(**values: float) -> None:
     """Raises a ValueError unless all are at least 0 and finite."""
     for name, value in values.items():
-        if not 0 <= value < math.inf:
+        if not is_number(value) or not 0 <= value < math.inf:
             raise ValueError(f"`{name}` must be at least 0 and finite, got {value!r}.")
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from metajax.arguments import check_integers, check_seed
 from metajax.buckets import Bucket, as_buckets, as_pytree, buckets_of_keys, cut
 from metajax.devices import COPIED, TASK_AXIS, spread, task_mesh
 from metajax.distributions import Gaussian, Mixture, log_likelihood, moments
@@ -124,9 +125,10 @@ def evaluate(
         first task of the bank is malformed, the metrics do not fit the task, or a curve
         is asked of a learner without `adapt_steps`.
     """
-    for name, value in (("num_tasks", num_tasks), ("tasks_per_block", tasks_per_block)):
-        if value != "auto" and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    check_integers(1, num_tasks=num_tasks)
+    if tasks_per_block != "auto":
+        check_integers(1, tasks_per_block=tasks_per_block)
+    check_seed(seed)
     if steps_curve and learner.adapt_steps is None:
         raise ValueError(
             "`steps_curve=True` needs a learner with `adapt_steps`, and this one has "

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from metajax import devices
+from metajax.arguments import check_integers
 from metajax.outer_loop import reverse_mode
 from metajax.programs import best_block, mebibytes, planned_memory, work
 from metajax.types import Learner, TaskDistribution
@@ -147,8 +148,9 @@ def explain(
         `tasks_per_block`.
       TypeError: if `learner` is neither.
     """
-    if tasks_per_step < 1:
-        raise ValueError(f"`tasks_per_step` must be at least 1, got {tasks_per_step}.")
+    check_integers(1, tasks_per_step=tasks_per_step)
+    if tasks_per_block not in ("auto", None):
+        check_integers(1, tasks_per_block=tasks_per_block)
     if isinstance(learner, Learner):
         learners = {"as built": learner}
     elif callable(learner):

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_integers
+from metajax.arguments import check_integers, is_number
 from metajax.types import Array, PyTree
 
 __all__ = ["check_solve", "implicit_loss"]
@@ -31,7 +31,7 @@ __all__ = ["check_solve", "implicit_loss"]
 def check_solve(cg_steps: int, max_residual: float) -> None:
     """Raises a ValueError unless the arguments of `implicit_loss` are in range."""
     check_integers(1, cg_steps=cg_steps)
-    if not 0 < max_residual <= 1:
+    if not is_number(max_residual) or not 0 < max_residual <= 1:
         raise ValueError(
             f"`max_residual` must be above 0 and at most 1, got {max_residual!r}: a "
             "residual of 1 is that of no solution at all."

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.arguments import check_integers
 from metajax.evaluation import VALIDATION_SEED, bank_means
 from metajax.outer_loop import (
     TrainState,
@@ -90,9 +91,7 @@ def whole_run(
         "validate_every": rounds_of,
         "num_validation_tasks": num_validation_tasks,
     }
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {number}.")
+    check_integers(1, **numbers)
     if steps % rounds_of:
         raise ValueError(
             f"`validate_every` must divide `steps` = {steps}, got {validate_every}."

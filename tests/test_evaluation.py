@@ -568,8 +568,14 @@ def pair_task(key):
 
 
 ERRORS = {
-    "no tasks": ({"num_tasks": 0}, "`num_tasks` must be at least 1, got 0"),
-    "no block": ({"tasks_per_block": 0}, "`tasks_per_block` must be at least 1, got 0"),
+    "no tasks": (
+        {"num_tasks": 0},
+        "`num_tasks` must be an integer of at least 1, got 0",
+    ),
+    "no block": (
+        {"tasks_per_block": 0},
+        "`tasks_per_block` must be .* at least 1, got 0",
+    ),
     "no steps": ({"steps_curve": True}, "`steps_curve=True` needs .* `adapt_steps`"),
     "NaN": (
         {"params": {"scale": jnp.array([1.0, jnp.nan])}},

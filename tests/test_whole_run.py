@@ -94,9 +94,15 @@ def test_what_is_not_finite_is_not_taken():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "`steps` must be at least 1, got 0"),
-        ({"tasks_per_step": -1}, "`tasks_per_step` must be at least 1, got -1"),
-        ({"validate_every": 0}, "`validate_every` must be at least 1, got 0"),
+        ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
+        (
+            {"tasks_per_step": -1},
+            "`tasks_per_step` must be .* at least 1, got -1",
+        ),
+        (
+            {"validate_every": 0},
+            "`validate_every` must be .* at least 1, got 0",
+        ),
         ({"num_validation_tasks": 0}, "`num_validation_tasks` must be .*, got 0"),
         ({"validate_every": 5}, "`validate_every` must divide `steps` = 12, got 5"),
     ],

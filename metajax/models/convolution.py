@@ -28,6 +28,7 @@ from flax import linen as nn
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from metajax.arguments import check_integers
 from metajax.types import Array
 
 __all__ = ["Conv", "convolve", "max_pool"]
@@ -327,8 +328,7 @@ def convolve(
     chex.assert_rank([x, kernel], 4)
     chex.assert_equal(x.shape[3], kernel.shape[2])
     x, kernel = (a.astype(jnp.result_type(x, kernel)) for a in (x, kernel))
-    if not isinstance(stride, int) or stride < 1:
-        raise ValueError(f"`stride` must be an integer of at least 1, got {stride!r}.")
+    check_integers(1, stride=stride)
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"`padding` must be 'SAME' or 'VALID', got {padding!r}.")
     image, window = (x.shape[1], x.shape[2]), (kernel.shape[0], kernel.shape[1])

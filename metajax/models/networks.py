@@ -16,7 +16,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_choice, check_integers
+from metajax.arguments import check_choice, check_integers, check_sizes
 from metajax.models.adapters import from_functions, from_linen
 from metajax.models.convolution import Conv, max_pool
 from metajax.models.normalization import PER_CHANNEL, Normalize
@@ -138,8 +138,8 @@ def mlp(
         size is no multiple of the number of groups of `"group"`, 8.
     """
     check_integers(1, num_outputs=num_outputs)
+    check_sizes(hidden=hidden)
     for index, size in enumerate(hidden):
-        check_integers(1, **{f"hidden[{index}]": size})
         _check_groups(f"hidden[{index}]", size, normalization)
     module = MLP(tuple(hidden), num_outputs, normalization)
     return with_precision(from_linen(module, normalization=normalization), precision)

@@ -18,10 +18,11 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.arguments import check_integers, check_sizes
 from metajax.models.adapters import from_linen
 from metajax.types import Array, Model
 
-__all__ = ["RecurrentLSTM", "check_hidden", "lstm"]
+__all__ = ["RecurrentLSTM", "lstm"]
 
 
 class RecurrentLSTM(nn.Module):
@@ -62,22 +63,9 @@ def lstm(num_outputs: int, *, hidden: Sequence[int] = (32,)) -> Model:
       ValueError: if a size is not an integer of at least 1, or there is no layer.
       AssertionError: at trace time, if inputs have no three axes.
     """
-    if not isinstance(num_outputs, int) or num_outputs < 1:
-        raise ValueError(
-            f"`num_outputs` must be an integer of at least 1, got {num_outputs!r}."
-        )
-    return from_linen(RecurrentLSTM(check_hidden(hidden), num_outputs))
-
-
-def check_hidden(hidden: Sequence[int]) -> tuple[int, ...]:
-    """Sizes of layers as a tuple, or a ValueError."""
-    sizes = tuple(hidden) if isinstance(hidden, Sequence) else ()
-    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
-        raise ValueError(
-            "`hidden` must hold at least one size, integers of at least 1, got "
-            f"{hidden!r}."
-        )
-    return sizes
+    check_integers(1, num_outputs=num_outputs)
+    check_sizes(fewest=1, hidden=hidden)
+    return from_linen(RecurrentLSTM(tuple(hidden), num_outputs))
 
 
 def _split_context(x: Array | tuple[Array, Array]) -> tuple[Array, Array | None]:

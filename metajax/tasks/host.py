@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from metajax.arguments import check_integers
 from metajax.tasks.class_table import ClassTableTasks
 from metajax.tasks.variable_tasks import MetaDatasetTasks
 from metajax.types import Array, Task
@@ -111,15 +112,18 @@ def on_host(
       >>> next(source.batches(step_keys, 0, 1)).query.x.shape
       (4, 15, 28, 28, 1)
     """
+    if not isinstance(tasks, (ClassTableTasks, MetaDatasetTasks)):
+        raise ValueError(
+            "`tasks` must be drawn from a class table, as by `few_shot` or "
+            f"`meta_dataset_tasks`, got {type(tasks).__name__}."
+        )
     images = tasks.table.images
     if not isinstance(images, np.ndarray):
         raise ValueError(
             "`tasks` must hold its images as a numpy array or memory map, got "
             f"{type(images).__name__}; build the table as `ClassTable(images, counts)`."
         )
-    for name, value in (("num_threads", num_threads), ("num_prefetch", num_prefetch)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
+    check_integers(1, num_threads=num_threads, num_prefetch=num_prefetch)
     table = dataclasses.replace(
         tasks.table, images=None, counts=np.asarray(tasks.table.counts, np.int32)
     )

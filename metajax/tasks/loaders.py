@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from metajax.arguments import check_sizes
 from metajax.tasks.class_table import ClassTable, class_table
 
 __all__ = ["from_arrays", "from_folder", "from_tfds", "import_tfds", "require_network"]
@@ -320,8 +321,10 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _check_conversion(size: tuple[int, int] | None, channels: int | None) -> None:
-    if size is not None and not (len(size) == 2 and min(size) >= 1):
-        raise ValueError(f"`size` must be `(H, W)`, both at least 1, got {size!r}.")
+    if size is not None:
+        check_sizes(size=size)
+        if len(size) != 2:
+            raise ValueError(f"`size` must be `(H, W)`, got {size!r}.")
     if channels is not None and channels not in _MODES:
         raise ValueError(f"`channels` must be 1, 3, 4 or None, got {channels!r}.")
 

@@ -143,7 +143,11 @@ ERRORS = {
         r"must be a LearnedOptimizer, .*HyperParameter\(0.1\)\), as it is all that",
     ),
     "judges": ({"judges": "end"}, ValueError, "one of path, query, got 'end'"),
-    "no steps": ({"steps": 0}, ValueError, "`steps` must be at least 1 .*got 0"),
+    "no steps": (
+        {"steps": 0},
+        ValueError,
+        "`steps` must be an integer of at least 1, got 0",
+    ),
     "fractional steps": ({"steps": 1.5}, ValueError, "`steps` must be an .*got 1.5"),
     "eval_steps": ({"eval_steps": -1}, ValueError, "`steps` must be .*got -1"),
     "gradient": ({"gradient": "second"}, ValueError, "reverse, remat, mixed"),

@@ -185,7 +185,7 @@ def test_classifies_without_a_time_axis(key):
 ERRORS = {
     "steps": ({"steps": -1}, ValueError, "`steps` must be an integer of at least 0"),
     "optimizer": ({"inner_optimizer": 0.1}, TypeError, "optax.sgd.*got 0.1"),
-    "hidden": ({"hidden": ()}, ValueError, "`hidden` must hold at least one size"),
+    "hidden": ({"hidden": ()}, ValueError, "`hidden` must hold at least 1 size"),
     "rank": ({"rank": 65}, ValueError, "`rank` must be .* from 1 to 64,.*got 65"),
     "way": ({"way": 0}, ValueError, "`way` must be None or .*got 0"),
     "scale": ({"offset_scale": 0}, ValueError, "`offset_scale` must be above 0.*got 0"),

@@ -101,7 +101,7 @@ def test_filter_leaves_matrices_for_what_adapts_only(key):
 ERRORS = {
     "rate": ({"rate": 0.0}, "`rate` must be above 0 and finite, got 0.0"),
     "rate of NaN": ({"rate": float("nan")}, "`rate` must be .*got nan"),
-    "steps": ({"steps": 0}, "`steps` must be at least 1 to learn from, got 0"),
+    "steps": ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
     "fractional steps": ({"steps": 1.5}, "`steps` must be an integer.*got 1.5"),
     "eval_steps": ({"eval_steps": -1}, "`steps` must be .*got -1"),
     "gradient": ({"gradient": "second"}, "reverse, remat, mixed"),

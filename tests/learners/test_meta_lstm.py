@@ -130,9 +130,9 @@ ERRORS = {
     "rate": ({"rate": 1.0}, "`rate` must be between 0 and 1, got 1.0"),
     "forget": ({"forget": 0.0}, "`forget` must be between 0 and 1, got 0.0"),
     "forget of NaN": ({"forget": float("nan")}, "`forget` must be .*got nan"),
-    "hidden": ({"hidden": (0,)}, r"`hidden` must hold .* got \(0,\)"),
+    "hidden": ({"hidden": (0,)}, r"`hidden\[0\]` must be .* got 0"),
     "threshold": ({"threshold": 0}, "`threshold` must be above 0.*got 0"),
-    "steps": ({"steps": 0}, "`steps` must be at least 1 to learn from, got 0"),
+    "steps": ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
     "fractional steps": ({"steps": 1.5}, "`steps` must be an integer.*got 1.5"),
     "eval_steps": ({"eval_steps": -1}, "`steps` must be .*got -1"),
 }

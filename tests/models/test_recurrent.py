@@ -72,8 +72,8 @@ def test_a_context_is_an_input_of_every_step(key):
 
 ERRORS = {
     "outputs": ({"num_outputs": 0}, "`num_outputs` must be .*got 0"),
-    "no layer": ({"hidden": ()}, r"`hidden` must hold at least one size.*got \(\)"),
-    "size": ({"hidden": (8, 0)}, r"`hidden` must .*got \(8, 0\)"),
+    "no layer": ({"hidden": ()}, r"`hidden` must hold at least 1 size, got \(\)"),
+    "size": ({"hidden": (8, 0)}, r"`hidden\[1\]` must .*got 0"),
     "number": ({"hidden": 8}, "`hidden` must .*got 8"),
 }
 

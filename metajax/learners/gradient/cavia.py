@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.arguments import check_integers
 from metajax.learners.gradient.descent import check_descent, learner_of_start
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy
@@ -68,10 +69,7 @@ def cavia(
       >>> learner = cavia(mlp(1), optax.sgd(1.0), objective=squared_error)
     """
     check_descent(inner_optimizer, gradient, steps, eval_steps)
-    if type(context_size) is not int or context_size < 1:
-        raise ValueError(
-            f"`context_size` must be an integer of at least 1, got {context_size!r}."
-        )
+    check_integers(1, context_size=context_size)
     conditioned = within(
         model, "network", before=lambda params, x: _pair(x, params["context"])
     )

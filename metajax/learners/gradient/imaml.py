@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_not_negative, check_positive
+from metajax.arguments import check_integers, check_not_negative, check_positive
 from metajax.filters import combine, partition
 from metajax.implicit import check_solve, implicit_loss
 from metajax.learners.gradient.descent import (
@@ -99,10 +99,9 @@ def imaml(
     """
     is_implicit = gradient == "implicit"
     mode = "first_order" if is_implicit else gradient
+    check_integers(1, steps=steps)
     check_descent(inner_optimizer, mode, steps, eval_steps)
     check_solve(cg_steps, max_residual)
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1 to solve anything, got {steps}.")
     check_positive(strength=strength)
     check_not_negative(damping=damping)
     support_loss = support_loss_fn(model, objective)

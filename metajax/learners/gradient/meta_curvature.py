@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_positive
+from metajax.arguments import check_integers, check_positive
 from metajax.filters import everything
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import descent
@@ -63,8 +63,7 @@ def meta_curvature(
       >>> from metajax import meta_curvature, mlp
       >>> learner = meta_curvature(mlp(5), rate=0.1)
     """
-    if isinstance(steps, int) and steps < 1:
-        raise ValueError(f"`steps` must be at least 1 to learn from, got {steps}.")
+    check_integers(1, steps=steps)
     return descent(
         model,
         curvature(rate),

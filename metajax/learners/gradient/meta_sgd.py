@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import optax
 
+from metajax.arguments import check_integers
 from metajax.filters import everything
 from metajax.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.descent import descent
@@ -68,8 +69,7 @@ def meta_sgd(
       >>> from metajax import conv4, meta_sgd
       >>> learner = meta_sgd(conv4(5, pooling="stride"), rate=0.4)
     """
-    if isinstance(steps, int) and steps < 1:
-        raise ValueError(f"`steps` must be at least 1 to learn rates, got {steps}.")
+    check_integers(1, steps=steps)
     rates = HyperParameter(rate, per="parameter")
     return descent(
         model,

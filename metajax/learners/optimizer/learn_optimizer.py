@@ -19,7 +19,7 @@ sum.
 
 from collections.abc import Callable
 
-from metajax.arguments import check_choice
+from metajax.arguments import check_choice, check_integers
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import descent
 from metajax.objectives import cross_entropy
@@ -81,8 +81,7 @@ def learn_optimizer(
             f"is learned; got {inner_optimizer!r}."
         )
     check_choice(JUDGES, judges=judges)
-    if isinstance(steps, int) and steps < 1:
-        raise ValueError(f"`steps` must be at least 1 to learn from, got {steps}.")
+    check_integers(1, steps=steps)
     return descent(
         model,
         inner_optimizer,

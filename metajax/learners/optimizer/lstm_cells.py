@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_positive
+from metajax.arguments import check_positive, check_sizes
 from metajax.types import Array, PyTree
 
 __all__ = ["LSTM", "check_lstm", "log_and_sign"]
@@ -35,10 +35,7 @@ class LSTM(nn.Module):
 
 def check_lstm(hidden: tuple[int, ...], threshold: float) -> None:
     """Raises a ValueError unless there are sizes and the threshold is above 0."""
-    if not hidden or any(not isinstance(size, int) or size < 1 for size in hidden):
-        raise ValueError(
-            f"`hidden` must hold at least one size of at least 1, got {hidden!r}."
-        )
+    check_sizes(fewest=1, hidden=hidden)
     check_positive(threshold=threshold)
 
 

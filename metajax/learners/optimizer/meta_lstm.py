@@ -27,6 +27,7 @@ import optax
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
+from metajax.arguments import check_integers, is_number
 from metajax.filters import everything
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import descent
@@ -112,8 +113,7 @@ def meta_lstm(
       >>> from metajax import conv4, meta_lstm
       >>> learner = meta_lstm(conv4(5, pooling="stride"), rate=0.4)
     """
-    if isinstance(steps, int) and steps < 1:
-        raise ValueError(f"`steps` must be at least 1 to learn from, got {steps}.")
+    check_integers(1, steps=steps)
     return descent(
         model,
         lstm_gates(rate=rate, forget=forget, hidden=hidden, threshold=threshold),
@@ -134,7 +134,7 @@ def lstm_gates(
 ) -> LearnedOptimizer:
     """The optimizer of `meta_lstm`, with the same arguments."""
     for name, value in (("rate", rate), ("forget", forget)):
-        if not 0 < value < 1:
+        if not is_number(value) or not 0 < value < 1:
             raise ValueError(f"`{name}` must be between 0 and 1, got {value!r}.")
     check_lstm(hidden, threshold)
     module = _Gates(tuple(hidden), rate, forget, threshold)
