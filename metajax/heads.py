@@ -20,7 +20,12 @@ from metajax.models.normalization import (
     freeze_support_statistics,
     hide_padding,
 )
-from metajax.objectives import cross_entropy, query_score, split_key
+from metajax.objectives import (
+    class_vectors,
+    cross_entropy,
+    query_score,
+    split_key,
+)
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 
 __all__ = [
@@ -28,6 +33,7 @@ __all__ = [
     "Fitted",
     "Head",
     "MetaParams",
+    "check_vectors",
     "embedded",
     "head_learner",
     "solved_head",
@@ -196,10 +202,19 @@ def unit(vectors: Array, epsilon: float = 1e-12) -> Array:
     return vectors * jax.lax.rsqrt(squares + epsilon)
 
 
+def check_vectors(features: Array) -> None:
+    """Raises a ValueError unless embeddings are `[n, D]`."""
+    if features.ndim != 2:
+        raise ValueError(
+            "This learner needs embeddings that are vectors, `[n, D]`, and the model "
+            f"gives {list(features.shape)}; flatten them, or use conv4(pooling='max')."
+        )
+
+
 def embedded(features: Array, support: Examples, num_classes: int) -> Embedded:
     """A support set with embeddings `[n, ...]` of its inputs, for N classes."""
     is_real = support.is_real
-    one_hot = jax.nn.one_hot(support.y, num_classes, dtype=features.dtype)
+    one_hot = class_vectors(support.y, num_classes, features.dtype)
     # `where` rather than a product: what stands in padding may be anything.
     one_hot = jnp.where(is_real[:, None], one_hot, 0)
     return Embedded(hide_padding(features, support.mask), one_hot, is_real)
@@ -237,12 +252,8 @@ def head_learner(
 
     def embed(params: PyTree, support: Examples, key: Array | None) -> Embedded:
         features = model.apply(params, support.x, mask=support.mask, key=key)
-        if features.ndim != 2 and not takes_maps:
-            raise ValueError(
-                "This learner needs embeddings that are vectors, `[n, D]`, and the "
-                f"model gives {list(features.shape)}; flatten them, or use "
-                "conv4(pooling='max')."
-            )
+        if not takes_maps:
+            check_vectors(features)
         return embedded(features, support, len(support.y) if way is None else way)
 
     def split(meta_params: PyTree) -> tuple[PyTree, PyTree]:

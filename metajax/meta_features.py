@@ -42,6 +42,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.arguments import check_integers
+from metajax.objectives import class_vectors
 from metajax.types import Array, Examples
 
 __all__ = ["META_FEATURES", "meta_features"]
@@ -148,7 +149,8 @@ def meta_features(
 
     Example:
       >>> import jax
-      >>> from metajax import META_FEATURES, meta_features, synthetic_table
+      >>> from metajax import synthetic_table
+      >>> from metajax.meta_features import META_FEATURES, meta_features
       >>> support = synthetic_table(way=2, shot=16)(jax.random.key(0)).support
       >>> features = jax.jit(meta_features, static_argnames="num_classes")(
       ...     support, num_classes=2
@@ -200,7 +202,7 @@ def _prepare(
     centered = jnp.where(is_used, unit - means[None, :], 0)
     variances = jnp.sum(jnp.square(centered), axis=0) / num_rows
     deviations = jnp.sqrt(jnp.where(varying, variances, 1))
-    labels = jax.nn.one_hot(y, num_classes, dtype=x.dtype)
+    labels = class_vectors(y, num_classes, x.dtype)
     return _Table(
         rows=rows,
         columns=columns,

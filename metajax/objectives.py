@@ -11,11 +11,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
+from metajax.models.normalization import hide_padding
 from metajax.types import Array, Examples, PyTree, Task
 
 __all__ = [
     "accuracy",
+    "class_vectors",
     "cross_entropy",
     "masked_mean",
     "query_loss",
@@ -41,7 +44,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
       labels: integer `[n]` in [0, C).
 
     Returns:
-      `[n]`, at least 0.
+      `[n]`, at least 0; NaN for a label that is no class.
 
     Raises:
       AssertionError: at trace time, if labels are not integers or shapes disagree.
@@ -49,7 +52,29 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     chex.assert_rank([logits, labels], [2, 1])
     chex.assert_type(labels, int)
     chex.assert_equal_shape_prefix([logits, labels], 1)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.where(labels >= 0, losses, jnp.nan)  # NumPy's -1 is the last class
+
+
+def class_vectors(
+    labels: Array, num_classes: int, dtype: DTypeLike = jnp.float32
+) -> Array:
+    """Labels `[n]` as one-hot vectors `[n, N]`; NaN for a label that is no class.
+
+    Such a label is a mistake, in the data or in the number of classes, which a vector
+    of zeros would hide.
+
+    Raises:
+      ValueError: at trace time, if labels are not integers.
+    """
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"Class labels must be integers from 0 to {num_classes - 1}, got an array "
+            f"of type {labels.dtype}; convert them, or use a learner for regression."
+        )
+    one_hot = jax.nn.one_hot(labels, num_classes, dtype=dtype)
+    is_class = (labels >= 0) & (labels < num_classes)
+    return jnp.where(is_class[:, None], one_hot, jnp.nan)
 
 
 def squared_error(outputs: Array, targets: Array) -> Array:
@@ -90,10 +115,11 @@ def query_score(
       `[n, C]` and the labels integers `[n]`.
     """
     outputs = predict(adapted, query.x, mask=query.mask, key=key)
+    y = hide_padding(query.y, query.mask)
     metrics = {}
-    if _classifies(outputs, query.y):
-        metrics["accuracy"] = masked_mean(accuracy(outputs, query.y), query.mask)
-    return masked_mean(objective(outputs, query.y), query.mask), metrics
+    if _classifies(outputs, y):
+        metrics["accuracy"] = masked_mean(accuracy(outputs, y), query.mask)
+    return masked_mean(objective(outputs, y), query.mask), metrics
 
 
 def query_loss(

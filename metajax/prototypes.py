@@ -6,7 +6,7 @@ J. Snell, K. Swersky, R. Zemel, "Prototypical Networks for Few-shot Learning", N
 
 import jax.numpy as jnp
 
-from metajax.heads import embedded
+from metajax.heads import check_vectors, embedded
 from metajax.types import Array, Examples
 
 __all__ = ["class_means", "linear_head"]
@@ -15,7 +15,12 @@ __all__ = ["class_means", "linear_head"]
 def class_means(
     features: Array, support: Examples, num_classes: int
 ) -> tuple[Array, Array]:
-    """Prototypes `[N, D]` and presence of classes `[N]`, from features `[n, D]`."""
+    """Prototypes `[N, D]` and presence of classes `[N]`, from features `[n, D]`.
+
+    Raises:
+      ValueError: at trace time, if features are no vectors.
+    """
+    check_vectors(features)
     seen = embedded(features, support, num_classes)
     return seen.means, seen.is_present
 

@@ -30,7 +30,13 @@ import jax.numpy as jnp
 
 from metajax.arguments import check_choice, check_way
 from metajax.models.normalization import hide_padding
-from metajax.objectives import accuracy, masked_mean, query_score, split_key
+from metajax.objectives import (
+    accuracy,
+    class_vectors,
+    masked_mean,
+    query_score,
+    split_key,
+)
 from metajax.types import (
     Array,
     Examples,
@@ -164,9 +170,7 @@ def stream_learner(
         y = hide_padding(y, mask)
         if way is None:
             return y.reshape(y.shape[0], math.prod(y.shape[1:]))
-        one_hot = jax.nn.one_hot(y, way)
-        is_class = (y >= 0) & (y < way)
-        return jnp.where(is_class[:, None], one_hot, jnp.nan)
+        return class_vectors(y, way)
 
     def init(key: Array, task: Task) -> MetaParams:
         key_model, key_reader = jax.random.split(key)
@@ -225,7 +229,8 @@ def stream_learner(
                 accuracy(outputs, support.y), support.mask
             )
         # Sums, as an empty support set has no mean, and no weight.
-        losses = hide_padding(objective(outputs, support.y), support.mask)
+        y = hide_padding(support.y, support.mask)
+        losses = hide_padding(objective(outputs, y), support.mask)
         num_support, num_query = _num_real(support), _num_real(query)
         total = jnp.sum(losses) + num_query * value
         return total / (num_support + num_query), metrics

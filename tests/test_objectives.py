@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from metajax.objectives import (
     accuracy,
+    class_vectors,
     cross_entropy,
     masked_mean,
     query_loss,
@@ -195,3 +196,24 @@ def test_query_loss_adapts_and_then_scores(key):
     expected, _ = query_score(predict, adapted, query, squared_error, key_predict)
     value, _ = loss(2.0, Task(support, query), key=key)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_labels_that_are_no_class_are_not_hidden():
+    vectors = class_vectors(jnp.array([1, 3, -1, 0]), 3)
+    expected = [[0, 1, 0], [np.nan] * 3, [np.nan] * 3, [1, 0, 0]]
+    np.testing.assert_array_equal(vectors, expected)
+    losses = cross_entropy(jnp.zeros((3, 3)), jnp.array([2, 3, -1]))
+    np.testing.assert_allclose(losses, [np.log(3), np.nan, np.nan], rtol=1e-6)
+    with pytest.raises(ValueError, match="must be integers from 0 to 2, .* float32"):
+        class_vectors(jnp.zeros(3), 3)
+
+
+def test_padded_targets_do_not_reach_the_gradient():
+    query = Examples(jnp.ones((2, 1)), jnp.array([[3.0], [jnp.nan]]))
+    query = query._replace(mask=jnp.array([True, False]))
+
+    def loss(weight):
+        predict = lambda adapted, x, *, mask, key: adapted * x  # noqa: E731
+        return query_score(predict, weight, query, squared_error)[0]
+
+    assert jax.value_and_grad(loss)(1.0) == (4.0, -4.0)

@@ -58,6 +58,7 @@ def hide_padding(x: PyTree, mask: Array | None) -> PyTree:
         return x
 
     def hide(leaf: Array) -> Array:
+        leaf = jnp.asarray(leaf)  # NumPy's may have 64 bits
         is_real = jnp.reshape(mask, (-1,) + (1,) * (leaf.ndim - 1))
         return jnp.where(is_real, leaf, jnp.zeros((), leaf.dtype))
 

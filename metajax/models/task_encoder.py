@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_choice, check_integers
+from metajax.arguments import check_choice, check_integers, check_sizes
 from metajax.models.normalization import hide_padding
+from metajax.objectives import class_vectors
 from metajax.types import Array, Examples, PyTree
 
 __all__ = ["Layers", "TaskEncoder", "set_mean", "task_encoder"]
@@ -88,21 +89,21 @@ class _Encoder(nn.Module):
     @nn.compact
     def __call__(self, examples: Examples) -> Array:
         x, y, mask = examples
-        is_real = jnp.ones(len(y), bool) if mask is None else mask
         x = hide_padding(x.reshape(len(y), math.prod(x.shape[1:])), mask)
+        # Integer inputs must not make integers of targets.
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.num_classes is None:
             targets = y.reshape(len(y), math.prod(y.shape[1:]))
-            targets = hide_padding(targets, mask).astype(x.dtype)
         else:
-            targets = jax.nn.one_hot(y, self.num_classes, dtype=x.dtype)
+            targets = class_vectors(y, self.num_classes)
+        targets = hide_padding(targets, mask).astype(x.dtype)
         if self.classes == "named":
             pairs = jnp.concatenate([x, targets], axis=1)
-            e = set_mean(Layers(self.hidden, name="phi")(pairs), is_real)
+            e = set_mean(Layers(self.hidden, name="phi")(pairs), examples.is_real)
         else:
-            weights = jnp.where(is_real[:, None], targets, 0)
             values = Layers(self.hidden, name="phi")(x)
-            means = jax.vmap(set_mean, (None, 1))(values, weights)
-            counts = jnp.sum(weights, axis=0)
+            means = jax.vmap(set_mean, (None, 1))(values, targets)
+            counts = jnp.sum(targets, axis=0)
             shares = (counts / jnp.maximum(jnp.sum(counts), 1))[:, None]
             of_class = jnp.concatenate([shares, means], axis=1)
             e = set_mean(Layers(self.hidden, name="psi")(of_class), counts > 0)
@@ -149,11 +150,8 @@ def task_encoder(
     """
     check_integers(1, size=size)
     check_choice(CLASSES, classes=classes)
+    check_sizes(fewest=1, hidden=hidden)
     hidden = tuple(hidden)
-    if not hidden:
-        raise ValueError("`hidden` needs at least one layer, got none.")
-    for place, units in enumerate(hidden):
-        check_integers(1, **{f"hidden[{place}]": units})
     if num_classes is not None:
         check_integers(1, num_classes=num_classes)
     elif classes == "unnamed":

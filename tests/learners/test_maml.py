@@ -172,7 +172,7 @@ def test_learns_sinusoids():
 
 ERRORS = {
     "steps": ({"steps": -1}, ValueError, "`steps` must be an integer of at least 0"),
-    "eval_steps": ({"eval_steps": 0.5}, ValueError, "`steps` must be .*got 0.5"),
+    "eval_steps": ({"eval_steps": 0.5}, ValueError, "`eval_steps` must be .*got 0.5"),
     "gradient": ({"gradient": "second"}, ValueError, "reverse, remat, mixed"),
     "optimizer": ({"inner_optimizer": 0.4}, TypeError, "optax.sgd.*got 0.4"),
 }
@@ -194,3 +194,38 @@ def test_filter_without_a_match_names_the_paths(key):
     params = learner.init(key, task)
     with pytest.raises(ValueError, match="params/head/kernel"):
         learner.adapt(params, task.support)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: metajax.proto_maml(model, optax.sgd(0.1), steps=1),
+        lambda model: metajax.leo(model, way=3),
+        lambda model: metajax.cnaps(model, way=3),
+        lambda model: metajax.baseline(model, num_classes=3),
+    ],
+)
+def test_maps_are_no_embeddings(make, key):
+    images = Examples(jnp.ones((3, 8, 8, 1)), jnp.arange(3))
+    task = Task(images, images)
+    learner = make(metajax.conv4(pooling="maps", normalization="layer"))
+
+    def run(key):
+        return learner.loss(learner.init(key, task), task)
+
+    with pytest.raises(ValueError, match=r"embeddings that are vectors, `\[n, D\]`"):
+        jax.eval_shape(run, key)
+
+
+def test_a_learned_optimizer_may_expect_a_network(key):
+    """And not the two numbers that it could be tried on."""
+
+    def init(key, params):
+        return {"rate": jax.tree.map(lambda leaf: jnp.float32(0.1), params["params"])}
+
+    optimizer = metajax.learned_optimizer.LearnedOptimizer(
+        init, lambda optimizer_params: optax.sgd(0.1)
+    )
+    task = sample(key)
+    learner = metajax.maml(metajax.mlp(3, hidden=(4,)), optimizer, steps=1)
+    assert np.isfinite(learner.loss(learner.init(key, task), task)[0])

@@ -132,3 +132,18 @@ def test_bad_configuration_is_explained(name):
     changes, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         metajax.matching(metajax.identity(), **changes)
+
+
+def test_padding_is_further_than_anything_real(key):
+    """However large distances are."""
+    task = sample(key)
+    support = task.support._replace(x=1e5 * task.support.x)
+    learner = metajax.matching(
+        metajax.identity(), way=3, similarity="squared_euclidean"
+    )
+    params = learner.init(key, task)
+    answers = [
+        learner.predict(learner.adapt(params, examples), 1e5 * task.query.x)
+        for examples in (support, pad(support, 3))
+    ]
+    np.testing.assert_allclose(*answers, rtol=1e-6)

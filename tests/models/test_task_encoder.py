@@ -113,6 +113,17 @@ def test_targets_are_read_and_gradients_reach_all_parameters(kind):
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
 
+def test_integer_inputs_leave_targets_as_they_are(key):
+    encoder = task_encoder(4)
+    x = jnp.arange(6)[:, None]
+    small = Examples(x, jnp.sin(1.0 * x))
+    params = encoder.init(key, small)
+    code = encoder.apply(params, small)
+    assert not np.allclose(code, encoder.apply(params, Examples(x, 0 * small.y)))
+    floats = Examples(x.astype(float), small.y)
+    np.testing.assert_allclose(code, encoder.apply(params, floats), rtol=1e-6)
+
+
 def test_the_mean_of_an_empty_set_is_zero():
     elements = jnp.asarray([[1.0, 2.0], [3.0, 6.0]])
     assert set_mean(elements, jnp.asarray([False, False])).tolist() == [0, 0]
@@ -126,7 +137,7 @@ def test_the_mean_of_an_empty_set_is_zero():
         ({"num_classes": 0}, "`num_classes` must be an integer of at least 1"),
         ({"classes": "free"}, "`classes` must be one of named, unnamed, got 'free'"),
         ({"classes": "unnamed"}, "`num_classes` is None, which means regression"),
-        ({"hidden": ()}, "`hidden` needs at least one layer"),
+        ({"hidden": ()}, "`hidden` must hold at least 1 size"),
         ({"hidden": (4, 0)}, r"`hidden\[1\]` must be an integer of at least 1, got 0"),
     ],
 )

@@ -43,6 +43,7 @@ from metajax.arguments import (
     check_positive,
     check_way,
 )
+from metajax.heads import check_vectors
 from metajax.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.descent import (
     Run,
@@ -225,7 +226,9 @@ def leo(
     def init(key: Array, task: Task) -> MetaParams:
         key_model, key_encoder, key_relation, key_decoder = jax.random.split(key, 4)
         embedding = model.init(key_model, task.support.x)
-        size = jax.eval_shape(model.apply, embedding, task.support.x).shape[-1]
+        features = jax.eval_shape(model.apply, embedding, task.support.x)
+        check_vectors(features)
+        size = features.shape[1]
         glorot = jax.nn.initializers.glorot_uniform()
         wide = (2 * num_latents, 2 * num_latents)
         # One row for all classes: a rate for each dimension.

@@ -28,7 +28,7 @@ from flax import linen as nn
 from metajax.arguments import check_way
 from metajax.filters import only
 from metajax.generators import check_generator, generate, init_generator
-from metajax.heads import Embedded, embedded
+from metajax.heads import Embedded, check_vectors, embedded
 from metajax.models.normalization import freeze_support_statistics, hide_padding
 from metajax.models.task_encoder import Layers, TaskEncoder, task_encoder
 from metajax.objectives import cross_entropy, query_loss, split_key
@@ -127,6 +127,7 @@ def cnaps(
 
     def embed(params: PyTree, support: Examples, key: Array | None) -> Embedded:
         features = model.apply(params, support.x, mask=support.mask, key=key)
+        check_vectors(features)
         return embedded(features, support, len(support.y) if way is None else way)
 
     def encoder_of(support: Examples) -> TaskEncoder:

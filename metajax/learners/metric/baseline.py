@@ -15,6 +15,8 @@ validate and test it on few-shot tasks: `loss` is the first line, `adapt` the se
 
 Differs from the paper: the new head is fitted to the whole support set at each step,
 and starts at 0 (`"linear"`) or at the class means (`"cosine"`) rather than at random.
+The authors' code takes batches of 4 for 100 passes, damps the gradient by 0.9 under the
+momentum, and decays weights by 0.001; the default here does neither.
 """
 
 from typing import NamedTuple
@@ -30,7 +32,7 @@ from metajax.arguments import (
     check_way,
 )
 from metajax.filters import all_but, everything
-from metajax.heads import Embedded, embedded, unit
+from metajax.heads import Embedded, check_vectors, embedded, unit
 from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import cross_entropy, masked_mean, query_score, split_key
 from metajax.prototypes import linear_head
@@ -91,7 +93,7 @@ def baseline(
       way: the most classes a few-shot task may have, N; None takes the number of
         support examples.
       inner_optimizer: fits the head; None takes SGD with a rate of 0.01 and momentum
-        0.9, the paper's.
+        0.9.
       steps: its steps, at least 0; 100 are the paper's.
       scale: s of `"cosine"`, above 0.
       fine_tune: whether the embedding is fitted as well.
@@ -135,7 +137,9 @@ def baseline(
     def init(key: Array, task: Task) -> Classifier:
         key_model, key_head = jax.random.split(key)
         params = model.init(key_model, task.support.x)
-        size = model.apply(params, task.support.x, mask=task.support.mask).shape[1]
+        features = model.apply(params, task.support.x, mask=task.support.mask)
+        check_vectors(features)
+        size = features.shape[1]
         kernel = jax.nn.initializers.lecun_normal()(key_head, (size, num_classes))
         return Classifier(params, kernel, jnp.zeros(num_classes))
 

@@ -32,9 +32,6 @@ __all__ = ["matching"]
 
 SIMILARITIES = ("cosine", "squared_euclidean")
 
-# Weight of what is not there: finite, so that no gradient is NaN.
-_NOTHING = -1e9
-
 
 def matching(
     model: Model,
@@ -117,14 +114,20 @@ def matching(
             close = unit(features) @ unit(support.features).T
         else:
             close = -_squared_distances(features, support.features)
-        weights = jnp.where(support.is_real[None, :], factor * close, _NOTHING)
+        nothing = _nothing(close)
+        weights = jnp.where(support.is_real[None, :], factor * close, nothing)
         weights = jax.nn.log_softmax(weights, axis=1)
         of_class = support.one_hot.T[None] > 0
-        return jax.nn.logsumexp(jnp.where(of_class, weights[:, None], _NOTHING), axis=2)
+        return jax.nn.logsumexp(jnp.where(of_class, weights[:, None], nothing), axis=2)
 
     has_params = learn_scale or full_context
     head = Head(fit, classify, init if has_params else None)
     return head_learner(model, head, way=way)
+
+
+def _nothing(weights: Array) -> float:
+    """Weight of what is not there: finite, so that no gradient is NaN."""
+    return float(jnp.finfo(weights.dtype).min) / 2
 
 
 def _squared_distances(a: Array, b: Array) -> Array:
@@ -185,7 +188,7 @@ def _read(params: PyTree, support: Embedded, features: Array, reads: int) -> Arr
 
     def attend(state: Array) -> Array:
         scores = state @ support.features.T
-        scores = jnp.where(support.is_real[None, :], scores, _NOTHING)
+        scores = jnp.where(support.is_real[None, :], scores, _nothing(scores))
         return jax.nn.softmax(scores, axis=1) @ support.features
 
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:

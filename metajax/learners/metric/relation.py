@@ -29,6 +29,7 @@ from metajax.arguments import check_choice, check_integers
 from metajax.heads import Embedded, Head, head_learner
 from metajax.models.convolution import Conv, max_pool
 from metajax.models.normalization import Normalize
+from metajax.objectives import class_vectors
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["relation"]
@@ -153,7 +154,8 @@ def relation(
 def relation_error(scores: Array, labels: Array) -> Array:
     """The squared errors of Eq. (2), `[n]`, from scores `[n, N]` and labels `[n]`.
 
-    Classes without a support example have the score minus infinity, and no error.
+    Classes without a support example have the score minus infinity, and no error. NaN
+    for a label that is no class.
     """
-    one_hot = jax.nn.one_hot(labels, scores.shape[1])
+    one_hot = class_vectors(labels, scores.shape[1])
     return jnp.sum(jnp.square(jax.nn.sigmoid(scores) - one_hot), axis=1)

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_way
+from metajax.arguments import check_sizes, check_way
 from metajax.filters import everything, partition
 from metajax.generators import check_generator, generate, init_generator
 from metajax.learned_optimizer import LearnedOptimizer
@@ -39,8 +39,8 @@ from metajax.learners.gradient.descent import (
     learner_of_start,
 )
 from metajax.models.adapters import from_linen
-from metajax.models.recurrent import RecurrentLSTM, check_hidden
-from metajax.objectives import cross_entropy
+from metajax.models.recurrent import RecurrentLSTM
+from metajax.objectives import class_vectors, cross_entropy
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 
 __all__ = ["MetaParams", "as_sequences", "lstm_generator"]
@@ -122,9 +122,10 @@ def lstm_generator(
     """
     check_way(way)
     check_descent(inner_optimizer, gradient, steps, eval_steps, may_be_learned=True)
-    size = check_hidden(hidden)[-1]
+    check_sizes(fewest=1, hidden=hidden)
+    size = hidden[-1]
     check_generator(size, rank, offset_scale)
-    encoder = from_linen(RecurrentLSTM(check_hidden(hidden)))
+    encoder = from_linen(RecurrentLSTM(tuple(hidden)))
 
     def start(meta_params: MetaParams, support: Examples) -> PyTree:
         """phi_0."""
@@ -190,7 +191,7 @@ def as_sequences(examples: Examples, way: int | None = None) -> Array:
                 "Targets are integers, so class labels: give `way`, the number of "
                 "classes, to read them as one-hot."
             )
-        y = jax.nn.one_hot(y, way, dtype=jnp.result_type(float))
+        y = class_vectors(y, way, jnp.result_type(float))
     parts = [
         leaf if leaf.ndim == 3 else leaf.reshape(len(leaf), 1, -1) for leaf in (x, y)
     ]

@@ -43,7 +43,7 @@ from flax import linen as nn
 from metajax.arguments import check_integers, check_positive
 from metajax.models.normalization import hide_padding
 from metajax.models.task_encoder import Layers, set_mean
-from metajax.objectives import cross_entropy, query_loss
+from metajax.objectives import class_vectors, cross_entropy, query_loss
 from metajax.types import Array, Examples, Learner, PyTree, Task
 
 __all__ = ["EmbeddedTable", "dataset2vec"]
@@ -143,11 +143,13 @@ def dataset2vec(
         does not consist of samples of tables or `x` of a table is not `[n, D]`.
 
     Example:
-      >>> from metajax import dataset2vec, table_pairs, train
-      >>> pairs = table_pairs(tables, rows=(20, 200))
-      >>> learner = dataset2vec(num_classes=18)
-      >>> result = train(learner, pairs, optax.adam(1e-3), steps=2000)
-      >>> learner.adapt(result.meta_params, task.support).embedding
+      >>> from metajax import dataset2vec, table_pairs
+      >>> pairs = table_pairs(tables, rows=(20, 40))
+      >>> learner = dataset2vec(num_classes=3)
+      >>> task = pairs(jax.random.key(0))
+      >>> meta_params = learner.init(jax.random.key(1), task)
+      >>> learner.adapt(meta_params, task.support).embedding.shape
+      (16,)
     """
     check_integers(1, num_classes=num_classes, size=size, units=units)
     check_integers(0, blocks=blocks)
@@ -213,7 +215,7 @@ def _prepare(examples: Examples, num_classes: int) -> tuple[Array, Array, Array,
     center = unit - set_mean(unit, is_row)[None, :]
     variance = set_mean(jnp.square(center), is_row)[None, :]
     standard = center / jnp.sqrt(jnp.where(varies, variance, 1))
-    labels = jax.nn.one_hot(y, num_classes, dtype=jnp.float32)
+    labels = class_vectors(y, num_classes)
     return (
         jnp.where(where & varies, standard, 0),
         jnp.where(where, labels, 0),
