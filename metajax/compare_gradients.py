@@ -13,6 +13,7 @@ at the start of training may not at its end, where the gradient is small.
 
 import statistics
 import time as clock
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -155,7 +156,10 @@ def candidates(
         if not divisors:
             return found
         piece = divisors[-1]
-    cut = truncated(learner, steps=piece, num_tasks=num_tasks)
+    with warnings.catch_warnings():
+        # How little `truncated` gives a learned start is what the comparison shows.
+        warnings.simplefilter("ignore", UserWarning)
+        cut = truncated(learner, steps=piece, num_tasks=num_tasks)
     persistent = pes(learner, steps=piece, num_tasks=num_tasks, sigma=sigma)
     calls = steps // piece
     return found | {
@@ -243,6 +247,7 @@ def _measure(
 ) -> tuple[np.ndarray, float, int]:
     """Estimates `[repeats, P]`, seconds of a step, and bytes."""
     learner, estimator, calls = candidate
+    check_integers(1, calls=calls)
     if estimator is None:
         estimator = reverse_mode()
 

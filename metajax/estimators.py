@@ -23,6 +23,7 @@ The last two keep the inner loops of all tasks of a step, each at another place,
 need `metajax.types.Learner.segments`. A task is drawn when a loop starts.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -109,6 +110,10 @@ def evolution_strategies(*, sigma: float = 0.01, num_pairs: int = 1) -> Estimato
 def truncated(learner: Learner, *, steps: int, num_tasks: int) -> Estimator:
     """Reverse mode through one piece of the inner loop at each outer step.
 
+    An initialisation is learned from the first piece of a loop alone, and not at all
+    if only its end is judged, as by `maml`, of which a warning tells: use `pes` for
+    such learners.
+
     Args:
       learner: the one that is trained; it must have `segments`.
       steps: inner steps of a piece, a divisor of those of the loop.
@@ -122,6 +127,13 @@ def truncated(learner: Learner, *, steps: int, num_tasks: int) -> Estimator:
       ValueError: if the learner has no segments or a number is out of range.
     """
     segments = _segments(learner, steps, num_tasks)
+    if segments.learns_start and steps < segments.steps:
+        warnings.warn(
+            f"This learner learns where its {segments.steps} inner steps start, and "
+            f"pieces of {steps} give the start no gradient, but for the first piece; "
+            "use `pes` instead of `truncated`.",
+            stacklevel=2,
+        )
 
     def gradient(
         loss: LossFn, meta_params: PyTree, tasks: Task, keys: Array, state: _Loops
@@ -252,12 +264,16 @@ def _middle(first: Array, second: Array) -> Array:
 
 
 def _segments(learner: Learner, steps: int, num_tasks: int) -> Segments:
+    if not isinstance(learner, Learner):
+        raise TypeError(
+            f"`learner` must be a metajax Learner, got {type(learner).__name__}."
+        )
     segments = learner.segments
     if segments is None:
         raise ValueError(
             "This estimator takes the inner loop in pieces, and the learner has no "
             "`segments`; use evolution_strategies, which needs the loss only, or a "
-            "learner that has them, such as `learn_optimizer` or `maml`."
+            "learner that has them, such as `learn_optimizer`, or `maml` for `pes`."
         )
     check_integers(1, steps=steps, num_tasks=num_tasks)
     if steps > segments.steps:

@@ -21,13 +21,32 @@ def everything(path: str) -> bool:
 
 
 def only(*parts: str) -> Callable[[str], bool]:
-    """Accepts leaves whose path has one of `parts` among its slash-separated keys."""
+    """Accepts leaves whose path has one of `parts` among its slash-separated keys.
+
+    Raises:
+      ValueError: if a part is no single key.
+    """
+    _check_parts(parts)
     return lambda path: not set(parts).isdisjoint(path.split("/"))
 
 
 def all_but(*parts: str) -> Callable[[str], bool]:
-    """Accepts leaves whose path has none of `parts` among its keys."""
+    """Accepts leaves whose path has none of `parts` among its keys.
+
+    Raises:
+      ValueError: as `only`.
+    """
+    _check_parts(parts)
     return lambda path: set(parts).isdisjoint(path.split("/"))
+
+
+def _check_parts(parts: tuple[str, ...]) -> None:
+    for part in parts:
+        if not isinstance(part, str) or not part or "/" in part:
+            raise ValueError(
+                "A filter takes single keys of paths, such as 'head' for "
+                f"'params/head/kernel', got {part!r}."
+            )
 
 
 def path_names(tree: PyTree) -> list[str]:

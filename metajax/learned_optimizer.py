@@ -16,14 +16,13 @@ same two functions.
 import inspect
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import is_integer
+from metajax.arguments import is_integer, is_number
 from metajax.types import Array, PyTree
 
 __all__ = ["DOMAINS", "GRANULARITIES", "HyperParameter", "LearnedOptimizer", "learned"]
@@ -154,8 +153,21 @@ def learned(
                 return updates, _CountedState(count + 1, inner)
             grads, structure = jax.tree.flatten(updates)
             weights = [None] * len(grads) if params is None else jax.tree.leaves(params)
+
+            def of_leaf(i: int) -> dict[str, Any]:
+                """What the extra arguments are where one leaf is all there is."""
+                own = dict(extra)
+                if "grad" in own:
+                    own["grad"] = jax.tree.leaves(own["grad"])[i]
+                if "value_fn" in own:
+                    before, after = weights[:i], weights[i + 1 :]
+                    own["value_fn"] = lambda leaf: extra["value_fn"](
+                        jax.tree.unflatten(structure, [*before, leaf, *after])
+                    )
+                return own
+
             pairs = [
-                at(count, i).update(grad, inner[i], weights[i], **extra)
+                at(count, i).update(grad, inner[i], weights[i], **of_leaf(i))
                 for i, grad in enumerate(grads)
             ]
             new = jax.tree.unflatten(structure, [update for update, _ in pairs])
@@ -232,9 +244,8 @@ def _check_number(name: str, number: HyperParameter) -> None:
             f"`steps` of {name!r} must be None or an integer of at least 1, got "
             f"{steps!r}."
         )
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
     allowed = _DOMAINS[domain]
-    if not is_number or not allowed.low < value < allowed.high:
+    if not is_number(value) or not allowed.low < value < allowed.high:
         raise ValueError(
             f"`value` of {name!r} must be {allowed.text} for domain={domain!r}, got "
             f"{value!r}."

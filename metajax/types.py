@@ -108,11 +108,13 @@ class Segments(NamedTuple):
       advance: `(meta_params, task, state, key, steps) -> (state, loss)`, takes `steps`
         further inner steps, a divisor of the whole. The mean of `loss` over all pieces
         of one length is `Learner.loss`.
+      learns_start: whether what `start` gives is learned.
     """
 
     steps: int
     start: Callable[..., PyTree]
     advance: Callable[..., tuple[PyTree, Array]]
+    learns_start: bool = False
 
 
 class Stream(NamedTuple):

@@ -97,14 +97,16 @@ def check_inner_loop(
 
 
 def _is_differentiable(optimizer: optax.GradientTransformation) -> bool:
-    """Whether the first update has finite derivatives where one gradient of two is 0.
+    """Whether the first updates of a matrix have finite derivatives.
 
-    True for optimizers that cannot be tried on two numbers: those that hold traced
-    values, or that expect the parameters of a certain network.
+    In one column its gradient is 0, as for a unit that is off. True for optimizers that
+    cannot be tried on a matrix: those that hold traced values, or that expect the
+    parameters of a certain network.
     """
     try:
         with jax.ensure_compile_time_eval():
-            slopes = jax.jit(jax.grad(_first_update(optimizer)))(jnp.array([0.0, 1.0]))
+            gradient = jnp.array([[0.0, 1.0], [0.0, 2.0]])
+            slopes = jax.jit(jax.grad(_sum_of_updates(optimizer, 6)))(gradient)
             return bool(jnp.all(jnp.isfinite(slopes)))
     except Exception:
         return True
@@ -113,23 +115,31 @@ def _is_differentiable(optimizer: optax.GradientTransformation) -> bool:
 def _is_search(optimizer: optax.GradientTransformation) -> bool:
     """Whether the update has a loop of unknown length; False if it cannot be tried."""
     try:
-        update = _first_update(optimizer)
-        return has_while(jax.make_jaxpr(update)(jnp.ones(2)).jaxpr)
+        update = _sum_of_updates(optimizer, 1)
+        return has_while(jax.make_jaxpr(update)(jnp.ones((2, 2))).jaxpr)
     except Exception:
         return False
 
 
-def _first_update(
-    optimizer: optax.GradientTransformation,
+def _sum_of_updates(
+    optimizer: optax.GradientTransformation, count: int
 ) -> Callable[[Array], Array]:
-    """The sum of the first update of two numbers, from their gradient."""
+    """The sum of the first updates, from a gradient that stays the same.
+
+    Some optimizers begin with steps of another kind, as RAdam does.
+    """
     update = optax.with_extra_args_support(optimizer).update
 
-    def first_update(grad: Array) -> Array:
+    def sum_of_updates(grad: Array) -> Array:
         extra = {"value": jnp.float32(0), "grad": grad, "value_fn": jnp.sum}
-        return jnp.sum(update(grad, optimizer.init(grad), grad, **extra)[0])
 
-    return first_update
+        def step(state: PyTree, _: None) -> tuple[PyTree, Array]:
+            updates, state = update(grad, state, grad, **extra)
+            return state, jnp.sum(updates)
+
+        return jnp.sum(jax.lax.scan(step, optimizer.init(grad), length=count)[1])
+
+    return sum_of_updates
 
 
 def unroll(
@@ -173,10 +183,16 @@ def unroll(
       `Unrolled(params, losses, path, opt_state)`.
 
     Raises:
-      ValueError: as `check_inner_loop`, if `adapts` accepts no leaf, or if `"mixed"`
-        differs from `"reverse"`.
+      ValueError: as `check_inner_loop`, if `adapts` accepts no leaf, `step_args` has
+        not a row for each step, or `"mixed"` differs from `"reverse"`.
     """
     check_inner_loop(optimizer, steps, gradient)
+    for leaf in jax.tree.leaves(step_args):
+        if len(leaf) != steps:
+            raise ValueError(
+                f"`step_args` must have a row for each of the {steps} steps, got "
+                f"{len(leaf)} rows."
+            )
     optimizer = optax.with_extra_args_support(optimizer)
     adapted, frozen = partition(params, adapts)
 
@@ -276,7 +292,9 @@ def _mixed_value_and_grad(loss_fn: Callable[..., Array]) -> Callable[..., tuple]
         )
         gradient, product = jax.jvp(lambda p: both(p, floats), (params,), (grad_bar,))
         params_bar, args_bar = jax.tree.map(
-            lambda grad, hv: loss_bar * grad + hv, gradient, product
+            lambda grad, hv: (loss_bar * grad + hv).astype(grad.dtype),
+            gradient,
+            product,
         )
         return params_bar, *args_bar
 

@@ -266,6 +266,16 @@ def test_mean_loss_of_the_pieces_is_the_loss(name, key):
     np.testing.assert_allclose(means, np.full(2, loss), rtol=1e-5)
 
 
+def test_pieces_of_a_learned_start_are_warned_of():
+    """Of which `truncated` learns nothing."""
+    with pytest.warns(UserWarning, match="4 inner steps start, and pieces of 2 give"):
+        truncated(MAML, steps=2, num_tasks=1)
+    truncated(MAML, steps=4, num_tasks=1)
+    truncated(quadratic_rate("query"), steps=2, num_tasks=1)
+    pes(MAML, steps=2, num_tasks=1)
+
+
+@pytest.mark.filterwarnings("ignore:This learner learns where")
 @pytest.mark.parametrize("make", [truncated, pes])
 def test_tasks_stay_until_their_loop_ends_and_loops_are_staggered(make, key):
     learner = quadratic_maml()
@@ -369,7 +379,7 @@ ERRORS = {
             optax.sgd(0.1),
             steps=1,
             tasks_per_step=3,
-            estimator=truncated(MAML, steps=1, num_tasks=2),
+            estimator=pes(MAML, steps=1, num_tasks=2),
             progress=False,
         ),
         "was made for 2 tasks a step and got 3; .* `tasks_per_step` .*mesh=None",
@@ -382,3 +392,8 @@ def test_bad_configuration_is_explained(name):
     call, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_model_is_no_learner():
+    with pytest.raises(TypeError, match="`learner` must be a metajax Learner, got Mod"):
+        truncated(metajax.mlp(2), steps=1, num_tasks=1)

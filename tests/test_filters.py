@@ -150,3 +150,11 @@ def test_a_filter_that_accepts_nothing_names_the_leaves(tree, predicate):
     kind = tree["body"]["kernel"].dtype
     with pytest.raises(ValueError, match=rf"accepts none of .*body/kernel \({kind}\)"):
         partition(tree, predicate)
+
+
+@pytest.mark.parametrize("part", ["params/head", "", ["head"], None])
+@pytest.mark.parametrize("make", [only, all_but])
+def test_what_is_no_key_is_refused(make, part):
+    """`all_but("params/head")` would accept everything."""
+    with pytest.raises(ValueError, match="takes single keys of paths.*got"):
+        make("body", part)

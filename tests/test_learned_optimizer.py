@@ -303,3 +303,40 @@ def test_bad_configuration_is_explained(name):
     call, kind, message = ERRORS[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_line_searches_see_one_leaf_if_there_are_values_per_leaf(key):
+    """On a loss that is a sum over leaves, that is a search for each leaf."""
+
+    def scaled(scale):
+        search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)
+        return optax.chain(optax.sgd(1.0), search, optax.scale(scale))
+
+    def loss(params):
+        return 0.5 * sum(jnp.sum(c * jnp.square(params[k])) for k, c in CURVES.items())
+
+    optimizer = learned(scaled, scale=HyperParameter(1.0, per="leaf"))
+    params = {k: jnp.array([1.0, -2.0]) for k in CURVES}
+    build = optimizer.build(optimizer.init(key, params))
+    value, grad = jax.value_and_grad(loss)(params)
+    extra = {"value": value, "grad": grad, "value_fn": loss}
+    updates, _ = build.update(grad, build.init(params), params, **extra)
+    for name in CURVES:
+        # What the other leaves cost is the same for every step of this one.
+        alone = lambda leaf, name=name: loss(params | {name: leaf})  # noqa: E731
+        one = scaled(1.0)
+        expected, _ = one.update(
+            grad[name],
+            one.init(params[name]),
+            params[name],
+            value=value,
+            grad=grad[name],
+            value_fn=alone,
+        )
+        chex.assert_trees_all_close(updates[name], expected, rtol=1e-5)
+    assert not np.allclose(
+        updates["flat"] / grad["flat"], updates["steep"] / grad["steep"]
+    )
+
+
+CURVES = {"flat": 0.5, "steep": 30.0}

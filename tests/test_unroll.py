@@ -299,6 +299,8 @@ NOT_DIFFERENTIABLE = {
     "adam": optax.adam(0.1),
     "adamw": optax.adamw(0.1),
     "clipped adam": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+    "from its sixth step on": optax.radam(0.1, eps_root=1e-8),
+    "where a unit is off": optax.chain(optax.adaptive_grad_clip(0.1), optax.sgd(0.1)),
 }
 
 
@@ -437,7 +439,31 @@ def test_a_line_search_has_no_derivative_but_to_first_order():
             jax.grad(outer, has_aux=True)(theta, mode)
 
 
+@pytest.mark.parametrize("mode", ["reverse", "remat", "mixed"])
+def test_half_precision_has_gradients(mode):
+    """In which losses are in single precision."""
+    theta = jnp.array([1.0, -2.0], jnp.bfloat16)
+
+    def loss(phi, target, key):
+        return jnp.sum(jnp.square(phi.astype(jnp.float32) - target))
+
+    def outer(theta):
+        end = unroll(
+            loss, optax.sgd(0.1), theta, jnp.ones(2), steps=2, gradient=mode
+        ).params
+        return jnp.sum(end.astype(jnp.float32))
+
+    gradient = jax.jit(jax.grad(outer))(theta)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient.astype(float), 0.8**2, rtol=0.02)
+
+
 ERRORS = {
+    "rows": (
+        ValueError,
+        {"step_args": jnp.zeros(5)},
+        "`step_args` must have a row for each of the 1 steps, got 5 rows",
+    ),
     "negative steps": (ValueError, {"steps": -1}, "`steps` must be an integer.*got -1"),
     "fractional steps": (ValueError, {"steps": 1.5}, "`steps` must be .*got 1.5"),
     "unknown mode": (

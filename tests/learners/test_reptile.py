@@ -97,7 +97,7 @@ def test_batches_are_cut_from_passes_over_the_real_examples(key, is_padded):
         batches = draw_batches(key, examples, steps, size)
         ids = np.asarray(batches.y)
         assert ids.shape == (steps, size)
-        assert batches.mask is None
+        assert np.all(batches.is_real)
         np.testing.assert_array_equal(batches.x["id"][:, :, 0], ids)
         passes = [ids.ravel()[i : i + 5] for i in range(0, ids.size, 5)]
         assert all(set(of) == real for of in passes if len(of) == 5)
@@ -234,16 +234,16 @@ def test_what_does_not_adapt_is_learned_by_nobody(key):
 ERRORS = {
     "one step": ({"steps": 1}, ValueError, "must be at least 2, got 1: .* jointly"),
     "steps": ({"steps": 2.0}, ValueError, "`steps` must be an integer.*got 2.0"),
-    "eval_steps": ({"eval_steps": -1}, ValueError, "`steps` must be .*got -1"),
+    "eval_steps": ({"eval_steps": -1}, ValueError, "`eval_steps` must be .*got -1"),
     "batch_size": (
         {"batch_size": 0},
         ValueError,
-        "`batch_size` must be None or an integer of at least 1, got 0",
+        "`batch_size` must be an integer of at least 1, got 0",
     ),
     "eval_batch_size": (
         {"eval_batch_size": 2.5},
         ValueError,
-        "`eval_batch_size` must be None or .* got 2.5",
+        "`eval_batch_size` must be .* got 2.5",
     ),
     "optimizer": ({"inner_optimizer": 0.1}, TypeError, "optax.sgd.*got 0.1"),
 }
@@ -255,3 +255,11 @@ def test_bad_configuration_is_explained(name):
     settings = {"inner_optimizer": optax.sgd(0.1)} | changes
     with pytest.raises(kind, match=message):
         metajax.reptile(constant_model(), **settings)
+
+
+def test_nothing_real_is_nothing_to_learn_from(key):
+    """And not a batch of padding."""
+    hidden = rows(4)._replace(mask=jnp.zeros(4, bool))
+    assert not np.any(draw_batches(key, hidden, 3, 2).is_real)
+    shown = hidden._replace(mask=jnp.array([True, False, False, False]))
+    assert np.all(draw_batches(key, shown, 3, 2).is_real)

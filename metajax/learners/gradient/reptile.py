@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.arguments import check_integers
 from metajax.filters import everything, partition
 from metajax.learners.gradient.descent import (
     MetaParams,
@@ -98,11 +99,7 @@ def reptile(
             "Reptile's gradient is that of training on all tasks jointly."
         )
     sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
-    for name, size in sizes.items():
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise ValueError(
-                f"`{name}` must be None or an integer of at least 1, got {size!r}."
-            )
+    check_integers(1, **{k: size for k, size in sizes.items() if size is not None})
     support_loss = support_loss_fn(model, objective)
 
     def run(
@@ -206,7 +203,8 @@ def draw_batches(
       batch_size: examples of a batch; it may be above the number of real ones.
 
     Returns:
-      Examples `[steps, batch_size, ...]` without a mask.
+      Examples `[steps, batch_size, ...]`, without a mask if `examples` have none. If
+      none of them is real, neither is what is drawn.
     """
     num, total = len(jax.tree.leaves(examples.y)[0]), steps * batch_size
     is_real = examples.is_real
@@ -221,4 +219,6 @@ def draw_batches(
     position = jnp.arange(total).reshape(steps, batch_size)
     rows = jax.vmap(real_first)(keys)[position // num_real, position % num_real]
     x, y = jax.tree.map(lambda leaf: leaf[rows], (examples.x, examples.y))
-    return Examples(x, y)
+    if examples.mask is None:
+        return Examples(x, y)
+    return Examples(x, y, jnp.full(rows.shape, jnp.any(is_real)))
