@@ -94,21 +94,25 @@ class Checkpoints:
         Raises:
           CheckpointError: there are steps, and all of them are damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        cause = None
+        for step in reversed(self.steps()):
             try:
                 return step, *_restore(self.path(step), like)
             except Exception as error:
                 # Whatever Orbax stumbled over, going back loses time and nothing else.
                 cause = error
                 self._put_aside(step, error)
-        if not steps:
+        if not self.has_any():
             return None
         raise CheckpointError(
-            f"None of the checkpoints in {self.folder} can be read (steps {steps}); "
-            f"they are now named damaged-<step>. Bring back an intact copy of one of "
-            f"them under its old name, or start again in another `run_dir`."
+            f"None of the checkpoints in {self.folder} can be read; they are now named "
+            "damaged-<step>. Bring back an intact copy of one of them, named by its "
+            "step, or start again in another `run_dir`."
         ) from cause
+
+    def has_any(self) -> bool:
+        """Whether there is a step, be it a damaged one that was put aside."""
+        return bool(self.steps()) or any(self.folder.glob("damaged-*"))
 
     def close(self) -> None:
         """Ends the threads that Orbax keeps."""

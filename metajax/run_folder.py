@@ -19,9 +19,12 @@ import pathlib
 import platform
 import time
 import warnings
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metajax.checkpoints import Checkpoints
@@ -33,6 +36,7 @@ __all__ = ["RunFolder", "plot_learning_curve", "read_metrics", "run_settings"]
 Record = dict[str, Any]
 
 _SECONDS_BETWEEN_PICTURES = 30.0
+_MOST_DIFFERENCES = 10
 
 
 class RunFolder:
@@ -40,13 +44,15 @@ class RunFolder:
 
     Args:
       path: the folder; made if it is not there.
-      settings: from `run_settings`. If there is a run in the folder, then its `train`
-        (but for `steps`), `config` and `state` must be the same. A change of `versions`
-        or `device` is a warning; without one, `program` must be the same too.
+      settings: from `run_settings`. If there is a checkpoint in the folder, then its
+        `train` (but for `steps`), `config` and `state` must be the same. A change of
+        `versions` or `device` is a warning; without one, `program` must be the same
+        too.
 
     Raises:
       ValueError: the folder holds a run with other settings, or one that has taken more
         steps, or the settings cannot be written as JSON.
+      BlockingIOError: another process trains in the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Record) -> None:
@@ -58,18 +64,25 @@ class RunFolder:
                 f"`config` must hold numbers, strings, lists and dicts only, to be "
                 f"written as JSON: {error}. Describe other objects by their names."
             ) from error
-        _check_same_settings(self.path / "config.json", json.loads(text))
-        self._checkpoints = Checkpoints(self.path / "checkpoints")
-        taken = max(self._checkpoints.steps(), default=0)
-        if taken > settings["train"]["steps"]:
-            raise ValueError(
-                f"The run in {path} has taken {taken} steps; `steps` must be at least "
-                f"that, got {settings['train']['steps']}."
-            )
         # Of several processes, the first one writes; checkpoints are written together.
         self._writes = jax.process_index() == 0
-        if self._writes:
-            _write_atomically(self.path / "config.json", f"{text}\n".encode())
+        self._unlock = self._lock() if self._writes else lambda: None
+        try:
+            self._checkpoints = Checkpoints(self.path / "checkpoints")
+            # Before the first checkpoint there is nothing to go on with.
+            if self._checkpoints.has_any():
+                _check_same_settings(self.path / "config.json", json.loads(text))
+            taken = max(self._checkpoints.steps(), default=0)
+            if taken > settings["train"]["steps"]:
+                raise ValueError(
+                    f"The run in {path} has taken {taken} steps; `steps` must be at "
+                    f"least that, got {settings['train']['steps']}."
+                )
+            if self._writes:
+                _write_atomically(self.path / "config.json", f"{text}\n".encode())
+        except BaseException:
+            self._unlock()
+            raise
         self._metrics_path = self.path / "metrics.jsonl"
         self._last_picture = time.monotonic()
         self._tensorboard: Any = None
@@ -87,7 +100,11 @@ class RunFolder:
         Raises:
           CheckpointError: all checkpoints are damaged.
         """
-        checkpoint = self._checkpoints.restore_latest(like)
+        try:
+            checkpoint = self._checkpoints.restore_latest(like)
+        except BaseException:
+            self._unlock()
+            raise
         step = -1 if checkpoint is None else checkpoint[0]
         history = [r for r in read_metrics(self.path) if r["step"] <= step]
         if not self._writes:
@@ -130,6 +147,31 @@ class RunFolder:
         self._draw(history, monitor)
         if self._tensorboard is not None:
             self._tensorboard.close()
+        self._unlock()
+
+    def _lock(self) -> Callable[[], Any]:
+        """Keeps other processes out of the folder, until what it returns is called.
+
+        Without effect where the system has no such locks.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return lambda: None
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        unlock = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            unlock()
+            raise BlockingIOError(
+                f"Another process trains in {self.path}; wait for it, stop it, or use "
+                "another `run_dir`."
+            ) from error
+        except OSError:  # a file system without locks
+            unlock()
+        return unlock
 
     def _draw(self, history: list[Record], monitor: str | None) -> None:
         if self._writes and importlib.util.find_spec("matplotlib"):
@@ -138,7 +180,12 @@ class RunFolder:
 
 
 def run_settings(
-    arguments: Record, config: Record | None, state: PyTree, lowered: jax.stages.Lowered
+    arguments: Record,
+    config: Record | None,
+    state: PyTree,
+    programs: Sequence[jax.stages.Lowered],
+    examples: PyTree,
+    num_devices: int,
 ) -> Record:
     """All that a run depends on, for `RunFolder`.
 
@@ -146,10 +193,19 @@ def run_settings(
       arguments: of the trainer.
       config: what its caller says of learner, tasks and optimizer.
       state: of the training; shapes and dtypes are noted.
-      lowered: the program of the steps, noted as a hash: it knows every constant, and
-        so notices a changed learning rate that `config` says nothing of.
+      programs: of the steps and of a validation, noted as a hash: they know every
+        constant, and so notice a changed learning rate that `config` says nothing of.
+      examples: first tasks, which go into the hash too, as images are no constants.
+      num_devices: that a step takes.
     """
     device = jax.devices()[0]
+    program = hashlib.sha256()
+    for lowered in programs:
+        program.update(lowered.as_text().encode())
+    for leaf in jax.tree.leaves(examples):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        program.update(np.ascontiguousarray(leaf).tobytes())
     packages = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
     return {
         "train": arguments,
@@ -158,7 +214,7 @@ def run_settings(
             jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
             for path, leaf in jax.tree_util.tree_leaves_with_path(state)
         },
-        "program": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
+        "program": program.hexdigest(),
         "versions": {
             "metajax": __version__,
             "python": platform.python_version(),
@@ -168,6 +224,7 @@ def run_settings(
             "platform": device.platform,
             "kind": device.device_kind,
             "count": jax.device_count(),
+            "used": num_devices,
         },
     }
 
@@ -273,11 +330,20 @@ def _check_same_settings(path: pathlib.Path, settings: Record) -> None:
             f"{path} is not JSON ({error}), so it is not known whether its run may be "
             f"continued. Restore the file, or choose another `run_dir`."
         ) from error
-    differences = _differences(old_settings, settings, ("train", "config", "state"))
+    if not isinstance(old_settings, dict) or "train" not in old_settings:
+        raise ValueError(
+            f"{path} does not describe a run, so it is not known whether it may be "
+            "continued. Restore the file, or choose another `run_dir`."
+        )
+    # Another learner has other parameters, too; its name says it all.
+    differences = _differences(old_settings, settings, ("train", "config"))
+    differences = differences or _differences(old_settings, settings, ("state",))
     if differences:
+        shown, more = differences[:_MOST_DIFFERENCES], differences[_MOST_DIFFERENCES:]
         raise ValueError(
             f"{path.parent} holds a run with other settings:\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join(shown)
+            + (f"\n  and {len(more)} more" if more else "")
             + "\nUse another `run_dir` for a new run, or the same settings to continue "
             "this one (only `steps` may grow)."
         )

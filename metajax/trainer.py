@@ -3,7 +3,8 @@
 `train` is what stands around `metajax.outer_loop`: it compiles, validates on a fixed
 bank of tasks, keeps the best meta-parameters, writes the run folder, resumes, and stops
 at the first number that is not finite. Its result is a function of its arguments alone,
-bit for bit on one machine, however often the run was killed and resumed on the way.
+bit for bit on one machine, however often the run was killed and resumed on the way. A
+run that was extended (`steps` has grown) has been validated at its former end, too.
 """
 
 import math
@@ -21,7 +22,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import devices
-from metajax.arguments import check_integers
+from metajax.arguments import check_integers, check_seed
 from metajax.devices import TASK_AXIS, place, task_mesh
 from metajax.evaluation import VALIDATION_SEED, evaluate
 from metajax.outer_loop import (
@@ -41,7 +42,7 @@ from metajax.reports import Report
 from metajax.run_folder import Record, RunFolder, run_settings
 from metajax.task_source import HostTasks, TaskSource, is_host
 from metajax.tasks.checks import check_task
-from metajax.types import Array, Estimator, Learner, PyTree, TaskDistribution
+from metajax.types import Array, Estimator, Learner, PyTree, Task, TaskDistribution
 
 __all__ = ["NonFiniteError", "TrainResult", "train"]
 
@@ -115,7 +116,7 @@ def train(
       optimizer: of the outer loop. It sees the mean gradient over tasks.
       steps: outer steps in total, at least 1.
       tasks_per_step: tasks B in each of them, at least 1.
-      seed: of everything random.
+      seed: of everything random, from 0 to 2^32 - 1.
       steps_per_dispatch: steps taken by one call of the compiled program. It saves
         overhead where a step takes less than about a millisecond. It puts the step into
         a loop, in which XLA's CPU backend runs plain convolutions tens of times slower.
@@ -136,7 +137,8 @@ def train(
         `metajax.run_folder`. None writes nothing.
       config: JSON values that describe learner, tasks and optimizer, written into the
         folder. A run with another description is not continued. A change that is not
-        described is noticed too, as it makes another program, but cannot be named.
+        described is noticed too, as it makes another program or another first task, but
+        cannot be named.
       log_every: steps that are averaged to one record of the history.
       checkpoint_every: steps between checkpoints; one more comes after the last step.
       progress: whether to show a bar, or lines where the output is no terminal.
@@ -152,6 +154,7 @@ def train(
       NonFiniteError: training diverged. The last good state is saved first.
       MemoryError: a step needs more memory than the device has.
       metajax.checkpoints.CheckpointError: no checkpoint of the run can be read.
+      BlockingIOError: another process trains in `run_dir`.
     """
     counts = {
         "steps": steps,
@@ -164,6 +167,7 @@ def train(
     }
     _check_types(learner, tasks, optimizer, validation)
     check_integers(1, **counts)
+    check_seed(seed)
     if monitor is not None and validation is None:
         raise ValueError(
             f"`monitor` needs `validation`, a task distribution; got {monitor!r} and "
@@ -188,12 +192,13 @@ def train(
     )
     example = source.example()
     check_task(example, "tasks")
+    block = tasks_per_block
     if estimator is None:
-        if tasks_per_block == "auto":
+        if block == "auto":
             params = jax.eval_shape(learner.init, key_init, example)
             loss = jax.make_jaxpr(learner.loss)(params, example, key=key)
-            tasks_per_block = best_block(loss.jaxpr)
-        estimator = reverse_mode(tasks_per_block=tasks_per_block)
+            block = best_block(loss.jaxpr)
+        estimator = reverse_mode(tasks_per_block=block)
     state = place(init_state(key_init, learner, example, optimizer, estimator), mesh)
 
     source.start(0, 1)
@@ -217,11 +222,18 @@ def train(
         arguments = counts | {
             "seed": seed,
             "tasks_per_block": tasks_per_block,
-            "devices": num_devices,
             "validate_every": None if validation is None else validate_every,
             "monitor": monitor,
         }
-        folder = RunFolder(run_dir, run_settings(arguments, config, state, lowered))
+        programs, examples = [lowered], [example]
+        if validation is not None:
+            examples.append(validation(jax.random.key(VALIDATION_SEED)))
+            check_task(examples[-1], "validation")
+            programs.append(_lowered_answer(learner, state.meta_params, examples[-1]))
+        settings = run_settings(
+            arguments, config, state, programs, examples, num_devices
+        )
+        folder = RunFolder(run_dir, settings)
         step, state, best, history = _resume(folder, state, best)
 
     def log(record: Record) -> None:
@@ -266,7 +278,7 @@ def train(
             if step < steps:
                 with show.pause("compiling"):
                     program = lowered.compile()
-                _check_memory(program, tasks_per_block, tasks_per_step // num_devices)
+                _check_memory(program, block, tasks_per_step // num_devices)
                 source.start(step, steps)
             while step < steps:
                 began = time.monotonic()
@@ -297,6 +309,19 @@ def train(
                 f"was after {best.step}"
             )
     return TrainResult(state.meta_params, best.params, best.step, history, state)
+
+
+def _lowered_answer(
+    learner: Learner, meta_params: PyTree, task: Task
+) -> jax.stages.Lowered:
+    """What a validation computes, as a program."""
+
+    def answer(meta_params: PyTree, task: Task, key: Array) -> PyTree:
+        adapted = learner.adapt(meta_params, task.support, key=key)
+        query = task.query
+        return learner.predict(adapted, query.x, mask=query.mask)
+
+    return jax.jit(answer).lower(meta_params, task, jax.random.key(0))
 
 
 class _Best(NamedTuple):

@@ -157,8 +157,9 @@ def test_all_damaged_is_an_error_that_loses_nothing(run_dir):
     folder = run_dir / "checkpoints"
     for step in ("10", "20"):
         shutil.rmtree(folder / step / "rest")
-    with pytest.raises(CheckpointError, match=r"None of the checkpoints.*\[10, 20\]"):
-        Checkpoints(folder).restore_latest(make_trees(0))
+    for _ in range(2):  # not even if the run is started again
+        with pytest.raises(CheckpointError, match=r"None of the checkpoints"):
+            Checkpoints(folder).restore_latest(make_trees(0))
     assert {p.name for p in folder.iterdir()} == {"damaged-10", "damaged-20"}
 
 

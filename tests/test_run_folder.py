@@ -15,11 +15,20 @@ from metajax.run_folder import (
 )
 
 
-def settings(rate=0.1, config=None, **arguments):
+def settings(rate=0.1, config=None, example=0.0, num_devices=1, **arguments):
     """Of a program that multiplies by `rate`."""
     state = {"w": jnp.zeros((2, 3))}
-    lowered = jax.jit(lambda w: rate * w).lower(state["w"])
-    return run_settings({"steps": 10, "seed": 0} | arguments, config, state, lowered)
+    programs = [jax.jit(lambda w: rate * w).lower(state["w"])]
+    arguments = {"steps": 10, "seed": 0} | arguments
+    examples = {"x": jnp.full(3, example), "key": jax.random.key(0)}
+    return run_settings(arguments, config, state, programs, examples, num_devices)
+
+
+def run_of(path, values):
+    """A folder with one checkpoint, closed again."""
+    folder = RunFolder(path, values)
+    folder.save(10, TREES, {})
+    folder.close([], None)
 
 
 def train_record(step, loss=1.0):
@@ -43,6 +52,7 @@ def test_settings_name_what_a_run_depends_on():
     assert values["device"]["platform"] == jax.devices()[0].platform
     assert values["program"] == settings(config={})["program"]
     assert values["program"] != settings(rate=0.2)["program"]
+    assert values["program"] != settings(example=0.5)["program"]
 
 
 def test_config_file_holds_the_settings(tmp_path):
@@ -58,7 +68,7 @@ def test_config_must_be_json(tmp_path):
 
 
 def test_other_settings_are_listed(tmp_path):
-    RunFolder(tmp_path, settings(config={"inner": {"steps": 1}, "way": 5}))
+    run_of(tmp_path, settings(config={"inner": {"steps": 1}, "way": 5}))
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ValueError, match="other settings") as error:
         RunFolder(
@@ -75,16 +85,38 @@ def test_other_settings_are_listed(tmp_path):
 
 
 def test_steps_may_grow_but_not_below_those_taken(tmp_path):
-    folder = RunFolder(tmp_path, settings(steps=10))
-    folder.save(10, TREES, {})
+    run_of(tmp_path, settings(steps=10))
     RunFolder(tmp_path, settings(steps=20))
     with pytest.raises(ValueError, match=r"taken 10 steps; `steps` must be.* got 9"):
         RunFolder(tmp_path, settings(steps=9))
     assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 20
 
 
+def test_many_differences_are_cut_short(tmp_path):
+    run_of(tmp_path, settings(config={f"a{i}": i for i in range(14)}))
+    with pytest.raises(ValueError, match=r"and 5 more\nUse another") as error:
+        RunFolder(tmp_path, settings())
+    assert str(error.value).count("\n  ") == 11  # with the last line
+
+
+def test_before_the_first_checkpoint_settings_may_change(tmp_path):
+    """As after a first call that failed."""
+    RunFolder(tmp_path, settings(seed=0))
+    RunFolder(tmp_path, settings(seed=1))
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["seed"] == 1
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    folder = RunFolder(tmp_path, settings())
+    (tmp_path / "checkpoints" / "half-written").mkdir()
+    with pytest.raises(BlockingIOError, match="Another process trains in"):
+        RunFolder(tmp_path, settings())
+    folder.close([], None)
+    RunFolder(tmp_path, settings()).close([], None)
+
+
 def test_undescribed_change_is_noticed(tmp_path):
-    RunFolder(tmp_path, settings(rate=0.1))
+    run_of(tmp_path, settings(rate=0.1))
     with pytest.raises(ValueError, match=r"another program.*learning rate.*`program`"):
         RunFolder(tmp_path, settings(rate=0.2))
     path = tmp_path / "config.json"
@@ -97,15 +129,29 @@ def test_undescribed_change_is_noticed(tmp_path):
 def test_other_versions_are_a_warning(tmp_path):
     old = copy.deepcopy(settings(rate=0.2))
     old["versions"]["jax"] = "0.0.1"
-    RunFolder(tmp_path, old)
+    run_of(tmp_path, old)
     with pytest.warns(UserWarning, match=r"(?s)other software.*versions.jax: 0.0.1 in"):
         RunFolder(tmp_path, settings(rate=0.1))
 
 
-def test_broken_config_file(tmp_path):
-    RunFolder(tmp_path, settings())
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is not JSON.*Restore"):
+def test_another_number_of_devices_is_a_warning(tmp_path):
+    run_of(tmp_path, settings(num_devices=2))
+    with pytest.warns(UserWarning, match=r"device.used: 2 in the folder, 1 now"):
+        RunFolder(tmp_path, settings())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"config.json is not JSON.*Restore"),
+        ("{}", r"config.json does not describe a run.*Restore"),
+        ("[1]", r"config.json does not describe a run.*Restore"),
+    ],
+)
+def test_broken_config_file(tmp_path, text, message):
+    run_of(tmp_path, settings())
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
         RunFolder(tmp_path, settings())
 
 
@@ -120,6 +166,7 @@ def test_metrics_after_the_checkpoint_are_cut_off(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "st')  # a kill cut it in two
     assert read_metrics(tmp_path) == records
+    del folder  # a kill ends its lock, too
 
     (step, _, record), history = RunFolder(tmp_path, settings()).resume(TREES)
     assert (step, record) == (4, {"best_step": 0})
@@ -130,6 +177,7 @@ def test_metrics_without_a_checkpoint_start_again(tmp_path):
     folder = RunFolder(tmp_path, settings())
     folder.resume(TREES)
     folder.log(train_record(2))
+    del folder  # a kill ends its lock, too
     assert RunFolder(tmp_path, settings()).resume(TREES) == (None, [])
     assert read_metrics(tmp_path) == []
 

@@ -401,6 +401,11 @@ def nan_tasks(key):
 
 
 ERRORS = {
+    "seed": (
+        {"seed": 2**32},
+        ValueError,
+        "`seed` must be an integer from 0 to 4294967295, got 4294967296",
+    ),
     "steps": ({"steps": 0}, ValueError, "`steps` must be an integer .* got 0"),
     "tasks": ({"tasks_per_step": -1}, ValueError, "`tasks_per_step` .* got -1"),
     "float": ({"steps": 10.0}, ValueError, r"`steps` must be an integer .* got 10\.0"),
@@ -526,3 +531,33 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
         str(steps - 20),
         str(steps),
     }
+
+
+def few_numbers(table):
+    """Tasks from a table that is an argument of the program, and no constant of it."""
+
+    def draw(table, key):
+        row = table[jax.random.randint(key, (1,), 0, len(table))]
+        return Task(Examples(jnp.zeros((1, 1)), row), Examples(jnp.zeros((1, 1)), row))
+
+    return jax.tree_util.Partial(draw, table)
+
+
+def test_other_tasks_and_another_validation_are_refused(tmp_path):
+    """Also where the program of a step stays the same."""
+    one, other = few_numbers(jnp.ones((9, DIM))), few_numbers(jnp.zeros((9, DIM)))
+    run = {"steps": 5, "run_dir": tmp_path}
+    short_run(tasks=one, validation=one, **run)
+    for tasks, validation in ((other, one), (one, other)):
+        with pytest.raises(ValueError, match="another program"):
+            short_run(tasks=tasks, validation=validation, **run)
+    learner = LEARNER._replace(predict=lambda *args, **_: 2 * LEARNER.predict(*args))
+    with pytest.raises(ValueError, match="another program"):
+        short_run(learner, tasks=one, validation=one, **run)
+    short_run(tasks=one, validation=one, **run)
+
+
+def test_a_failed_first_call_does_not_block_its_folder(tmp_path):
+    with pytest.raises(ValueError, match="`monitor`"):
+        short_run(validation=sample, monitor="acc", run_dir=tmp_path)
+    short_run(validation=sample, monitor="mse", run_dir=tmp_path)
