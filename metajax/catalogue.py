@@ -11,6 +11,7 @@ what stands for them.
 import dataclasses
 import functools
 import inspect
+import math
 import re
 import typing
 from collections.abc import Callable
@@ -226,6 +227,11 @@ class InnerOptimizer:
         """The optimizer."""
         if self.name == "lstm":
             return lstm_optimizer()
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                "`inner_optimizer.learning_rate` must be above 0 and finite, got "
+                f"{self.learning_rate}."
+            )
         make: Constructor = functools.partial(optax.adam, eps_root=1e-8)
         if self.name != "adam":
             momentum = 0.9 if self.name == "momentum" else None

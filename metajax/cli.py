@@ -11,6 +11,7 @@ builds learner and tasks again. Only `evaluate` builds tasks of the test split.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -22,6 +23,7 @@ import jax
 import tyro
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from metajax import unroll
@@ -52,7 +54,7 @@ from metajax.evaluation import evaluate as evaluate_learner
 from metajax.host import use_cores
 from metajax.models import normalization
 from metajax.models.normalization import calibrate
-from metajax.reports import Report
+from metajax.reports import Report, format_value
 from metajax.trainer import train as train_learner
 from metajax.types import Learner, PyTree, TaskDistribution
 
@@ -93,11 +95,11 @@ class Sizes:
     """Sizes of tasks that may differ from those of training."""
 
     way: int | None = None
-    """Classes in a task; by default as in training."""
+    """Classes in a task; by default those of the tasks."""
     shot: int | None = None
-    """Support examples of each class; by default as in training."""
+    """Support examples of each class; by default those of the tasks."""
     num_queries: int | None = None
-    """Query examples of each class; by default as in training."""
+    """Query examples of each class; by default those of the tasks."""
 
 
 def train(
@@ -146,8 +148,13 @@ def train(
         for record in result.history
         if record["kind"] == "validation" and record["step"] == result.best_step
     ]
-    for name, half_width in best[0]["half_width"].items():
-        print(f"best validation {name}: {best[0][name]:.4f} ± {half_width:.4f}")
+    for record in best:
+        for name, half_width in record["half_width"].items():
+            value, width = (
+                math.nan if number is None else number
+                for number in (record[name], half_width)
+            )
+            print(f"best validation {name}: {format_value(name, value, width)}")
     print(f"The run is in {run_dir}. To test it: python -m metajax evaluate {run_dir}")
 
 
@@ -229,18 +236,18 @@ def list_all() -> None:
     ):
         table = _wide_table(name, "what it is", "paper")
         for key, constructor in constructors.items():
-            table.add_row(key, title(constructor), papers(constructor))
+            table.add_row(key, escape(title(constructor)), papers(constructor))
         console.print(table)
     table = _wide_table("gradient", "how the outer gradient passes the inner loop")
     described = choices_in(unroll.__doc__)
     for mode in unroll.GRADIENT_MODES:
         first_clause = re.split(r": |\. (?=[A-Z])", described[mode])[0]
-        table.add_row(mode, first_clause, paper(described[mode]))
+        table.add_row(mode, escape(first_clause), paper(described[mode]))
     console.print(table)
     table = _wide_table("normalization", "whose statistics")
     described = choices_in(normalization.__doc__)
     for kind in normalization.NORMALIZATIONS:
-        table.add_row(kind, described[kind])
+        table.add_row(kind, escape(described[kind]))
     console.print(table)
     console.print(
         "Arguments: python -m metajax train LEARNER MODEL TASKS --help", style="dim"
@@ -277,11 +284,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f"metajax: {error}", file=sys.stderr)
         return 2
+    except AssertionError as error:  # of shapes and types, in a function's first lines
+        print(f"metajax: these arguments do not go together: {error}", file=sys.stderr)
+        return 2
     except FloatingPointError as error:
         print(f"metajax: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("metajax: stopped; the same command goes on with it.", file=sys.stderr)
+        print(
+            "metajax: stopped. A training goes on from its last checkpoint with the "
+            "same command.",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -309,8 +323,9 @@ def _read_config(run_dir: str) -> tuple[Config, int]:
     try:
         return config_from_json(settings["config"]), settings["train"]["seed"]
     except (KeyError, TypeError) as error:
+        missing = error if isinstance(error, KeyError) else "the settings of a run"
         raise ValueError(
-            f"{path} lacks {error}; give the folder that `metajax train` wrote."
+            f"{path} lacks {missing}; give the folder that `metajax train` wrote."
         ) from error
 
 

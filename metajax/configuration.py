@@ -239,9 +239,24 @@ def resolve(config: Config) -> Config:
     if "num_outputs" in _names(learner) and learner.num_outputs is None:
         size = task.query.y.shape[-1]
         learner = dataclasses.replace(learner, num_outputs=size)
-    if "objective" in _names(learner) and learner.objective is None:
+    if "objective" in _names(learner):
         objective = "cross_entropy" if classifies else "squared_error"
+        if learner.objective not in (None, objective):
+            kind = "class labels" if classifies else "real numbers"
+            raise ValueError(
+                f"`learner.objective` is {learner.objective}, but the targets of "
+                f"{tasks_name!r} tasks are {kind}; leave it out, or write {objective}."
+            )
         learner = dataclasses.replace(learner, objective=objective)
+    outer = config.optimizer
+    if getattr(learner, "keeps_state", False) and (
+        outer.name != "sgd" or outer.learning_rate > 1
+    ):
+        raise ValueError(
+            "`learner.keeps_state` needs `--optimizer.name sgd` with a learning rate "
+            f"of at most 1, so that what is kept is a mean of states; got {outer.name} "
+            f"with {outer.learning_rate}."
+        )
     if learner_name in LEARNERS_OF_ONE_WAY and learner.way is None:
         way = max_way(config.tasks) if classifies else None
         learner = dataclasses.replace(learner, way=way)

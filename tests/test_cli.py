@@ -100,6 +100,21 @@ def test_evaluate_rebuilds_what_train_left(capsys):
     assert contents("run") == before  # nothing was trained
 
 
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ("--num-validation-tasks 1", "no interval"),
+        ("--num-validation-tasks 2 --learner.eval-steps 40", "nan"),
+    ],
+)
+def test_a_validation_without_an_interval_or_a_mean_ends_well(changes, shown, capsys):
+    command = "train maml mlp sinusoid --run-dir run --steps 1 --tasks-per-step 2"
+    assert main([*command.split(), *changes.split(), "--no-progress"]) == 0
+    out = capsys.readouterr().out
+    assert shown in out
+    assert "python -m metajax evaluate run" in out
+
+
 def test_train_goes_on_with_more_steps_and_refuses_other_settings(capsys):
     command = "train maml mlp sinusoid --run-dir run --model.hidden 4".split()
     assert main([*command, *TINY]) == 0
@@ -240,6 +255,23 @@ def test_unknown_names_are_answered_by_the_allowed_ones(command, allowed, capsys
         ("train maml mlp sinusoid --learner.adapts some", "`only:PART` or `all_but"),
         ("train maml mlp sinusoid --optimizer.clip-norm 0", "`optimizer.clip_norm`"),
         ("train maml conv4 sinusoid", "`conv4` needs images, but the inputs of"),
+        (
+            "train maml mlp sinusoid --learner.objective cross_entropy",
+            "`learner.objective` is cross_entropy, but the targets of 'sinusoid'",
+        ),
+        (
+            "train maml mlp sinusoid --model.num-outputs 3",
+            "these arguments do not go together: ",
+        ),
+        (
+            "train reptile mlp synthetic_table --learner.keeps-state",
+            "of at most 1, so that what is kept is a mean of states; got adam with",
+        ),
+        (
+            "train maml mlp sinusoid --learner.inner-optimizer.learning-rate -1",
+            "`inner_optimizer.learning_rate` must be above 0 and finite, got -1.0",
+        ),
+        (f"train maml mlp sinusoid --seed {2**40}", "`seed` must be an integer from 0"),
         ("train prototypical mlp sinusoid", "`prototypical` classifies, but the"),
         ("train maml identity sinusoid", "`identity` has none; use `mlp` or `conv4`"),
         ("train latent_np identity synthetic_table", "are class labels; use `proto"),
@@ -263,6 +295,7 @@ def test_wrong_values_end_with_the_message_alone(command, message, capsys):
     [
         ("{", "config.json is not JSON"),
         ("{}", "config.json lacks 'config'"),
+        ("[1]", "config.json lacks the settings of a run"),
         ('{"config": {}, "train": {"seed": 0}}', "cannot be read (KeyError: 'learner'"),
     ],
 )
@@ -312,6 +345,7 @@ def test_list_names_everything(capsys, monkeypatch):
         "Prototypical Networks for Few-shot Learning, NeurIPS" in rows["prototypical"]
     )
     assert "Mixed-Mode Differentiation, ICML 2025" in rows["mixed"]
+    assert "`[n, ...]`" in rows["identity"]  # no markup of the terminal
 
 
 def test_help_explains(capsys):
