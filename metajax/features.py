@@ -16,7 +16,12 @@ import numpy as np
 
 from metajax.arguments import check_integers
 from metajax.models.normalization import STATISTICS
-from metajax.tasks.class_table import ClassTable, class_table, quarter_turns
+from metajax.tasks.class_table import (
+    ClassTable,
+    as_floats,
+    class_table,
+    quarter_turns,
+)
 from metajax.types import Array, Model, PyTree
 
 __all__ = ["embed_table", "without_embedding"]
@@ -72,8 +77,7 @@ def embed_table(
             return image[0]
 
         def batch(places: Array) -> Array:
-            x = jax.vmap(one)(places).astype(jnp.float32) / 255
-            return model.apply(params, x)
+            return model.apply(params, as_floats(jax.vmap(one)(places), jnp.float32))
 
         total = rows * turns * most
         size = min(batch_size, total)

@@ -77,3 +77,9 @@ def test_other_bad_input():
         embed_table(metajax.identity(), {}, a_table())
     with pytest.raises(ValueError, match=r"no rotations, got shape \(2, 3, 4\) and 4"):
         class_table(np.zeros((2, 3, 4)), rotations=4)
+
+
+def test_only_bytes_are_scaled():
+    values = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    features = embed_table(metajax.identity(), {}, class_table(values))
+    np.testing.assert_array_equal(features.images, values)

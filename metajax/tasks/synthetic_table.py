@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers, is_integer
+from metajax.arguments import check_integers, check_positive, is_integer
 from metajax.types import Array, Examples, Task
 
 __all__ = ["SyntheticTable", "synthetic_table"]
@@ -78,6 +78,7 @@ class SyntheticTable:
                 [x, x @ combine, jax.random.normal(key_noise, noise)], axis=-1
             )
             is_wrong = jax.random.bernoulli(key_flip, self.wrong_labels, (num,))
+            is_wrong = _keep_classes(is_wrong.reshape(self.way, per_class)).ravel()
             other = jax.random.randint(key_label, (num,), 0, self.way, jnp.int32)
             return Examples(x[:, order], jnp.where(is_wrong, other, labels))
 
@@ -110,7 +111,8 @@ def synthetic_table(
       redundant: columns that are combinations of these, at least 0.
       clusters: of each class, at least 1.
       separation: distance of a centre from 0 along each informative column, above 0.
-      wrong_labels: share of the rows whose label is drawn at random, in [0, 1).
+      wrong_labels: share of the rows whose label is drawn at random, in [0, 1); of each
+        class at least one row keeps its own.
       family: None, or a seed for what all tasks then share: which columns are
         informative, redundant and noise, and the combinations.
 
@@ -142,8 +144,7 @@ def synthetic_table(
             f"informative columns have {2**informative} vertices for them; raise "
             "`informative` or lower the others."
         )
-    if not separation > 0:
-        raise ValueError(f"`separation` must be above 0, got {separation!r}.")
+    check_positive(separation=separation)
     if not 0 <= wrong_labels < 1:
         raise ValueError(f"`wrong_labels` must be in [0, 1), got {wrong_labels!r}.")
     if family is not None and not is_integer(family):
@@ -160,6 +161,15 @@ def synthetic_table(
         wrong_labels=wrong_labels,
         family=family,
     )
+
+
+def _keep_classes(is_wrong: Array) -> Array:
+    """Makes the first of each class's rows `[N, K]` right where all are wrong.
+
+    A class without a support row is one that nothing can be said of.
+    """
+    is_lost = jnp.all(is_wrong, axis=1)
+    return is_wrong.at[:, 0].set(is_wrong[:, 0] & ~is_lost)
 
 
 def _uniform(key: Array, shape: tuple[int, ...]) -> Array:

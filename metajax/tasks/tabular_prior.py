@@ -134,7 +134,8 @@ def tabular_prior(
 
     Args:
       way: classes of a task, at least 2, or an inclusive `(low, high)`; N is the end.
-        Some may have no row.
+        Some may have no support row; learners whose `predict` gives minus infinity for
+        such a class have an infinite loss where it is asked for.
       rows: support rows of a task, at least 1, or an inclusive range; n is its end.
       columns: of a task, at least 1 and at most 95, or an inclusive range; D its end.
       num_queries: Q, query rows of a task, at least 1.

@@ -88,6 +88,7 @@ def test_when_slots_run_out_the_oldest_makes_room():
 BAD = {
     "slots": ({"slots": 0}, "`slots` must be an integer of at least 1"),
     "scale": ({"scale": 0.0}, "`scale` must be above 0 and finite, got 0.0"),
+    "near": ({"near": float("nan")}, "`near` must be finite, got nan"),
     "rank": ({"rank": 0}, "`rank` must be an integer of at least 1"),
 }
 

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import LinearSVC
 
 import metajax
+from metajax.types import Task
 
 LEARNERS = {"ridge": metajax.ridge, "logistic": metajax.logistic, "svm": metajax.svm}
 NUMBERS = {"ridge": "strength", "logistic": "strength", "svm": "penalty"}
@@ -109,6 +110,16 @@ def test_gap_is_between_primal_and_dual(key):
     assert gaps[0] > gaps[1] > gaps[2]
     for value, gap in zip(values[:2], gaps[:2], strict=True):
         assert 0 < value - values[2] <= gap * value * 1.001
+
+
+def test_nothing_to_solve_has_no_gap(key):
+    """All rows are of one class."""
+    task = sample(key)
+    support = task.support._replace(y=jnp.zeros_like(task.support.y))
+    task = Task(support, support)
+    learner = metajax.svm(metajax.identity(), way=2)
+    _, metrics = learner.loss(learner.init(key, task), task)
+    assert metrics["duality_gap"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -222,3 +222,12 @@ def test_bad_requests_are_explained(name):
 def test_an_order_of_other_length_is_refused():
     with pytest.raises(AssertionError, match="shape"):
         regret_curve([0, 1], [0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("exclude", [[0, 0, 1], [False, False, True]])
+def test_numbers_may_say_who_is_excluded(exclude):
+    scores = [[0.9, 0.6, 0.5], [0.8, 0.7, 0.2], [0.1, 0.2, 0.7]]
+    warm_start = fit_warm_start([[0.0], [0.1], [5.0]], scores)
+    for given in (exclude, jnp.array(exclude)):
+        order = recommend(warm_start, [5.0], num_neighbors=1, exclude=given)
+        assert order.tolist() == [0, 1, 2]

@@ -83,6 +83,15 @@ def test_wrong_labels_are_as_many_as_asked_for():
     assert abs(share - 0.2) < 6 * np.sqrt(0.2 * 0.8 / 10_000)
 
 
+def test_no_class_is_lost_to_wrong_labels():
+    """Nothing could be said of its queries."""
+    tasks = synthetic_table(way=5, shot=2, num_queries=2, wrong_labels=0.9)
+    labels = jax.vmap(tasks)(jax.random.split(jax.random.key(0), 200)).support.y
+    assert all(len(set(row)) == 5 for row in np.asarray(labels).tolist())
+    own = np.repeat(np.arange(5), 2)
+    assert np.mean(np.asarray(labels) != own) > 0.3
+
+
 def test_a_family_shares_its_columns():
     """Where columns are noise, every class has mean 0 in every task of the family."""
 
@@ -107,7 +116,7 @@ ERRORS = {
         "4 centres, and 1 informative columns have 2 vertices",
     ),
     "informative": ({"informative": 21, "columns": 40}, "at most 20, got 21"),
-    "separation": ({"separation": 0.0}, "`separation` must be above 0, got 0.0"),
+    "separation": ({"separation": 0.0}, "must be above 0 and finite, got 0.0"),
     "wrong_labels": ({"wrong_labels": 1.0}, r"must be in \[0, 1\), got 1.0"),
     "family": ({"family": 0.5}, "None or an integer, got 0.5"),
 }

@@ -24,6 +24,7 @@ the controller is a gate, and the contextual learner predicts a layer on embeddi
 low rank, where the paper's predicts convolutions of the query's network.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -78,7 +79,8 @@ def mm_net(
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, ...]`.
       way: classes of a task, N; labels are below it.
-      slots: of the memory, at least 1; at least N, or classes are forgotten.
+      slots: of the memory, at least 1; at least N, or classes are forgotten, and the
+        loss of their queries is infinite.
       size: of a key.
       hidden: units of each LSTM of the contextual learner.
       rank: of the layer that it predicts.
@@ -100,6 +102,8 @@ def mm_net(
     """
     check_integers(1, way=way, slots=slots, size=size, hidden=hidden, rank=rank)
     check_positive(scale=scale)
+    if not math.isfinite(near):
+        raise ValueError(f"`near` must be finite, got {near!r}.")
     network = _Network(size, hidden, rank, scale)
 
     def start(params: PyTree) -> Slots:

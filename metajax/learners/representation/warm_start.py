@@ -179,8 +179,8 @@ def recommend(
     chex.assert_shape(features, (size,))
     speaks = jnp.ones(num_tasks, bool)
     if exclude is not None:
-        chex.assert_shape(exclude, (num_tasks,))
-        speaks = ~jnp.asarray(exclude)
+        speaks = ~jnp.asarray(exclude, bool)
+        chex.assert_shape(speaks, (num_tasks,))
     scaled = (features - warm_start.center) * warm_start.scale
     distances = jnp.sum(jnp.abs(warm_start.features - scaled[None, :]), axis=1)
     _, nearest = jax.lax.top_k(jnp.where(speaks, -distances, -jnp.inf), num_neighbors)
@@ -212,7 +212,7 @@ def regret_curve(order: Any, scores: Any) -> Array:
       AssertionError: at trace time, if shapes disagree.
 
     Example:
-      >>> from metajax import regret_curve
+      >>> from metajax.learners.representation.warm_start import regret_curve
       >>> regret_curve([1, 0, 2], [0.5, 0.0, 1.0]).tolist()
       [1.0, 0.5, 0.0]
     """

@@ -94,4 +94,5 @@ def duality_gap(kernel: Array, a: Array, support: Embedded, penalty: Array) -> A
     size = jnp.vdot(a, scores) / 2
     primal = size + penalty * jnp.sum(slack)
     dual = jnp.vdot(a, support.one_hot) - size
-    return (primal - dual) / primal
+    # There is nothing to solve if all rows are of one class, or none is real.
+    return (primal - dual) / jnp.where(primal > 0, primal, 1)
