@@ -65,7 +65,8 @@ class DecisionTree(NamedTuple):
           ValueError: if a column that is used, or such a class, has no name.
 
         Example:
-          >>> print(harden(adapted).text(table.column_names, table.class_names))
+          >>> tree = harden(adapted)  # doctest: +SKIP
+          >>> print(tree.text(table.column_names, table.class_names))  # doctest: +SKIP
           petal-width <= 0.8?
             yes: 0 (0.97, 10 rows)
             no:  petal-length <= 4.95?

@@ -109,11 +109,16 @@ def task2vec(
         together, or embeddings depend on the batch or are no vectors.
 
     Example:
-      >>> from metajax import task2vec
+      >>> from metajax import mlp, synthetic_table, task2vec
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> supports = jax.vmap(synthetic_table(way=2, shot=8))(keys).support
+      >>> model = mlp(4, hidden=(16,))
+      >>> params = model.init(jax.random.key(1), supports.x[0])
       >>> vectors = jax.lax.map(
-      ...     lambda support: task2vec(model, params, support, way=5).fisher, supports
+      ...     lambda support: task2vec(model, params, support, way=2).fisher, supports
       ... )
-      >>> distances = symmetric_distance(vectors[:, None], vectors[None])
+      >>> symmetric_distance(vectors[:, None], vectors[None]).shape
+      (3, 3)
     """
     check_integers(1, way=way, steps=steps)
     check_positive(strength=strength)

@@ -109,10 +109,10 @@ def table_pairs(
         has fewer than twice the least of `rows`; tables are named.
 
     Example:
-      >>> pairs = table_pairs(tables, rows=(20, 200), max_columns=32)
+      >>> pairs = table_pairs(tables, rows=(20, 40), max_columns=5)
       >>> task = pairs(jax.random.key(0))
       >>> task.support.x.shape, task.query.x.x.shape, task.query.y.tolist()
-      ((200, 32), (2, 200, 32), [1, 0])
+      ((40, 5), (2, 40, 5), [1, 0])
     """
     tables = as_tables(tables)
     num_rows = as_range("rows", rows)

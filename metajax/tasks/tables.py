@@ -159,6 +159,7 @@ def from_table(
 
       A folder of PMLB's files, `*.tsv.gz`:
 
+      >>> import pathlib
       >>> paths = sorted(pathlib.Path("pmlb").glob("*.tsv.gz"))
       >>> tables = [from_table(path, target="target") for path in paths]
     """

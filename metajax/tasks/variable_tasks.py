@@ -257,6 +257,7 @@ def meta_dataset_tasks(
         has not a label for each row.
 
     Example:
+      >>> from metajax.tasks.class_table import class_table
       >>> table = class_table(np.zeros((8, 20, 28, 28, 1), np.uint8))
       >>> task = meta_dataset_tasks(table)(jax.random.key(0))
       >>> task.support.x.shape, task.query.x.shape

@@ -136,8 +136,9 @@ def kernel_svm(
 
     Example:
       >>> from metajax import kernel_svm, row_tasks
-      >>> tasks = row_tasks(tables, rows=(20, 60), num_queries=100)
-      >>> learner = kernel_svm(way=2, width=(0.5, 2), learn=("penalty", "weights"))
+      >>> tasks = row_tasks(tables, rows=(20, 40), num_queries=30)
+      >>> learner = kernel_svm(way=3, width=(0.5, 2), learn=("penalty", "weights"))
+      >>> key = jax.random.key(0)
       >>> meta_params = learner.init(key, tasks(key))
     """
     check_choice(KERNELS, kernel=kernel)

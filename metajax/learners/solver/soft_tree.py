@@ -179,11 +179,12 @@ def soft_tree(
 
     Example:
       >>> from metajax import harden, row_tasks, soft_tree
-      >>> tasks = row_tasks(tables, rows=(5, 50), num_queries=30, standardize=None)
-      >>> learner = soft_tree(way=5)
-      >>> result = train(learner, tasks, optax.adam(0.03), steps=200)
-      >>> adapted = learner.adapt(result.meta_params, task.support)
-      >>> print(harden(adapted).text(column_names, class_names))
+      >>> tasks = row_tasks(tables, rows=(5, 40), num_queries=30, standardize=None)
+      >>> learner = soft_tree(way=3)
+      >>> task = tasks(jax.random.key(0))
+      >>> meta_params = learner.init(jax.random.key(1), task)
+      >>> adapted = learner.adapt(meta_params, task.support)
+      >>> print(harden(adapted).text())  # doctest: +SKIP
     """
     check_integers(1, depth=depth, hidden=hidden)
     check_positive(
