@@ -18,6 +18,7 @@ from metajax.types import Array, Examples, PyTree, Task
 
 __all__ = [
     "accuracy",
+    "check_objective",
     "class_vectors",
     "cross_entropy",
     "masked_mean",
@@ -87,6 +88,17 @@ def accuracy(logits: Array, labels: Array) -> Array:
     """1 where the largest of `logits` `[n, C]` is at the label `[n]`, else 0."""
     chex.assert_rank([logits, labels], [2, 1])
     return (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
+
+
+def check_objective(
+    way: int | None, objective: Callable[[PyTree, PyTree], Array]
+) -> None:
+    """Raises a ValueError if there are no classes and the loss is for classes."""
+    if way is None and objective is cross_entropy:
+        raise ValueError(
+            "way=None means regression targets, and the objective is cross_entropy; "
+            "give the number of classes, or objective=squared_error."
+        )
 
 
 def split_key(key: Array | None, num: int) -> list[Array] | list[None]:

@@ -32,6 +32,7 @@ from metajax.arguments import check_choice, check_way
 from metajax.models.normalization import hide_padding
 from metajax.objectives import (
     accuracy,
+    check_objective,
     class_vectors,
     masked_mean,
     query_score,
@@ -143,6 +144,7 @@ def stream_learner(
         the parameters were made for.
     """
     check_way(way)
+    check_objective(way, objective)
     check_choice(TRAINS_ON, trains_on=trains_on)
     if model.normalization in ("batch", "support"):
         raise ValueError(

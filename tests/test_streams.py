@@ -243,6 +243,10 @@ def _echo(**changes) -> Learner:
 
 
 BAD = {
+    "objective": (
+        lambda: metajax.lstm_learner(metajax.identity(), way=None),
+        "way=None means regression targets, and the objective is cross_entropy",
+    ),
     "way": (lambda: metajax.mann(metajax.identity(), way=0), "`way` must be None or"),
     "trains on": (
         lambda: metajax.mann(metajax.identity(), way=2, trains_on="support"),
@@ -276,7 +280,7 @@ def test_bad_targets_and_sizes(key):
         learner.predict(learner.adapt(params, sequence), jnp.zeros((2, 9)))
     with pytest.raises(ValueError, match=r"`way` is 3 and .* regression targets"):
         learner.adapt(params, sequence._replace(y=jnp.zeros((6, 1))))
-    of_numbers = _echo(way=None)
+    of_numbers = _echo(way=None, objective=metajax.objectives.squared_error)
     with pytest.raises(ValueError, match=r"`way` is None and .* class labels"):
         of_numbers.init(key, task)
 

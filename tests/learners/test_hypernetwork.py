@@ -120,6 +120,10 @@ def test_one_model_for_any_way(key, task):
 
 
 BAD = {
+    "objective": (
+        lambda: metajax.hypernetwork(metajax.mlp(1), way=None),
+        "way=None means regression targets, and the objective is cross_entropy",
+    ),
     "rank": (
         lambda: metajax.hypernetwork(metajax.mlp(2), way=2, size=4, rank=5),
         "`rank` must be None or an integer from 1 to 4, .* got 5",

@@ -23,7 +23,7 @@ from metajax.filters import everything
 from metajax.generators import check_generator, generate, init_generator
 from metajax.models.normalization import freeze_support_statistics
 from metajax.models.task_encoder import task_encoder
-from metajax.objectives import cross_entropy, query_loss
+from metajax.objectives import check_objective, cross_entropy, query_loss
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 
 __all__ = ["MetaParams", "hypernetwork"]
@@ -84,6 +84,7 @@ def hypernetwork(
       >>> from metajax.objectives import squared_error
       >>> learner = hypernetwork(mlp(1), way=None, objective=squared_error)
     """
+    check_objective(way, objective)
     encoder = task_encoder(size, num_classes=way, hidden=hidden)
     check_generator(size, rank, offset_scale)
 
