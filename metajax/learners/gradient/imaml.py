@@ -66,11 +66,12 @@ def imaml(
       eval_steps: inner steps of `adapt`; None means `steps`.
       strength: lambda, above 0: 2 is the paper's for 20-way Omniglot. The inner problem
         has a minimum for sure only if lambda is more than minus the smallest curvature
-        of the support loss.
+        of the support loss. The authors' code takes inner steps without the pull and
+        one of it at their end, which 0.2 is nearer to.
       damping: what Eq. (6) adds to lambda, at least 0. Above 0 the gradient is no
         longer that of the inner problem, but of one that is tied more strongly and has
         the same solution. Networks with batch statistics need it, as their curvature is
-        often far below -2: 22 with a `strength` of 2 is what the authors' code has.
+        often far below -2: 24 in sum with `strength` is what the authors' code has.
       cg_steps: steps of conjugate gradients, at least 1; the paper takes 5.
       max_residual: the largest relative residual of the linear solve, in (0, 1]; 1 is
         that of no solution at all. Above it the solve has failed and the gradient is
