@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_choice
+from metajax.arguments import check_choice, check_integers
 from metajax.types import Array, Examples, Model, PyTree
 
 __all__ = [
@@ -185,8 +185,7 @@ def calibrate(
             f"normalization={model.normalization!r}. Build and train the model with "
             "'calibrated' first: its parameters are those of 'batch'."
         )
-    if num_tasks < 1:
-        raise ValueError(f"`num_tasks` must be at least 1, got {num_tasks}.")
+    check_integers(1, num_tasks=num_tasks)
     statistics = model.statistics
 
     @jax.jit

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from metajax.arguments import check_sizes
+from metajax.arguments import is_integer
 from metajax.tasks.class_table import ClassTable, class_table
 
 __all__ = ["from_arrays", "from_folder", "from_tfds", "import_tfds", "require_network"]
@@ -321,10 +321,14 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _check_conversion(size: tuple[int, int] | None, channels: int | None) -> None:
-    if size is not None:
-        check_sizes(size=size)
-        if len(size) != 2:
-            raise ValueError(f"`size` must be `(H, W)`, got {size!r}.")
+    if size is not None and not (
+        isinstance(size, Sequence)
+        and len(size) == 2
+        and all(is_integer(side) and side >= 1 for side in size)
+    ):
+        raise ValueError(
+            f"`size` must be `(H, W)`, two integers of at least 1, got {size!r}."
+        )
     if channels is not None and channels not in _MODES:
         raise ValueError(f"`channels` must be 1, 3, 4 or None, got {channels!r}.")
 

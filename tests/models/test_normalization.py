@@ -335,5 +335,5 @@ def test_calibrate_refuses_other_models_and_no_tasks(key):
     with pytest.raises(ValueError, match="Only a model with .*'calibrated'"):
         calibrate(plain, {}, random_task, key)
     model, params = model_and_params("calibrated")
-    with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`num_tasks` must be an integer of"):
         calibrate(model, params, random_task, key, num_tasks=0)

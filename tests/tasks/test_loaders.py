@@ -2,6 +2,7 @@
 
 import builtins
 import io
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -200,8 +201,10 @@ def test_folder_layout_errors(folder):
     ],
 )
 def test_conversion_errors(tmp_path, load):
-    with pytest.raises(ValueError, match=r"`size` must be `\(H, W\)`.*got \(0, 3\)"):
-        load(tmp_path, size=(0, 3))
+    for size in ((0, 3), (3,), 3, (3.0, 3.0)):
+        message = rf"`size` must be `\(H, W\)`.*got {re.escape(str(size))}"
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path, size=size)
     with pytest.raises(ValueError, match=r"`channels` must be 1, 3, 4 or None, got 2"):
         load(tmp_path, channels=2)
 
