@@ -94,7 +94,7 @@ ERRORS = {
     ),
     "fractional": ({"context_size": 2.5}, ValueError, "`context_size` .* got 2.5"),
     "steps": ({"steps": -1}, ValueError, "`steps` must be .*got -1"),
-    "eval_steps": ({"eval_steps": 0.5}, ValueError, "`steps` must be .*got 0.5"),
+    "eval_steps": ({"eval_steps": 0.5}, ValueError, "`eval_steps` must be .*got 0.5"),
     "gradient": ({"gradient": "second"}, ValueError, "reverse, remat, mixed"),
     "optimizer": ({"inner_optimizer": 0.4}, TypeError, "optax.sgd.*got 0.4"),
 }

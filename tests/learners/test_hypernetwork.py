@@ -136,7 +136,7 @@ BAD = {
     "cnaps way": (lambda: metajax.cnaps(metajax.mlp(2), way=0), "`way` must be None"),
     "cnaps hidden": (
         lambda: metajax.cnaps(metajax.mlp(2), hidden=()),
-        "`hidden` needs",
+        "`hidden` must hold at least 1 size",
     ),
 }
 

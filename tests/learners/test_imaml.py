@@ -171,8 +171,8 @@ def test_a_task_whose_solve_fails_may_be_left_out(key, max_residual, failed):
 
 ERRORS = {
     "no steps": ({"steps": 0}, ValueError, "`steps` must be an integer of at least 1"),
-    "eval_steps": ({"eval_steps": -1}, ValueError, "`steps` must be .*got -1"),
-    "eval_steps of 1.0": ({"eval_steps": 1.0}, ValueError, "`steps` .*got 1.0"),
+    "eval_steps": ({"eval_steps": -1}, ValueError, "`eval_steps` must be .*got -1"),
+    "eval_steps of 1.0": ({"eval_steps": 1.0}, ValueError, "`eval_steps` .*got 1.0"),
     "strength": ({"strength": 0.0}, ValueError, "`strength` must be above 0.*got 0.0"),
     "strength of NaN": ({"strength": float("nan")}, ValueError, "`strength`.*got nan"),
     "damping": ({"damping": -1.0}, ValueError, "`damping` must be at least 0.*got -1"),

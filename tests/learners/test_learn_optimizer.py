@@ -149,7 +149,7 @@ ERRORS = {
         "`steps` must be an integer of at least 1, got 0",
     ),
     "fractional steps": ({"steps": 1.5}, ValueError, "`steps` must be an .*got 1.5"),
-    "eval_steps": ({"eval_steps": -1}, ValueError, "`steps` must be .*got -1"),
+    "eval_steps": ({"eval_steps": -1}, ValueError, "`eval_steps` must be .*got -1"),
     "gradient": ({"gradient": "second"}, ValueError, "reverse, remat, mixed"),
     "adam": (
         {"inner_optimizer": learned(optax.adam, learning_rate=HyperParameter(0.1))},

@@ -116,7 +116,7 @@ def test_every_weight_learns():
 
 ERRORS = {
     "hidden": ({"hidden": ()}, r"`hidden` must hold at least 1 size, got \(\)"),
-    "size": ({"hidden": (4, 0)}, r"`hidden` must .* got \(4, 0\)"),
+    "size": ({"hidden": (4, 0)}, r"`hidden\[1\]` must be .* got 0"),
     "output_scale": ({"output_scale": 0.0}, "`output_scale` must be above 0.*got 0.0"),
     "threshold": ({"threshold": -1.0}, "`threshold` must be above 0.*got -1.0"),
     "threshold of NaN": ({"threshold": float("nan")}, "`threshold` must .*got nan"),

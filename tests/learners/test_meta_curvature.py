@@ -103,7 +103,7 @@ ERRORS = {
     "rate of NaN": ({"rate": float("nan")}, "`rate` must be .*got nan"),
     "steps": ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
     "fractional steps": ({"steps": 1.5}, "`steps` must be an integer.*got 1.5"),
-    "eval_steps": ({"eval_steps": -1}, "`steps` must be .*got -1"),
+    "eval_steps": ({"eval_steps": -1}, "`eval_steps` must be .*got -1"),
     "gradient": ({"gradient": "second"}, "reverse, remat, mixed"),
 }
 

@@ -134,7 +134,7 @@ ERRORS = {
     "threshold": ({"threshold": 0}, "`threshold` must be above 0.*got 0"),
     "steps": ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
     "fractional steps": ({"steps": 1.5}, "`steps` must be an integer.*got 1.5"),
-    "eval_steps": ({"eval_steps": -1}, "`steps` must be .*got -1"),
+    "eval_steps": ({"eval_steps": -1}, "`eval_steps` must be .*got -1"),
 }
 
 

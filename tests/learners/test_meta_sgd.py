@@ -86,7 +86,7 @@ ERRORS = {
     "rate": ({"rate": 0.0}, "`value` of 'learning_rate' must be above 0 .*got 0.0"),
     "steps": ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
     "fractional steps": ({"steps": 1.5}, "`steps` must be an integer.*got 1.5"),
-    "eval_steps": ({"eval_steps": -1}, "`steps` must be an integer.*got -1"),
+    "eval_steps": ({"eval_steps": -1}, "`eval_steps` must be an integer.*got -1"),
     "gradient": ({"gradient": "second"}, "reverse, remat, mixed"),
 }
 

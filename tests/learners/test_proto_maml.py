@@ -124,7 +124,7 @@ def same(a, b):
 
 ERRORS = {
     "steps": ({"steps": -1}, ValueError, "`steps` must be .*got -1"),
-    "eval_steps": ({"eval_steps": 0.5}, ValueError, "`steps` must be .*got 0.5"),
+    "eval_steps": ({"eval_steps": 0.5}, ValueError, "`eval_steps` must be .*got 0.5"),
     "way": ({"way": 0}, ValueError, "`way` must be None or an integer .*got 0"),
     "gradient": ({"gradient": "second"}, ValueError, "reverse, remat, mixed"),
     "optimizer": ({"inner_optimizer": 0.4}, TypeError, "optax.sgd.*got 0.4"),
