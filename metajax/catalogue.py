@@ -11,7 +11,6 @@ what stands for them.
 import dataclasses
 import functools
 import inspect
-import math
 import re
 import typing
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Literal, Union
 import optax
 import tyro
 
+from metajax.arguments import check_positive
 from metajax.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.cavia import cavia
 from metajax.learners.gradient.descent import InnerOptimizer as AnyOptimizer
@@ -227,11 +227,7 @@ class InnerOptimizer:
         """The optimizer."""
         if self.name == "lstm":
             return lstm_optimizer()
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(
-                "`inner_optimizer.learning_rate` must be above 0 and finite, got "
-                f"{self.learning_rate}."
-            )
+        check_positive(**{"inner_optimizer.learning_rate": self.learning_rate})
         make: Constructor = functools.partial(optax.adam, eps_root=1e-8)
         if self.name != "adam":
             momentum = 0.9 if self.name == "momentum" else None

@@ -143,11 +143,13 @@ class RunFolder:
 
     def close(self, history: list[Record], monitor: str | None) -> None:
         """Draws the learning curve and ends what is open."""
-        self._checkpoints.close()
-        self._draw(history, monitor)
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        self._unlock()
+        try:
+            self._checkpoints.close()
+            self._draw(history, monitor)
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+        finally:
+            self._unlock()
 
     def _lock(self) -> Callable[[], Any]:
         """Keeps other processes out of the folder, until what it returns is called.

@@ -97,6 +97,7 @@ def test_choice_fits_the_memory():
     [
         ({"tasks_per_step": 0}, ValueError, "`tasks_per_step` must be .*, got 0"),
         ({"tasks_per_block": 3}, ValueError, "got blocks of 3 for 4 tasks"),
+        ({"tasks_per_block": 0}, ValueError, "`tasks_per_block` must be .*, got 0"),
         ({"learner": 3}, TypeError, "`learner` must be a Learner, or .*, got int"),
         ({"learner": lambda mode: maml(mlp(1), 3, steps=1)}, TypeError, "got 3"),
     ],
