@@ -37,8 +37,8 @@ import tyro
 from benchmarks.calibrated import calibrated
 from benchmarks.images import READERS, at_most, read
 from benchmarks.record import RESULTS, kept, training_settings, write_result
-from metajax.arguments import check_choice
 from metajax.buckets import Bucket, bucketed, fit_buckets
+from metajax.checks import check_choice
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
 from metajax.learners.gradient.maml import maml

@@ -28,7 +28,7 @@ import tyro
 from benchmarks.calibrated import calibrated
 from benchmarks.intervals import interval
 from benchmarks.record import kept, training_settings, write_result
-from metajax.arguments import check_choice
+from metajax.checks import check_choice
 from metajax.evaluation import evaluate
 from metajax.features import embed_table, without_embedding
 from metajax.learners.metric.baseline import baseline

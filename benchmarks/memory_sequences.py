@@ -34,7 +34,7 @@ import optax
 import tyro
 
 from benchmarks.record import RESULTS, training_settings, write_result
-from metajax.arguments import check_choice
+from metajax.checks import check_choice
 from metajax.learners.memory.lstm_learner import lstm_learner
 from metajax.learners.memory.mann import mann
 from metajax.learners.memory.sgdstore import sgdstore

@@ -24,7 +24,7 @@ import tyro
 
 from benchmarks.calibrated import calibrated
 from benchmarks.record import training_settings, write_result
-from metajax.arguments import check_choice
+from metajax.checks import check_choice
 from metajax.evaluation import evaluate
 from metajax.features import embed_table
 from metajax.learners.memory.class_np import class_np

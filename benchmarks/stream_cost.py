@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from benchmarks.record import RESULTS, write_result
-from metajax.arguments import check_choice
+from metajax.checks import check_choice
 from metajax.learners.memory.class_np import class_np
 from metajax.learners.memory.cnaps import cnaps
 from metajax.learners.memory.in_context import in_context

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.arguments import check_integers, is_integer
+from metajax.checks import check_integers, is_integer
 from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
 
 __all__ = [

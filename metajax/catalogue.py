@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Union
 import optax
 import tyro
 
-from metajax.arguments import check_positive
+from metajax.checks import check_positive
 from metajax.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.cavia import cavia
 from metajax.learners.gradient.descent import InnerOptimizer as AnyOptimizer

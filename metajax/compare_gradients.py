@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.estimators import evolution_strategies, pes, truncated
 from metajax.filters import partition
 from metajax.outer_loop import reverse_mode

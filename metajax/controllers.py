@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.streams import Reader
 from metajax.types import Array, PyTree
 

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_integers, check_positive
+from metajax.checks import check_integers, check_positive
 from metajax.filters import combine, partition
 from metajax.types import Array, Estimator, Learner, PyTree, Segments, Task
 

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metajax.arguments import check_integers, check_seed
 from metajax.buckets import Bucket, as_buckets, as_pytree, buckets_of_keys, cut
+from metajax.checks import check_integers, check_seed
 from metajax.devices import COPIED, TASK_AXIS, spread, task_mesh
 from metajax.distributions import Gaussian, Mixture, log_likelihood, moments
 from metajax.objectives import accuracy, cross_entropy, masked_mean, squared_error

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from metajax import devices
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.outer_loop import reverse_mode
 from metajax.programs import best_block, mebibytes, planned_memory, work
 from metajax.types import Learner, TaskDistribution

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 from jax.flatten_util import ravel_pytree
 
-from metajax.arguments import check_positive, is_integer
+from metajax.checks import check_positive, is_integer
 from metajax.filters import combine, partition
 from metajax.types import Array, PyTree
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_positive, check_way
+from metajax.checks import check_positive, check_way
 from metajax.models.adapters import from_functions
 from metajax.models.normalization import (
     freeze_support_statistics,

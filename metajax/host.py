@@ -12,7 +12,7 @@ import os
 
 import jax
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 
 __all__ = ["use_cores"]
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_integers, is_number
+from metajax.checks import check_integers, is_number
 from metajax.types import Array, PyTree
 
 __all__ = ["check_solve", "implicit_loss"]

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import is_integer, is_number
+from metajax.checks import is_integer, is_number
 from metajax.types import Array, PyTree
 
 __all__ = ["DOMAINS", "GRANULARITIES", "HyperParameter", "LearnedOptimizer", "learned"]

@@ -41,7 +41,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.objectives import class_vectors
 from metajax.types import Array, Examples
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.arguments import check_integers
 from metajax.buckets import as_pytree
+from metajax.checks import check_integers
 from metajax.reports import interval
 from metajax.streams import shuffled
 from metajax.types import Array, Examples, Learner, PyTree, Stream, TaskDistribution

@@ -28,7 +28,7 @@ import flax.errors
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_choice, check_way
+from metajax.checks import check_choice, check_way
 from metajax.models.normalization import hide_padding
 from metajax.objectives import (
     accuracy,

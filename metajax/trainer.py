@@ -22,7 +22,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import devices
-from metajax.arguments import check_integers, check_seed
+from metajax.checks import check_integers, check_seed
 from metajax.devices import TASK_AXIS, place, task_mesh
 from metajax.evaluation import VALIDATION_SEED, evaluate
 from metajax.outer_loop import (

@@ -35,7 +35,7 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import jaxpr_as_fun
 
-from metajax.arguments import check_choice, check_integers
+from metajax.checks import check_choice, check_integers
 from metajax.filters import combine, everything, partition
 from metajax.programs import has_custom_vjp, has_while
 from metajax.types import Array, PyTree

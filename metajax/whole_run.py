@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.evaluation import VALIDATION_SEED, bank_means
 from metajax.outer_loop import (
     TrainState,

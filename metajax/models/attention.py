@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.models.task_encoder import Layers
 from metajax.types import Array
 

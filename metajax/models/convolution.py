@@ -28,7 +28,7 @@ from flax import linen as nn
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.types import Array
 
 __all__ = ["Conv", "convolve", "max_pool"]

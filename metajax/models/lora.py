@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.filters import everything, path_names
 from metajax.models.normalization import STATISTICS
 from metajax.types import Array, Model, PyTree

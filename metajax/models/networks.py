@@ -16,7 +16,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_choice, check_integers, check_sizes
+from metajax.checks import check_choice, check_integers, check_sizes
 from metajax.models.adapters import from_functions, from_linen
 from metajax.models.convolution import Conv, max_pool
 from metajax.models.normalization import PER_CHANNEL, Normalize

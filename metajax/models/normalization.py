@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_choice, check_integers
+from metajax.checks import check_choice, check_integers
 from metajax.types import Array, Examples, Model, PyTree
 
 __all__ = [

@@ -19,7 +19,7 @@ is scaled against underflow; float16 would need that and is not offered.
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_choice
+from metajax.checks import check_choice
 from metajax.models.normalization import STATISTICS
 from metajax.types import Array, Model, PyTree
 

@@ -18,7 +18,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_integers, check_sizes
+from metajax.checks import check_integers, check_sizes
 from metajax.models.adapters import from_linen
 from metajax.types import Array, Model
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.types import Array, Examples, Task
 

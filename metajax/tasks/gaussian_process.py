@@ -28,7 +28,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_choice, check_integers, check_ranges
+from metajax.checks import check_choice, check_integers, check_ranges
 from metajax.distributions import Gaussian, log_likelihood
 from metajax.tasks.sizes import as_range, size_masks
 from metajax.types import Array, Examples, Task

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.arguments import check_choice
+from metajax.checks import check_choice
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.types import Array, Examples, Task
 

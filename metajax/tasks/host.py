@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.tasks.class_table import ClassTableTasks
 from metajax.tasks.variable_tasks import MetaDatasetTasks
 from metajax.types import Array, Task

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.tasks.class_table import (
     ClassTable,
     as_floats,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from metajax.arguments import is_integer
+from metajax.checks import is_integer
 from metajax.tasks.class_table import ClassTable, class_table
 
 __all__ = ["from_arrays", "from_folder", "from_tfds", "import_tfds", "require_network"]

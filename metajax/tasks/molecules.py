@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.tasks.class_table import distinct
 from metajax.tasks.delimited import check_distinct, listing, read_delimited
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks

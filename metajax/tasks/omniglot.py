@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metajax.arguments import check_choice
+from metajax.checks import check_choice
 from metajax.tasks.class_table import ClassTable, class_table
 from metajax.tasks.loaders import import_tfds, require_network
 

@@ -16,7 +16,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.models.adapters import from_functions
 from metajax.types import Array, Examples, Model, PyTree, Task
 

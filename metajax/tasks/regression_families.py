@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.arguments import (
+from metajax.checks import (
     check_choice,
     check_integers,
     check_not_negative,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers, check_not_negative, check_ranges
+from metajax.checks import check_integers, check_not_negative, check_ranges
 from metajax.types import Array, Examples, Task
 
 __all__ = ["SequenceSinusoid", "sequence_sinusoid"]

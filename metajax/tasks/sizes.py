@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers, is_integer
+from metajax.checks import check_integers, is_integer
 from metajax.types import Array
 
 __all__ = ["as_range", "check_num_queries", "size_masks"]

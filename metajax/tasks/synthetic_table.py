@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers, check_positive, is_integer
+from metajax.checks import check_integers, check_positive, is_integer
 from metajax.types import Array, Examples, Task
 
 __all__ = ["SyntheticTable", "synthetic_table"]

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.arguments import check_choice, check_integers, is_integer
+from metajax.checks import check_choice, check_integers, is_integer
 from metajax.tasks.class_table import distinct
 from metajax.tasks.delimited import listing
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.tasks.delimited import check_distinct, listing, read_delimited
 
 __all__ = ["Table", "from_table"]

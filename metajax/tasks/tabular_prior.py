@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.tasks.sizes import as_range, check_num_queries
 from metajax.tasks.table_tasks import by_support
 from metajax.types import Array, Examples, Task

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.learners.gradient.descent import check_descent, learner_of_start
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.filters import everything, partition
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.models.normalization import freeze_support_statistics

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_integers, check_not_negative, check_positive
+from metajax.checks import check_integers, check_not_negative, check_positive
 from metajax.filters import combine, partition
 from metajax.implicit import check_solve, implicit_loss
 from metajax.learners.gradient.descent import (

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import (
+from metajax.checks import (
     check_integers,
     check_not_negative,
     check_positive,

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_integers, check_positive
+from metajax.checks import check_integers, check_positive
 from metajax.filters import combine, everything, partition, path_names
 from metajax.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.descent import (

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_integers, check_positive
+from metajax.checks import check_integers, check_positive
 from metajax.filters import everything
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import descent

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import optax
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.filters import everything
 from metajax.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.descent import descent

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_way
+from metajax.checks import check_way
 from metajax.filters import everything
 from metajax.learners.gradient.descent import check_descent, learner_of_start
 from metajax.models.adapters import within

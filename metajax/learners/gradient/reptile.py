@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.filters import everything, partition
 from metajax.learners.gradient.descent import (
     MetaParams,

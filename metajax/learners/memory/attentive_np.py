@@ -22,7 +22,7 @@ of an empty context r_* is 0.
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.distributions import Gaussian
 from metajax.models.attention import (
     AttentionBlock,

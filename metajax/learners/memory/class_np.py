@@ -19,7 +19,7 @@ from typing import cast
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.heads import Embedded, Head, head_learner
 from metajax.models.task_encoder import Layers
 from metajax.neural_processes import pair_layers

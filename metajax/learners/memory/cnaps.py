@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_way
+from metajax.checks import check_way
 from metajax.filters import only
 from metajax.generators import check_generator, generate, init_generator
 from metajax.heads import Embedded, check_vectors, embedded

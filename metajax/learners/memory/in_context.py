@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.models.attention import check_heads
 from metajax.objectives import cross_entropy
 from metajax.streams import Reader, stream_learner

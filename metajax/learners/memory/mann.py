@@ -34,7 +34,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers, check_positive
+from metajax.checks import check_integers, check_positive
 from metajax.controllers import Memory, with_controller
 from metajax.heads import unit
 from metajax.objectives import cross_entropy

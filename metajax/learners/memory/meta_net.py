@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
-from metajax.arguments import check_integers, check_positive
+from metajax.checks import check_integers, check_positive
 from metajax.heads import Embedded, Head, head_learner, unit
 from metajax.learners.optimizer.lstm_cells import log_and_sign
 from metajax.models.task_encoder import set_mean

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_integers, check_positive
+from metajax.checks import check_integers, check_positive
 from metajax.heads import unit
 from metajax.objectives import cross_entropy
 from metajax.streams import Reader, stream_learner

@@ -26,7 +26,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers, check_positive
+from metajax.checks import check_integers, check_positive
 from metajax.controllers import Memory, with_controller
 from metajax.objectives import cross_entropy
 from metajax.streams import stream_learner

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.objectives import cross_entropy
 from metajax.streams import Reader, stream_learner
 from metajax.types import Array, Learner, Model, PyTree

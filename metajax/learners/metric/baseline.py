@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.arguments import (
+from metajax.checks import (
     check_choice,
     check_integers,
     check_positive,

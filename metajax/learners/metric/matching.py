@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_choice, check_integers, check_positive
+from metajax.checks import check_choice, check_integers, check_positive
 from metajax.heads import Embedded, Head, head_learner, unit
 from metajax.types import Array, Learner, Model, PyTree
 

@@ -19,7 +19,7 @@ sum.
 
 from collections.abc import Callable
 
-from metajax.arguments import check_choice, check_integers
+from metajax.checks import check_choice, check_integers
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import descent
 from metajax.objectives import cross_entropy

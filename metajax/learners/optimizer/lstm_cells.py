@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_positive, check_sizes
+from metajax.checks import check_positive, check_sizes
 from metajax.types import Array, PyTree
 
 __all__ = ["LSTM", "check_lstm", "log_and_sign"]

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.arguments import check_sizes, check_way
+from metajax.checks import check_sizes, check_way
 from metajax.filters import everything, partition
 from metajax.generators import check_generator, generate, init_generator
 from metajax.learned_optimizer import LearnedOptimizer

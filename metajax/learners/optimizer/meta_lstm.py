@@ -27,7 +27,7 @@ import optax
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
-from metajax.arguments import check_integers, is_number
+from metajax.checks import check_integers, is_number
 from metajax.filters import everything
 from metajax.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import descent

@@ -41,7 +41,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
-from metajax.arguments import (
+from metajax.checks import (
     check_integers,
     check_not_negative,
     check_positive,

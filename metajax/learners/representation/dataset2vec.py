@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_integers, check_positive
+from metajax.checks import check_integers, check_positive
 from metajax.models.normalization import hide_padding
 from metajax.models.task_encoder import Layers, set_mean
 from metajax.objectives import class_vectors, cross_entropy, query_loss

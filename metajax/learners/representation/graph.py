@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.heads import Embedded, Head, head_learner
 from metajax.types import Array, Learner, Model, PyTree
 

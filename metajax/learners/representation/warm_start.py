@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.types import Array
 
 __all__ = [

@@ -47,7 +47,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.arguments import check_choice, check_integers, check_positive
+from metajax.checks import check_choice, check_integers, check_positive
 from metajax.heads import Embedded, Head, head_learner, table_rows
 from metajax.solvers import box_program
 from metajax.types import Array, Learner, PyTree

@@ -16,7 +16,7 @@ solution, which has the gradient of the solution and not that of an approximatio
 
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.heads import Embedded, head_learner, solved_head
 from metajax.solvers import logistic_dual
 from metajax.types import Array, Learner, Model

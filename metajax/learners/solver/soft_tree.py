@@ -59,7 +59,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.arguments import check_integers, check_positive
+from metajax.checks import check_integers, check_positive
 from metajax.decision_tree import DecisionTree, leaf_of, level_slices
 from metajax.heads import Embedded, Fitted, Head, head_learner, table_rows
 from metajax.learned_optimizer import HyperParameter, LearnedOptimizer, learned

@@ -22,7 +22,7 @@ the loss reports, is the gap between primal and dual relative to the primal.
 
 import jax.numpy as jnp
 
-from metajax.arguments import check_integers
+from metajax.checks import check_integers
 from metajax.heads import Embedded, head_learner, solved_head
 from metajax.solvers import box_program
 from metajax.types import Array, Learner, Model

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.arguments import (
+from metajax.checks import (
     check_integers,
     check_not_negative,
     check_positive,
