@@ -42,13 +42,13 @@ from benchmarks import record
 from benchmarks.peers.items import Item, select_items
 from benchmarks.peers.worker import THREADS
 from benchmarks.peers.worker_metajax import training_program
-from metajax.devices import TASK_AXIS, spread, task_mesh
+from metajax.compute.cores import use_cores
+from metajax.compute.devices import TASK_AXIS, spread, task_mesh
+from metajax.compute.program_costs import planned_memory, work
 from metajax.evaluation import evaluate
-from metajax.host import use_cores
 from metajax.learners.gradient.maml import maml
 from metajax.models.networks import conv4, mlp
 from metajax.objectives import squared_error
-from metajax.programs import planned_memory, work
 from metajax.reports import Report, compare
 from metajax.tasks.class_table import few_shot
 from metajax.tasks.omniglot import omniglot

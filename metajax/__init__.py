@@ -4,6 +4,7 @@ from metajax.buckets import bucketed as bucketed
 from metajax.buckets import fit_buckets as fit_buckets
 from metajax.checkpoints import load_meta_params as load_meta_params
 from metajax.compare_gradients import compare_gradients as compare_gradients
+from metajax.compute.cores import use_cores as use_cores
 from metajax.estimators import evolution_strategies as evolution_strategies
 from metajax.estimators import pes as pes
 from metajax.estimators import truncated as truncated
@@ -15,7 +16,6 @@ from metajax.features import without_embedding as without_embedding
 from metajax.filters import all_but as all_but
 from metajax.filters import everything as everything
 from metajax.filters import only as only
-from metajax.host import use_cores as use_cores
 from metajax.learned_optimizer import HyperParameter as HyperParameter
 from metajax.learned_optimizer import LearnedOptimizer as LearnedOptimizer
 from metajax.learned_optimizer import learned as learned

@@ -40,6 +40,7 @@ from metajax.catalogue import (
     title,
 )
 from metajax.checkpoints import load_meta_params
+from metajax.compute.cores import use_cores
 from metajax.configuration import (
     Config,
     build_learner,
@@ -51,7 +52,6 @@ from metajax.configuration import (
     train_run,
 )
 from metajax.evaluation import evaluate as evaluate_learner
-from metajax.host import use_cores
 from metajax.models import normalization
 from metajax.models.normalization import calibrate
 from metajax.reports import Report, format_value

@@ -14,10 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from metajax import devices
 from metajax.checks import check_integers
+from metajax.compute import devices
+from metajax.compute.program_costs import best_block, mebibytes, planned_memory, work
 from metajax.outer_loop import reverse_mode
-from metajax.programs import best_block, mebibytes, planned_memory, work
 from metajax.types import Learner, TaskDistribution
 from metajax.unroll import GRADIENT_MODES
 
@@ -31,7 +31,7 @@ class Cost(NamedTuple):
 
     Attributes:
       gradient: the gradient mode; `"as built"` if the learner came ready-made.
-      flops: floating-point operations, see `metajax.programs`.
+      flops: floating-point operations, see `metajax.compute.program_costs`.
       intensity: operations for each byte that matrix products and convolutions move.
       memory: bytes that XLA plans at the most: arguments, results and temporary arrays.
       temporary: the last part of these.

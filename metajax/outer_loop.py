@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.devices import COPIED, TASK_AXIS, constrain, mean_over_devices
+from metajax.compute.devices import COPIED, TASK_AXIS, constrain, mean_over_devices
 from metajax.filters import path_names
 from metajax.types import Array, Estimator, Learner, PyTree, Task
 
@@ -285,7 +285,7 @@ def run_steps_fn(
       draw: gets the tasks of a step.
       tasks_per_step: B.
       steps_per_dispatch: the most steps of one call.
-      mesh: from `metajax.devices.task_mesh`; the state must be `place`d on it.
+      mesh: from `metajax.compute.devices.task_mesh`; the state must be `place`d on it.
       source_spec: how the leaves of the source lie on the mesh.
 
     Returns:

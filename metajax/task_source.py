@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.devices import COPIED, TASK_AXIS, spread
+from metajax.compute.devices import COPIED, TASK_AXIS, spread
 from metajax.outer_loop import Draw, sample_tasks, select_tasks, task_keys
 from metajax.types import Array, PyTree, Task, TaskDistribution
 

@@ -21,21 +21,21 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from metajax import devices
 from metajax.checks import check_integers, check_seed
-from metajax.devices import TASK_AXIS, place, task_mesh
+from metajax.compute import devices
+from metajax.compute.devices import TASK_AXIS, place, task_mesh
+from metajax.compute.program_costs import (
+    best_block,
+    mebibytes,
+    planned_memory,
+    slow_convolutions,
+)
 from metajax.evaluation import VALIDATION_SEED, evaluate
 from metajax.outer_loop import (
     TrainState,
     init_state,
     reverse_mode,
     run_steps_fn,
-)
-from metajax.programs import (
-    best_block,
-    mebibytes,
-    planned_memory,
-    slow_convolutions,
 )
 from metajax.progress import Progress
 from metajax.reports import Report
@@ -123,7 +123,7 @@ def train(
       tasks_per_block: tasks that are adapted to at once on a device, see
         `metajax.outer_loop.reverse_mode`; `"auto"` takes one after the other on CPU if
         the learner convolves, and else all at once.
-      mesh: the devices, see `metajax.devices`. `"auto"` takes as many as divide the
+      mesh: the devices, see `metajax.compute.devices`. `"auto"` takes as many as divide the
         tasks evenly; None takes one.
       estimator: where the outer gradient comes from; reverse mode by default.
       validation: the distribution of validation tasks; none are held by default.

@@ -36,8 +36,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import jaxpr_as_fun
 
 from metajax.checks import check_choice, check_integers
+from metajax.compute.program_costs import has_custom_vjp, has_while
 from metajax.filters import combine, everything, partition
-from metajax.programs import has_custom_vjp, has_while
 from metajax.types import Array, PyTree
 
 __all__ = ["GRADIENT_MODES", "Unrolled", "check_inner_loop", "unroll"]

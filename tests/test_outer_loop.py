@@ -6,7 +6,7 @@ import optax
 import pytest
 from quadratic import INNER_LR, quadratic, same_bits, sample
 
-from metajax.devices import TASK_AXIS, place, task_mesh
+from metajax.compute.devices import TASK_AXIS, place, task_mesh
 from metajax.outer_loop import (
     TrainState,
     init_state,

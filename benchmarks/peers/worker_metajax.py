@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 from benchmarks.peers.items import Item, data_of, images_of, parts_of, weights_of
 from benchmarks.peers.worker import THREADS, Step
 from benchmarks.peers.worker_jax import compiled
-from metajax.devices import TASK_AXIS, place, spread, task_mesh
-from metajax.host import use_cores
+from metajax.compute.cores import use_cores
+from metajax.compute.devices import TASK_AXIS, place, spread, task_mesh
 from metajax.learners.gradient.maml import maml
 from metajax.learners.metric.prototypical import prototypical
 from metajax.models.convolution import convolve

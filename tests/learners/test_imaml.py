@@ -10,8 +10,8 @@ from learners.constant import QUERY, SUPPORT, constant_model, constant_task
 from learners.registry import sample
 
 import metajax
+from metajax.compute.program_costs import planned_memory
 from metajax.objectives import squared_error
-from metajax.programs import planned_memory
 
 THETA = jnp.array([1.0, -2.0])
 

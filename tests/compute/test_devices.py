@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 from quadratic import quadratic, sample
 
-from metajax.devices import TASK_AXIS, mean_over_devices, place, task_mesh
+from metajax.compute.devices import TASK_AXIS, mean_over_devices, place, task_mesh
 from metajax.evaluation import evaluate
 from metajax.learners.gradient.maml import maml
 from metajax.models.adapters import from_linen

@@ -7,13 +7,13 @@ import optax
 import pytest
 from flax import linen as nn
 
+from metajax.compute.program_costs import has_convolutions, slow_convolutions, work
 from metajax.learners.gradient.maml import maml
 from metajax.learners.metric.prototypical import prototypical
 from metajax.models.adapters import from_linen
 from metajax.models.convolution import Conv, convolve
 from metajax.models.networks import conv4
 from metajax.outer_loop import reverse_mode
-from metajax.programs import has_convolutions, slow_convolutions, work
 from metajax.tasks.class_table import class_table, few_shot
 from metajax.trainer import train
 

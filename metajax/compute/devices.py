@@ -10,7 +10,7 @@ the mesh has further axes, each array is also cut along them, in its largest dim
 that they divide, and XLA gathers what it needs: for models too large for one device.
 
 The cores of a host are devices too after `metajax.use_cores()`, the fastest way to use
-them: see `metajax.host`.
+them: see `metajax.compute.cores`.
 Several hosts, or processes, join their devices by `jax.distributed.initialize()`.
 """
 
