@@ -30,7 +30,7 @@ import tyro
 from benchmarks.intervals import interval
 from benchmarks.record import RESULTS, training_settings, write_result
 from metajax.evaluation import bank_task, evaluate
-from metajax.learned_optimizer import HyperParameter, learned
+from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.cavia import cavia
 from metajax.learners.gradient.maml import maml
 from metajax.learners.representation.arml import arml

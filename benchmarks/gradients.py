@@ -15,7 +15,7 @@ import tyro
 
 from benchmarks.record import RESULTS, write_result
 from metajax.compare_gradients import Candidate, candidates, compare_gradients
-from metajax.learned_optimizer import HyperParameter, learned
+from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.imaml import imaml
 from metajax.learners.gradient.maml import maml
 from metajax.learners.optimizer.learn_optimizer import learn_optimizer

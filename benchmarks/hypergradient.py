@@ -38,7 +38,7 @@ import optax
 import tyro
 
 from benchmarks import record
-from metajax.learners.optimizer.hypergradient import adam_hd, sgd_hd, sgdn_hd
+from metajax.inner.hypergradient import adam_hd, sgd_hd, sgdn_hd
 from metajax.reports import interval
 from metajax.tasks.loaders import from_tfds
 from metajax.types import Array, PyTree

@@ -35,7 +35,7 @@ import tyro
 from benchmarks.intervals import interval
 from benchmarks.record import write_result
 from metajax.evaluation import VALIDATION_SEED, evaluate
-from metajax.learned_optimizer import HyperParameter, learned
+from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.maml import maml
 from metajax.learners.optimizer.lstm_generator import lstm_generator
 from metajax.models.recurrent import lstm

@@ -16,9 +16,10 @@ from metajax.features import without_embedding as without_embedding
 from metajax.filters import all_but as all_but
 from metajax.filters import everything as everything
 from metajax.filters import only as only
-from metajax.learned_optimizer import HyperParameter as HyperParameter
-from metajax.learned_optimizer import LearnedOptimizer as LearnedOptimizer
-from metajax.learned_optimizer import learned as learned
+from metajax.inner.learned_optimizer import HyperParameter as HyperParameter
+from metajax.inner.learned_optimizer import LearnedOptimizer as LearnedOptimizer
+from metajax.inner.learned_optimizer import learned as learned
+from metajax.inner.lstm_optimizer import lstm_optimizer as lstm_optimizer
 from metajax.learners.gradient.cavia import cavia as cavia
 from metajax.learners.gradient.imaml import imaml as imaml
 from metajax.learners.gradient.leo import leo as leo
@@ -51,7 +52,6 @@ from metajax.learners.optimizer.learn_optimizer import (
     learn_optimizer as learn_optimizer,
 )
 from metajax.learners.optimizer.lstm_generator import lstm_generator as lstm_generator
-from metajax.learners.optimizer.lstm_optimizer import lstm_optimizer as lstm_optimizer
 from metajax.learners.optimizer.meta_lstm import meta_lstm as meta_lstm
 from metajax.learners.representation.arml import arml as arml
 from metajax.learners.representation.dataset2vec import dataset2vec as dataset2vec

@@ -20,7 +20,9 @@ import optax
 import tyro
 
 from metajax.checks import check_positive
-from metajax.learned_optimizer import HyperParameter, learned
+from metajax.inner.learned_optimizer import HyperParameter, learned
+from metajax.inner.lstm_optimizer import lstm_optimizer
+from metajax.inner.unroll import GRADIENT_MODES
 from metajax.learners.gradient.cavia import cavia
 from metajax.learners.gradient.descent import InnerOptimizer as AnyOptimizer
 from metajax.learners.gradient.imaml import imaml
@@ -54,7 +56,6 @@ from metajax.learners.metric.relation import NORMALIZATIONS as OF_PAIRS
 from metajax.learners.metric.relation import relation
 from metajax.learners.optimizer.learn_optimizer import JUDGES, learn_optimizer
 from metajax.learners.optimizer.lstm_generator import lstm_generator
-from metajax.learners.optimizer.lstm_optimizer import lstm_optimizer
 from metajax.learners.optimizer.meta_lstm import meta_lstm
 from metajax.learners.representation.arml import arml
 from metajax.learners.representation.graph import graph
@@ -77,7 +78,6 @@ from metajax.tasks.omniglot import omniglot
 from metajax.tasks.regression_families import FAMILIES, regression_families
 from metajax.tasks.sinusoid import sinusoid
 from metajax.tasks.synthetic_table import synthetic_table
-from metajax.unroll import GRADIENT_MODES
 
 __all__ = [
     "ARGUMENTS",

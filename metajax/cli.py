@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from metajax import unroll
 from metajax.catalogue import (
     LEARNERS,
     MODELS,
@@ -52,6 +51,7 @@ from metajax.configuration import (
     train_run,
 )
 from metajax.evaluation import evaluate as evaluate_learner
+from metajax.inner import unroll
 from metajax.models import normalization
 from metajax.models.normalization import calibrate
 from metajax.reports import Report, format_value

@@ -125,7 +125,7 @@ def candidates(
     """The usual candidates of a learner.
 
     Args:
-      make: builds the learner in one of `metajax.unroll.GRADIENT_MODES`.
+      make: builds the learner in one of `metajax.inner.unroll.GRADIENT_MODES`.
       num_tasks: tasks of a step.
       piece: inner steps of a piece, for the estimators that take pieces; None takes the
         largest proper divisor of the learner's steps, and no such estimator if there

@@ -17,9 +17,9 @@ import jax
 from metajax.checks import check_integers
 from metajax.compute import devices
 from metajax.compute.program_costs import best_block, mebibytes, planned_memory, work
+from metajax.inner.unroll import GRADIENT_MODES
 from metajax.outer_loop import reverse_mode
 from metajax.types import Learner, TaskDistribution
-from metajax.unroll import GRADIENT_MODES
 
 __all__ = ["Cost", "Explanation", "explain"]
 
@@ -133,7 +133,7 @@ def explain(
 
     Args:
       learner: `gradient -> Learner`, to compare the gradient modes of
-        `metajax.unroll`; or one learner, as it is.
+        `metajax.inner.unroll`; or one learner, as it is.
       tasks: the task distribution of training.
       tasks_per_step: tasks B in a step, at least 1.
       tasks_per_block: as in `metajax.trainer.train`.

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import metajax
-from metajax import catalogue, cli, configuration, unroll
+from metajax import catalogue, cli, configuration
 from metajax.catalogue import ARGUMENTS, InnerOptimizer, OuterOptimizer
 from metajax.checkpoints import load_meta_params
 from metajax.cli import main
@@ -22,6 +22,7 @@ from metajax.configuration import (
     resolve,
 )
 from metajax.evaluation import evaluate
+from metajax.inner import unroll
 from metajax.learners.gradient.maml import maml
 from metajax.models import normalization
 from metajax.models.networks import mlp

@@ -13,7 +13,7 @@ from quadratic import sample as sample_centres
 
 import metajax
 from metajax.estimators import evolution_strategies, pes, truncated
-from metajax.learned_optimizer import HyperParameter, learned
+from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.objectives import squared_error
 from metajax.outer_loop import reverse_mode
 from metajax.trainer import train

@@ -3,11 +3,11 @@ import optax
 import pytest
 
 from metajax.explain import Cost, Explanation, explain
+from metajax.inner.unroll import GRADIENT_MODES
 from metajax.learners.gradient.maml import maml
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
 from metajax.tasks.sinusoid import sinusoid
-from metajax.unroll import GRADIENT_MODES
 
 
 def make(gradient):

@@ -274,7 +274,7 @@ def _cholesky(k: Array) -> Array:
     """The lower factor of a positive matrix, one row of the upper at a time.
 
     Not by `jnp.linalg`, for draws: on CPU that is LAPACK, whose batches may wait for
-    ever where each device draws its own tasks; see `metajax.solvers.solve`.
+    ever where each device draws its own tasks; see `metajax.inner.solvers.solve`.
     """
     places = jnp.arange(len(k))
 

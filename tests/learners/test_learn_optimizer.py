@@ -10,7 +10,7 @@ from learners.constant import QUERY, SUPPORT, constant_model, constant_task
 from learners.registry import sample
 
 import metajax
-from metajax.learned_optimizer import HyperParameter, learned
+from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.objectives import squared_error
 from metajax.trainer import train
 from metajax.types import Examples, Task

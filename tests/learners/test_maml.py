@@ -223,7 +223,7 @@ def test_a_learned_optimizer_may_expect_a_network(key):
     def init(key, params):
         return {"rate": jax.tree.map(lambda leaf: jnp.float32(0.1), params["params"])}
 
-    optimizer = metajax.learned_optimizer.LearnedOptimizer(
+    optimizer = metajax.inner.learned_optimizer.LearnedOptimizer(
         init, lambda optimizer_params: optax.sgd(0.1)
     )
     task = sample(key)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import metajax
-from metajax.learners.optimizer.lstm_cells import log_and_sign
+from metajax.inner.lstm_cells import log_and_sign
 from metajax.types import Examples, Task
 
 

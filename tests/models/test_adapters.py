@@ -9,9 +9,9 @@ from flax import nnx
 
 from metajax.compute.program_costs import planned_memory
 from metajax.filters import path_names
+from metajax.inner.unroll import unroll
 from metajax.models.adapters import from_functions, from_linen, from_nnx, within
 from metajax.models.normalization import Normalize
-from metajax.unroll import unroll
 
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 MASK = np.array([True, True, True, False, False])

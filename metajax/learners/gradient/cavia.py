@@ -51,8 +51,8 @@ def cavia(
       steps: inner steps in training, at least 0.
       eval_steps: inner steps of `adapt`; None means `steps`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
-      check_mixed: see `metajax.unroll.unroll`.
+      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
+      check_mixed: see `metajax.inner.unroll.unroll`.
 
     Returns:
       A learner whose `meta_params` are parameters of `model`, and whose `adapted` is

@@ -15,11 +15,11 @@ import optax
 
 from metajax.checks import check_integers
 from metajax.filters import everything, partition
-from metajax.learned_optimizer import LearnedOptimizer
+from metajax.inner.learned_optimizer import LearnedOptimizer
+from metajax.inner.unroll import Unrolled, check_inner_loop, unroll
 from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import masked_mean, query_score, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Segments, Task
-from metajax.unroll import Unrolled, check_inner_loop, unroll
 
 __all__ = [
     "InnerOptimizer",
@@ -74,7 +74,7 @@ def check_descent(
     *,
     may_be_learned: bool = False,
 ) -> None:
-    """As `metajax.unroll.check_inner_loop`, also for a `LearnedOptimizer`.
+    """As `metajax.inner.unroll.check_inner_loop`, also for a `LearnedOptimizer`.
 
     Raises:
       ValueError: as there, or if the optimizer is learned and may not be.
@@ -116,7 +116,7 @@ def optimizer_of(
 def support_loss_fn(
     model: Model, objective: Callable[[PyTree, PyTree], Array]
 ) -> Callable[[PyTree, Examples, Array | None], Array]:
-    """The mean loss of a model on a set of examples, as `metajax.unroll` wants it."""
+    """The mean loss of a model on a set of examples, as `metajax.inner.unroll` wants it."""
 
     def loss(params: PyTree, examples: Examples, key: Array | None) -> Array:
         outputs = model.apply(params, examples.x, mask=examples.mask, key=key)
@@ -159,7 +159,7 @@ def descent(
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: how the outer gradient passes the inner loop.
       adapts: which parameters adapt.
-      check_mixed: see `metajax.unroll.unroll`.
+      check_mixed: see `metajax.inner.unroll.unroll`.
       starts_at_random: whether each task draws its phi_0 from `model.init`, so that
         the optimizer is all that is learned.
       judges_path: whether the outer loss is the mean support loss at phi_1 .. phi_T, as
@@ -303,9 +303,9 @@ def learner_of_start(
       objective: `(outputs, y) -> [n]`, the loss of every example.
       steps: inner steps in training.
       eval_steps: inner steps of `adapt`; None means `steps`.
-      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
       adapts: which leaves of phi_0 adapt.
-      check_mixed: see `metajax.unroll.unroll`.
+      check_mixed: see `metajax.inner.unroll.unroll`.
     """
     support_loss = support_loss_fn(model, objective)
 

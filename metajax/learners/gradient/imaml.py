@@ -8,7 +8,7 @@ NeurIPS 2019, https://arxiv.org/abs/1909.04630, Algorithms 1 and 2.
             d phi* / d theta = (I + 1 / lambda * grad^2 L_support(phi*))^-1      Eq. (6)
 
 theta is `meta_params`, phi* what `adapt` returns, lambda `strength`. The inverse is
-applied by conjugate gradients (`metajax.implicit`), so that the inner steps are not
+applied by conjugate gradients (`metajax.inner.implicit`), so that the inner steps are not
 differentiated: memory does not grow with them, and any optimizer may take them. phi* is
 as good as the inner steps make it, and so is the gradient. Differs from the paper:
 lambda is not learned, and Eq. (6) may have a larger one than the inner problem, as the
@@ -23,7 +23,8 @@ import optax
 
 from metajax.checks import check_integers, check_not_negative, check_positive
 from metajax.filters import combine, partition
-from metajax.implicit import check_solve, implicit_loss
+from metajax.inner.implicit import check_solve, implicit_loss
+from metajax.inner.unroll import Unrolled, unroll
 from metajax.learners.gradient.descent import (
     Run,
     check_descent,
@@ -34,7 +35,6 @@ from metajax.learners.gradient.descent import (
 )
 from metajax.objectives import cross_entropy, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
-from metajax.unroll import Unrolled, unroll
 
 __all__ = ["imaml"]
 
@@ -80,7 +80,7 @@ def imaml(
         as if it had not been drawn, but that the mean is still over all tasks. Networks
         with batch statistics meet such a task now and then.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: `"implicit"`, or one of `metajax.unroll.GRADIENT_MODES` to differentiate
+      gradient: `"implicit"`, or one of `metajax.inner.unroll.GRADIENT_MODES` to differentiate
         through the inner steps on the same problem, undamped, for comparison.
 
     Returns:

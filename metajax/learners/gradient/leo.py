@@ -44,7 +44,8 @@ from metajax.checks import (
     check_way,
 )
 from metajax.heads import check_vectors
-from metajax.learned_optimizer import HyperParameter, learned
+from metajax.inner.learned_optimizer import HyperParameter, learned
+from metajax.inner.unroll import Unrolled, unroll
 from metajax.learners.gradient.descent import (
     Run,
     check_descent,
@@ -56,7 +57,6 @@ from metajax.models.adapters import within
 from metajax.objectives import cross_entropy, masked_mean, split_key
 from metajax.prototypes import class_means
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
-from metajax.unroll import Unrolled, unroll
 
 __all__ = ["MetaParams", "encode", "kl_to_standard", "leo", "row_correlation_penalty"]
 
@@ -115,7 +115,7 @@ def leo(
       orthogonality: lambda_2 of the paper, at least 0.
       train_embedding: whether the outer loop trains the embedding, or leaves it as it
         is, as the paper does.
-      gradient: how the outer gradient passes the inner loops; see `metajax.unroll`.
+      gradient: how the outer gradient passes the inner loops; see `metajax.inner.unroll`.
 
     Returns:
       A learner whose `meta_params` are `MetaParams` and whose `adapted` is

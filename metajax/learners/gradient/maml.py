@@ -46,15 +46,15 @@ def maml(
       model: the network.
       inner_optimizer: what adapts it, such as `optax.sgd(0.4)`. Adam needs
         `eps_root > 0` to be differentiated. A `LearnedOptimizer` is learned too, see
-        `metajax.learned_optimizer`.
+        `metajax.inner.learned_optimizer`.
       steps: inner steps in training, at least 0; 0 is ordinary joint training.
       eval_steps: inner steps of `adapt`; None means `steps`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
       adapts: which parameters adapt; see `metajax.filters`. `only("head")` is ANIL,
         `all_but("head")` is BOIL.
       check_mixed: whether a loss with custom derivatives is checked for `"mixed"`; see
-        `metajax.unroll.unroll`.
+        `metajax.inner.unroll.unroll`.
 
     Returns:
       A learner whose `meta_params` and `adapted` are parameters of `model`; with a

@@ -28,7 +28,8 @@ import optax
 
 from metajax.checks import check_integers, check_positive
 from metajax.filters import combine, everything, partition, path_names
-from metajax.learned_optimizer import HyperParameter, learned
+from metajax.inner.learned_optimizer import HyperParameter, learned
+from metajax.inner.unroll import Unrolled, unroll
 from metajax.learners.gradient.descent import (
     check_descent,
     score,
@@ -38,7 +39,6 @@ from metajax.learners.gradient.descent import (
 from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import cross_entropy, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
-from metajax.unroll import Unrolled, unroll
 
 __all__ = ["MetaParams", "is_normalization", "maml_plus_plus", "step_weights"]
 
@@ -96,7 +96,7 @@ def maml_plus_plus(
       per_step_normalization: whether normalisation weights are per step. They are those
         of layers whose name starts with `Normalize`, as Linen names ours.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
 
     Returns:
       A learner with `scheduled_loss`, whose `meta_params` are `MetaParams` and whose

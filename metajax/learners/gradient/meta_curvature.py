@@ -19,7 +19,7 @@ import optax
 
 from metajax.checks import check_integers, check_positive
 from metajax.filters import everything
-from metajax.learned_optimizer import LearnedOptimizer
+from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import descent
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Learner, Model, PyTree
@@ -49,7 +49,7 @@ def meta_curvature(
       steps: inner steps in training, at least 1.
       eval_steps: inner steps of `adapt`; None means `steps`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
       adapts: which parameters adapt; see `metajax.filters`.
 
     Returns:

@@ -12,7 +12,7 @@ the paper: all rates start from one value, not from random ones, and more than o
 step may be taken, all with the same alpha.
 
 It is `maml` with `learned(optax.sgd, learning_rate=HyperParameter(rate,
-per="parameter"))`, see `metajax.learned_optimizer`. Checked against the sinusoid and
+per="parameter"))`, see `metajax.inner.learned_optimizer`. Checked against the sinusoid and
 Omniglot results; see the README's table.
 """
 
@@ -22,7 +22,7 @@ import optax
 
 from metajax.checks import check_integers
 from metajax.filters import everything
-from metajax.learned_optimizer import HyperParameter, learned
+from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.descent import descent
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Learner, Model, PyTree
@@ -53,7 +53,7 @@ def meta_sgd(
       eval_steps: inner steps of `adapt`; None means `steps`. The rates belong to the
         number of steps they were learned for: with more, tasks may diverge.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
         First order still learns the rates.
       adapts: which parameters adapt; see `metajax.filters`.
 

@@ -50,10 +50,10 @@ def proto_maml(
       eval_steps: inner steps of `adapt`; None means `steps`.
       way: the most classes a task may have, N; labels are below it. None takes the
         number of support examples, which always suffices.
-      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
       adapts: which parameters adapt, by paths that start with `embedding` or `head`:
         `all_but("embedding")` adapts the classifier alone.
-      check_mixed: see `metajax.unroll.unroll`.
+      check_mixed: see `metajax.inner.unroll.unroll`.
 
     Returns:
       A learner whose `meta_params` are parameters of `model`, and whose `adapted` is

@@ -30,6 +30,7 @@ import optax
 
 from metajax.checks import check_integers
 from metajax.filters import everything, partition
+from metajax.inner.unroll import Unrolled, unroll
 from metajax.learners.gradient.descent import (
     MetaParams,
     Run,
@@ -40,7 +41,6 @@ from metajax.learners.gradient.descent import (
 )
 from metajax.objectives import cross_entropy, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
-from metajax.unroll import Unrolled, unroll
 
 __all__ = ["draw_batches", "reptile"]
 

@@ -30,7 +30,7 @@ from jax.flatten_util import ravel_pytree
 
 from metajax.checks import check_integers, check_positive
 from metajax.heads import Embedded, Head, head_learner, unit
-from metajax.learners.optimizer.lstm_cells import log_and_sign
+from metajax.inner.lstm_cells import log_and_sign
 from metajax.models.task_encoder import set_mean
 from metajax.types import Array, Learner, Model, PyTree
 

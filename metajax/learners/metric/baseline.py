@@ -33,11 +33,11 @@ from metajax.checks import (
 )
 from metajax.filters import all_but, everything
 from metajax.heads import Embedded, check_vectors, embedded, unit
+from metajax.inner.unroll import check_inner_loop, unroll
 from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import cross_entropy, masked_mean, query_score, split_key
 from metajax.prototypes import linear_head
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
-from metajax.unroll import check_inner_loop, unroll
 
 __all__ = ["Adapted", "Classifier", "baseline"]
 

@@ -20,7 +20,7 @@ sum.
 from collections.abc import Callable
 
 from metajax.checks import check_choice, check_integers
-from metajax.learned_optimizer import LearnedOptimizer
+from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import descent
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Learner, Model, PyTree
@@ -55,7 +55,7 @@ def learn_optimizer(
       judges: `"path"` for the mean support loss on the way, `"query"` for the query
         loss at its end.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
         `"first_order"` ignores how gradients depend on parameters, as the first paper
         does.
 

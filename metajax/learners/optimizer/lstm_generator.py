@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from metajax.checks import check_sizes, check_way
 from metajax.filters import everything, partition
 from metajax.generators import check_generator, generate, init_generator
-from metajax.learned_optimizer import LearnedOptimizer
+from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import (
     InnerOptimizer,
     check_descent,
@@ -99,10 +99,10 @@ def lstm_generator(
       offset_scale: size of an offset V^T c at first, for codes of unit size; above 0,
         as the generator could not learn from 0 at both of its sides.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
       generates: which parameters have an offset; see `metajax.filters`.
       adapts: which parameters the inner steps adapt.
-      check_mixed: see `metajax.unroll.unroll`.
+      check_mixed: see `metajax.inner.unroll.unroll`.
 
     Returns:
       A learner whose `meta_params` are `MetaParams` and whose `adapted` are parameters

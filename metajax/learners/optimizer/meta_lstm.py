@@ -29,9 +29,9 @@ from jax.flatten_util import ravel_pytree
 
 from metajax.checks import check_integers, is_number
 from metajax.filters import everything
-from metajax.learned_optimizer import LearnedOptimizer
+from metajax.inner.learned_optimizer import LearnedOptimizer
+from metajax.inner.lstm_cells import LSTM, check_lstm, log_and_sign
 from metajax.learners.gradient.descent import descent
-from metajax.learners.optimizer.lstm_cells import LSTM, check_lstm, log_and_sign
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Learner, Model, PyTree
 

@@ -49,7 +49,7 @@ from metajax.checks import (
 )
 from metajax.filters import combine, everything, partition
 from metajax.heads import embedded
-from metajax.learned_optimizer import LearnedOptimizer
+from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.learners.gradient.descent import (
     InnerOptimizer,
     check_descent,
@@ -128,10 +128,10 @@ def arml(
         By the official code sqrt(2) for regression, sqrt(8) for images.
       reconstruction_weight: mu, at least 0.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.unroll`.
+      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
       gates: which parameters are gated; see `metajax.filters`.
       adapts: which parameters the inner steps adapt.
-      check_mixed: see `metajax.unroll.unroll`.
+      check_mixed: see `metajax.inner.unroll.unroll`.
 
     Returns:
       A learner whose `meta_params` are `MetaParams` and whose `adapted` are parameters

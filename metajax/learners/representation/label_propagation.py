@@ -23,7 +23,7 @@ from flax import linen as nn
 
 from metajax.checks import check_integers
 from metajax.heads import Embedded, Head, head_learner
-from metajax.solvers import solve
+from metajax.inner.solvers import solve
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["label_propagation", "propagate"]

@@ -49,7 +49,7 @@ import numpy as np
 
 from metajax.checks import check_choice, check_integers, check_positive
 from metajax.heads import Embedded, Head, head_learner, table_rows
-from metajax.solvers import box_program
+from metajax.inner.solvers import box_program
 from metajax.types import Array, Learner, PyTree
 
 __all__ = ["KERNELS", "LEARNED", "Machine", "kernel_svm"]

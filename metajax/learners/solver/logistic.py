@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from metajax.checks import check_integers
 from metajax.heads import Embedded, head_learner, solved_head
-from metajax.solvers import logistic_dual
+from metajax.inner.solvers import logistic_dual
 from metajax.types import Array, Learner, Model
 
 __all__ = ["logistic"]

@@ -62,7 +62,8 @@ import optax
 from metajax.checks import check_integers, check_positive
 from metajax.decision_tree import DecisionTree, leaf_of, level_slices
 from metajax.heads import Embedded, Fitted, Head, head_learner, table_rows
-from metajax.learned_optimizer import HyperParameter, LearnedOptimizer, learned
+from metajax.inner.learned_optimizer import HyperParameter, LearnedOptimizer, learned
+from metajax.inner.unroll import unroll
 from metajax.learners.gradient.descent import check_descent
 from metajax.models.normalization import hide_padding
 from metajax.objectives import (
@@ -73,7 +74,6 @@ from metajax.objectives import (
     split_key,
 )
 from metajax.types import Array, Learner, PyTree, Task
-from metajax.unroll import unroll
 
 __all__ = ["FEATURES", "SoftTree", "harden", "soft_tree"]
 
@@ -152,7 +152,7 @@ def soft_tree(
       steps: inner steps on scores and gates, at least 0.
       inner_optimizer: what takes them, of Optax or learned, on a dict of `scores`
         `[M, n * D]` and `gates` `[M]`. None for SGD whose two rates are learned.
-      gradient: how the outer gradient passes the inner steps; see `metajax.unroll`.
+      gradient: how the outer gradient passes the inner steps; see `metajax.inner.unroll`.
       hidden: width of the network that scores splits, at least 1.
       smoothing: rows that a parent's classes count for, at first, above 0.
       min_mass: least rows of a leaf at first, above 0; it is rounded to harden.

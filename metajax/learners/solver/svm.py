@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from metajax.checks import check_integers
 from metajax.heads import Embedded, head_learner, solved_head
-from metajax.solvers import box_program
+from metajax.inner.solvers import box_program
 from metajax.types import Array, Learner, Model
 
 __all__ = ["svm"]

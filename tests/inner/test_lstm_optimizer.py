@@ -8,7 +8,7 @@ import pytest
 from learners.constant import constant_model, constant_task
 
 import metajax
-from metajax.learners.optimizer.lstm_cells import log_and_sign
+from metajax.inner.lstm_cells import log_and_sign
 from metajax.objectives import squared_error
 
 OPTIMIZER = metajax.lstm_optimizer(hidden=(4, 3), output_scale=0.1)

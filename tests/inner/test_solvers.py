@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import SVC, LinearSVC
 
-from metajax.solvers import box_program, logistic_dual, ridge, solve
+from metajax.inner.solvers import box_program, logistic_dual, ridge, solve
 
 
 @pytest.fixture(autouse=True)

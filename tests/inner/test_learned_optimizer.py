@@ -11,8 +11,8 @@ import pytest
 from jax.test_util import check_grads
 
 import metajax
-from metajax.learned_optimizer import GRANULARITIES, HyperParameter, learned
-from metajax.unroll import unroll
+from metajax.inner.learned_optimizer import GRANULARITIES, HyperParameter, learned
+from metajax.inner.unroll import unroll
 
 # Name -> (what makes it, what is learned, what is fixed).
 OPTIMIZERS = {

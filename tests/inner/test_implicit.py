@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from metajax.implicit import check_solve, implicit_loss
-from metajax.unroll import unroll
+from metajax.inner.implicit import check_solve, implicit_loss
+from metajax.inner.unroll import unroll
 
 DIM = 6
 

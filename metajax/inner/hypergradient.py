@@ -15,7 +15,7 @@ SGDN-HD, and m_t / (sqrt(v_t) + eps) of bias-corrected moments is Adam-HD. alpha
 `learning_rate`, beta `hyper_rate`, mu `momentum`.
 
 These are ordinary Optax transformations. They have no meta-training: nothing is carried
-from task to task, unlike with Meta-SGD or a rate learned through `metajax.unroll`. Of
+from task to task, unlike with Meta-SGD or a rate learned through `metajax.inner.unroll`. Of
 the official code (https://github.com/gbaydin/hypergradient-descent) the SGD ones do the
 same, Nesterov's look-ahead within d_{t-1} included. Its Adam changes the one shared
 rate after every tensor of parameters, so that a step's first tensors move by another
@@ -86,7 +86,7 @@ def hypergradient(
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
-      >>> from metajax.learners.optimizer.hypergradient import sgd_hd
+      >>> from metajax.inner.hypergradient import sgd_hd
       >>> optimizer = sgd_hd(0.1, hyper_rate=0.01)
       >>> params = jnp.array([3.0])
       >>> state = optimizer.init(params)
@@ -164,7 +164,7 @@ def sgd_hd(
 
     Example:
       >>> import optax
-      >>> from metajax.learners.optimizer.hypergradient import sgd_hd
+      >>> from metajax.inner.hypergradient import sgd_hd
       >>> optimizer = optax.chain(optax.add_decayed_weights(1e-4), sgd_hd(1e-3))
       >>> rate = optax.tree.get(optimizer.init({"w": 1.0}), "learning_rate")
       >>> print(f"{rate:.3f}")
@@ -214,7 +214,7 @@ def adam_hd(
       b2: decay of the second moment, in [0, 1).
       eps: at least 0, added to the square root of the second moment.
       eps_root: at least 0, added under that root; above 0 where an outer gradient
-        passes through, see `metajax.unroll`.
+        passes through, see `metajax.inner.unroll`.
 
     Returns:
       An Optax transformation with a `HypergradientState`.

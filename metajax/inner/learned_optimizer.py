@@ -111,7 +111,7 @@ def learned(
 
     Example:
       >>> import optax
-      >>> from metajax.learned_optimizer import HyperParameter, learned
+      >>> from metajax.inner.learned_optimizer import HyperParameter, learned
       >>> inner_optimizer = learned(
       ...     optax.sgd,
       ...     learning_rate=HyperParameter(0.1, per="leaf", steps=5),

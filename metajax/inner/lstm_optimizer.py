@@ -18,8 +18,8 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from metajax.checks import check_positive
-from metajax.learned_optimizer import LearnedOptimizer
-from metajax.learners.optimizer.lstm_cells import LSTM, check_lstm, log_and_sign
+from metajax.inner.learned_optimizer import LearnedOptimizer
+from metajax.inner.lstm_cells import LSTM, check_lstm, log_and_sign
 from metajax.types import Array, PyTree
 
 __all__ = ["lstm_optimizer"]

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from metajax.filters import all_but, everything, only
-from metajax.unroll import GRADIENT_MODES, check_inner_loop, unroll
+from metajax.inner.unroll import GRADIENT_MODES, check_inner_loop, unroll
 
 EXACT_MODES = ("reverse", "remat", "mixed")
 OPTIMIZERS = {

@@ -9,14 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from metajax.learners.optimizer.hypergradient import (
+from metajax.inner.hypergradient import (
     HypergradientState,
     adam_hd,
     hypergradient,
     sgd_hd,
     sgdn_hd,
 )
-from metajax.unroll import GRADIENT_MODES, unroll
+from metajax.inner.unroll import GRADIENT_MODES, unroll
 
 # Name -> (with hypergradient, the optimizer that it adapts).
 FAMILIES = {
