@@ -49,7 +49,7 @@ from benchmarks.intervals import interval, signs
 from benchmarks.kernel_svm import compare, deal, draw
 from benchmarks.pmlb import read_tables
 from benchmarks.record import RESULTS, write_result
-from metajax.decision_tree import decide, depth_of
+from metajax.builders.decision_tree import decide, depth_of
 from metajax.learners.solver.soft_tree import harden, soft_tree
 from metajax.plots import plot_tree
 from metajax.tasks.table_tasks import RowTasks, row_tasks

@@ -19,12 +19,13 @@ from typing import Annotated, Any, Literal, Union
 import optax
 import tyro
 
+from metajax.builders.descent import InnerOptimizer as AnyOptimizer
+from metajax.builders.streams import TRAINS_ON
 from metajax.checks import check_positive
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.inner.lstm_optimizer import lstm_optimizer
 from metajax.inner.unroll import GRADIENT_MODES
 from metajax.learners.gradient.cavia import cavia
-from metajax.learners.gradient.descent import InnerOptimizer as AnyOptimizer
 from metajax.learners.gradient.imaml import imaml
 from metajax.learners.gradient.leo import leo
 from metajax.learners.gradient.maml import maml
@@ -68,7 +69,6 @@ from metajax.learners.solver.svm import svm
 from metajax.models.networks import POOLINGS, conv4, identity, mlp
 from metajax.models.normalization import NORMALIZATIONS
 from metajax.models.precision import PRECISIONS
-from metajax.streams import TRAINS_ON
 from metajax.tasks.class_table import few_shot
 from metajax.tasks.gaussian_process import KERNELS as COVARIANCES
 from metajax.tasks.gaussian_process import gaussian_process

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from metajax.builders.decision_tree import DecisionTree
 from metajax.checks import check_choice
 from metajax.compare_gradients import GradientComparison
-from metajax.decision_tree import DecisionTree
 from metajax.run_folder import Record
 from metajax.types import Task
 

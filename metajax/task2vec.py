@@ -34,9 +34,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.builders.heads import Embedded, embedded
 from metajax.checks import check_integers, check_not_negative, check_positive
 from metajax.filters import all_but, combine, partition
-from metajax.heads import Embedded, embedded
 from metajax.models.normalization import STATISTICS
 from metajax.types import Array, Examples, Model, PyTree
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metajax.decision_tree import DecisionTree
+from metajax.builders.decision_tree import DecisionTree
 from metajax.plots import (
     LAYOUTS,
     TaskMap,

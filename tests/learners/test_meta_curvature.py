@@ -12,7 +12,7 @@ from learners.constant import QUERY, SUPPORT, constant_model, constant_task
 from learners.registry import sample
 
 import metajax
-from metajax.learners.gradient.descent import MetaParams
+from metajax.builders.descent import MetaParams
 from metajax.learners.gradient.meta_curvature import curvature
 from metajax.objectives import squared_error
 

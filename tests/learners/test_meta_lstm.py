@@ -8,7 +8,7 @@ import pytest
 from learners.constant import QUERY, SUPPORT, constant_model, constant_task
 
 import metajax
-from metajax.learners.gradient.descent import MetaParams
+from metajax.builders.descent import MetaParams
 from metajax.learners.optimizer.meta_lstm import lstm_gates
 from metajax.objectives import squared_error
 

@@ -10,7 +10,7 @@ from learners.constant import QUERY, SUPPORT, constant_model, constant_task
 from learners.registry import sample
 
 import metajax
-from metajax.learners.gradient.descent import MetaParams
+from metajax.builders.descent import MetaParams
 from metajax.objectives import squared_error
 
 # A negative rate moves away from the support set, and is allowed.

@@ -8,7 +8,7 @@ import pytest
 from learners.registry import sample
 
 import metajax
-from metajax.prototypes import class_means, linear_head
+from metajax.builders.prototypes import class_means, linear_head
 from metajax.types import Examples
 
 IDENTITY = metajax.from_functions(lambda key, x: {}, lambda params, x: x)

@@ -10,14 +10,14 @@ import optax
 import pytest
 from sklearn.tree import DecisionTreeClassifier
 
-from metajax.decision_tree import (
+from metajax.builders.decision_tree import (
     DecisionTree,
     decide,
     depth_of,
     leaf_of,
     level_slices,
 )
-from metajax.heads import Fitted
+from metajax.builders.heads import Fitted
 from metajax.learners.solver import soft_tree as module
 from metajax.learners.solver.soft_tree import FEATURES, SoftTree, harden, soft_tree
 from metajax.types import Examples, Task

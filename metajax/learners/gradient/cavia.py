@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.builders.descent import check_descent, learner_of_start
 from metajax.checks import check_integers
-from metajax.learners.gradient.descent import check_descent, learner_of_start
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task

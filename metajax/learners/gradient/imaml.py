@@ -21,11 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.checks import check_integers, check_not_negative, check_positive
-from metajax.filters import combine, partition
-from metajax.inner.implicit import check_solve, implicit_loss
-from metajax.inner.unroll import Unrolled, unroll
-from metajax.learners.gradient.descent import (
+from metajax.builders.descent import (
     Run,
     check_descent,
     learner_of_run,
@@ -33,6 +29,10 @@ from metajax.learners.gradient.descent import (
     support_curve,
     support_loss_fn,
 )
+from metajax.checks import check_integers, check_not_negative, check_positive
+from metajax.filters import combine, partition
+from metajax.inner.implicit import check_solve, implicit_loss
+from metajax.inner.unroll import Unrolled, unroll
 from metajax.objectives import cross_entropy, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 

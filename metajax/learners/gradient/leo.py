@@ -37,25 +37,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.checks import (
-    check_integers,
-    check_not_negative,
-    check_positive,
-    check_way,
-)
-from metajax.heads import check_vectors
-from metajax.inner.learned_optimizer import HyperParameter, learned
-from metajax.inner.unroll import Unrolled, unroll
-from metajax.learners.gradient.descent import (
+from metajax.builders.descent import (
     Run,
     check_descent,
     learner_of_run,
     score,
     support_curve,
 )
+from metajax.builders.heads import check_vectors
+from metajax.builders.prototypes import class_means
+from metajax.checks import (
+    check_integers,
+    check_not_negative,
+    check_positive,
+    check_way,
+)
+from metajax.inner.learned_optimizer import HyperParameter, learned
+from metajax.inner.unroll import Unrolled, unroll
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy, masked_mean, split_key
-from metajax.prototypes import class_means
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 
 __all__ = ["MetaParams", "encode", "kl_to_standard", "leo", "row_correlation_penalty"]

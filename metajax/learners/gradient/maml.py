@@ -17,8 +17,8 @@ First-order MAML is `gradient="first_order"`, and is not Reptile.
 
 from collections.abc import Callable
 
+from metajax.builders.descent import InnerOptimizer, descent
 from metajax.filters import everything
-from metajax.learners.gradient.descent import InnerOptimizer, descent
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Learner, Model, PyTree
 

@@ -26,16 +26,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.checks import check_integers, check_positive
-from metajax.filters import combine, everything, partition, path_names
-from metajax.inner.learned_optimizer import HyperParameter, learned
-from metajax.inner.unroll import Unrolled, unroll
-from metajax.learners.gradient.descent import (
+from metajax.builders.descent import (
     check_descent,
     score,
     support_curve,
     support_loss_fn,
 )
+from metajax.checks import check_integers, check_positive
+from metajax.filters import combine, everything, partition, path_names
+from metajax.inner.learned_optimizer import HyperParameter, learned
+from metajax.inner.unroll import Unrolled, unroll
 from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import cross_entropy, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.builders.descent import descent
 from metajax.checks import check_integers, check_positive
 from metajax.filters import everything
 from metajax.inner.learned_optimizer import LearnedOptimizer
-from metajax.learners.gradient.descent import descent
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Learner, Model, PyTree
 

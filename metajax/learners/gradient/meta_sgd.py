@@ -20,10 +20,10 @@ from collections.abc import Callable
 
 import optax
 
+from metajax.builders.descent import descent
 from metajax.checks import check_integers
 from metajax.filters import everything
 from metajax.inner.learned_optimizer import HyperParameter, learned
-from metajax.learners.gradient.descent import descent
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Learner, Model, PyTree
 

@@ -16,12 +16,12 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
+from metajax.builders.descent import check_descent, learner_of_start
+from metajax.builders.prototypes import class_means, linear_head
 from metajax.checks import check_way
 from metajax.filters import everything
-from metajax.learners.gradient.descent import check_descent, learner_of_start
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy
-from metajax.prototypes import class_means, linear_head
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 
 __all__ = ["proto_maml"]

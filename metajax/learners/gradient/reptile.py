@@ -28,10 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.checks import check_integers
-from metajax.filters import everything, partition
-from metajax.inner.unroll import Unrolled, unroll
-from metajax.learners.gradient.descent import (
+from metajax.builders.descent import (
     MetaParams,
     Run,
     check_descent,
@@ -39,6 +36,9 @@ from metajax.learners.gradient.descent import (
     params_of,
     support_loss_fn,
 )
+from metajax.checks import check_integers
+from metajax.filters import everything, partition
+from metajax.inner.unroll import Unrolled, unroll
 from metajax.objectives import cross_entropy, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 

@@ -10,7 +10,7 @@ H. Kim, A. Mnih, J. Schwarz, M. Garnelo, A. Eslami, D. Rosenbaum, O. Vinyals, Y.
 k is a network with `key_layers`, m is `min_scale`. By default there is no z, which is
 the conditional variant (CANP in later papers), trained by the likelihood. The paper's
 ANP is `latent=True`: z ~ q(z | s), s = mean over i of phi'([x_i, y_i]), phi' another
-network, trained by the evidence bound of `metajax.neural_processes`. With
+network, trained by the evidence bound of `metajax.builders.neural_processes`. With
 `self_attention` layers the r_i read one another first, in both paths, as the paper's do
 in its experiments with images.
 
@@ -22,6 +22,13 @@ of an empty context r_* is 0.
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.builders.neural_processes import (
+    Decoder,
+    Latent,
+    check_network,
+    neural_process,
+    pair_layers,
+)
 from metajax.checks import check_integers
 from metajax.distributions import Gaussian
 from metajax.models.attention import (
@@ -30,13 +37,6 @@ from metajax.models.attention import (
     check_heads,
 )
 from metajax.models.task_encoder import Layers
-from metajax.neural_processes import (
-    Decoder,
-    Latent,
-    check_network,
-    neural_process,
-    pair_layers,
-)
 from metajax.types import Array, Learner
 
 __all__ = ["attentive_np"]
@@ -134,7 +134,7 @@ def attentive_np(
     Returns:
       A learner for tasks with real targets `[n, d]`. `predict` gives a `Gaussian`, mean
       and scale `[n, d]`, or with a latent what `latent_np` gives; see
-      `metajax.neural_processes`. A support set may be empty.
+      `metajax.builders.neural_processes`. A support set may be empty.
 
     Raises:
       ValueError: if an argument is out of range; in all four functions, if targets or

@@ -19,10 +19,10 @@ from typing import cast
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.builders.heads import Embedded, Head, head_learner
+from metajax.builders.neural_processes import pair_layers
 from metajax.checks import check_integers
-from metajax.heads import Embedded, Head, head_learner
 from metajax.models.task_encoder import Layers
-from metajax.neural_processes import pair_layers
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["class_np"]
@@ -74,7 +74,7 @@ def class_np(
       decoder_layers: hidden layers of g, at least 1.
 
     Returns:
-      A learner whose `meta_params` are `metajax.heads.MetaParams`; `predict` gives
+      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`; `predict` gives
       logits `[n, N]`, minus infinity for classes without a support example. The order
       of the support set does not matter; the numbers of classes do.
 

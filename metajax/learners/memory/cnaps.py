@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.builders.heads import Embedded, check_vectors, embedded
+from metajax.builders.weight_generators import check_generator, generate, init_generator
 from metajax.checks import check_way
 from metajax.filters import only
-from metajax.generators import check_generator, generate, init_generator
-from metajax.heads import Embedded, check_vectors, embedded
 from metajax.models.normalization import freeze_support_statistics, hide_padding
 from metajax.models.task_encoder import Layers, TaskEncoder, task_encoder
 from metajax.objectives import cross_entropy, query_loss, split_key
@@ -45,7 +45,7 @@ class MetaParams(NamedTuple):
     Attributes:
       embedding: theta, parameters of the model.
       encoder: those of the set encoder.
-      generator: V and U; see `metajax.generators`.
+      generator: V and U; see `metajax.builders.weight_generators`.
       head: those of psi.
     """
 

@@ -16,14 +16,14 @@ paper's targets hold the context too; give those as queries to have them there.
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.distributions import Gaussian
-from metajax.models.task_encoder import set_mean
-from metajax.neural_processes import (
+from metajax.builders.neural_processes import (
     Decoder,
     check_network,
     neural_process,
     pair_layers,
 )
+from metajax.distributions import Gaussian
+from metajax.models.task_encoder import set_mean
 from metajax.types import Array, Learner
 
 __all__ = ["conditional_np"]
@@ -76,7 +76,7 @@ def conditional_np(
 
     Returns:
       A learner for tasks with real targets `[n, d]`. `predict` gives a `Gaussian`, mean
-      and scale `[n, d]`; see `metajax.neural_processes`. A support set may be empty.
+      and scale `[n, d]`; see `metajax.builders.neural_processes`. A support set may be empty.
 
     Raises:
       ValueError: if an argument is out of range; in all four functions, if targets or

@@ -4,7 +4,7 @@ D. Ha, A. Dai, Q. Le, "HyperNetworks", ICLR 2017, https://arxiv.org/abs/1609.091
 weights that a network generates; there they depend on a layer or a time step, here on a
 support set, which Deep Sets encode (`metajax.models.task_encoder`).
 
-    c = encoder({(x_i, y_i)}),   phi = theta + V^T c           (`metajax.generators`)
+    c = encoder({(x_i, y_i)}),   phi = theta + V^T c           (`metajax.builders.weight_generators`)
     outputs = model(phi, x)
 
 What is generated is all of a small network, or a part of a larger one: `generates=
@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import jax
 
+from metajax.builders.weight_generators import check_generator, generate, init_generator
 from metajax.filters import everything
-from metajax.generators import check_generator, generate, init_generator
 from metajax.models.normalization import freeze_support_statistics
 from metajax.models.task_encoder import task_encoder
 from metajax.objectives import check_objective, cross_entropy, query_loss
@@ -35,7 +35,7 @@ class MetaParams(NamedTuple):
     Attributes:
       base: theta, parameters of the model.
       encoder: those of the set encoder.
-      generator: V and U; see `metajax.generators`.
+      generator: V and U; see `metajax.builders.weight_generators`.
     """
 
     base: PyTree

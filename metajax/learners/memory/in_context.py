@@ -35,10 +35,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.builders.streams import Reader, stream_learner
 from metajax.checks import check_integers
 from metajax.models.attention import check_heads
 from metajax.objectives import cross_entropy
-from metajax.streams import Reader, stream_learner
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["Cache", "in_context"]
@@ -90,7 +90,7 @@ def in_context(
 
     Returns:
       A learner whose `adapted` holds a `Cache`; with a `context` it has a `stream`. See
-      `metajax.streams.stream_learner`.
+      `metajax.builders.streams.stream_learner`.
 
     Raises:
       ValueError: if an argument is out of range.

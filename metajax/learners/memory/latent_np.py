@@ -24,14 +24,14 @@ likelihood of all targets, and the mean and scale of the mixture.
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.distributions import Gaussian
-from metajax.neural_processes import (
+from metajax.builders.neural_processes import (
     Decoder,
     Latent,
     check_network,
     neural_process,
     pair_layers,
 )
+from metajax.distributions import Gaussian
 from metajax.types import Array, Learner
 
 __all__ = ["latent_np"]
@@ -93,7 +93,7 @@ def latent_np(
     Returns:
       A learner for tasks with real targets `[n, d]`. `predict` gives a `Mixture`, means
       and scales `[n, S, d]`; without a key for `adapt`, `[n, 1, d]` at the mean of
-      q(z | S), in place of samples. See `metajax.neural_processes`, also for what the
+      q(z | S), in place of samples. See `metajax.builders.neural_processes`, also for what the
       loss reports. A support set may be empty.
 
     Raises:

@@ -9,9 +9,9 @@ an external memory beside it (`metajax.learners.memory.mann`).
 
 from collections.abc import Callable
 
-from metajax.controllers import Memory, with_controller
+from metajax.builders.controllers import Memory, with_controller
+from metajax.builders.streams import stream_learner
 from metajax.objectives import cross_entropy
-from metajax.streams import stream_learner
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["lstm_learner"]
@@ -38,7 +38,7 @@ def lstm_learner(
       objective: `(outputs, y) -> [n]`, the loss of every example.
 
     Returns:
-      A learner with a `stream`; see `metajax.streams.stream_learner`. The order of the
+      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The order of the
       support set matters.
 
     Raises:

@@ -4,7 +4,7 @@ A. Santoro, S. Bartunov, M. Botvinick, D. Wierstra, T. Lillicrap, "Meta-Learning
 Memory-Augmented Neural Networks", ICML 2016,
 https://proceedings.mlr.press/v48/santoro16.html.
 
-The controller (`metajax.controllers`) gives each of its heads a key k_t, what to write
+The controller (`metajax.builders.controllers`) gives each of its heads a key k_t, what to write
 a_t, a gate alpha_t and a strength beta_t in every step. In order:
 
     w^w_t = sigma(alpha_t) w^r_{t-1} + (1 - sigma(alpha_t)) w^lu_{t-1}          Eq. (7)
@@ -34,11 +34,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax.builders.controllers import Memory, with_controller
+from metajax.builders.heads import unit
+from metajax.builders.streams import stream_learner
 from metajax.checks import check_integers, check_positive
-from metajax.controllers import Memory, with_controller
-from metajax.heads import unit
 from metajax.objectives import cross_entropy
-from metajax.streams import stream_learner
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["Slots", "mann", "slot_memory"]
@@ -98,7 +98,7 @@ def mann(
       objective: `(outputs, y) -> [n]`, the loss of every example.
 
     Returns:
-      A learner with a `stream`; see `metajax.streams.stream_learner`. The order of the
+      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The order of the
       support set matters.
 
     Raises:

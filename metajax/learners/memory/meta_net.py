@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
+from metajax.builders.heads import Embedded, Head, head_learner, unit
 from metajax.checks import check_integers, check_positive
-from metajax.heads import Embedded, Head, head_learner, unit
 from metajax.inner.lstm_cells import log_and_sign
 from metajax.models.task_encoder import set_mean
 from metajax.types import Array, Learner, Model, PyTree
@@ -86,7 +86,7 @@ def meta_net(
       scale: s at first, above 0.
 
     Returns:
-      A learner whose `meta_params` are `metajax.heads.MetaParams`; `predict` gives
+      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`; `predict` gives
       logits `[n, N]`, minus infinity for classes without a support example.
 
     Raises:

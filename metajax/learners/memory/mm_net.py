@@ -31,10 +31,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.builders.heads import unit
+from metajax.builders.streams import Reader, stream_learner
 from metajax.checks import check_integers, check_positive
-from metajax.heads import unit
 from metajax.objectives import cross_entropy
-from metajax.streams import Reader, stream_learner
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["Slots", "mm_net"]
@@ -89,7 +89,7 @@ def mm_net(
       scale: s at first, above 0; it is learned.
 
     Returns:
-      A learner with a `stream`; see `metajax.streams.stream_learner`. `predict` gives
+      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. `predict` gives
       log probabilities `[n, N]`, minus infinity for classes without a slot. The order
       of the support set matters.
 

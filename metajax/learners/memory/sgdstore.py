@@ -4,7 +4,7 @@ A. Nichol, "sgdstore", 2017, https://github.com/unixpickle/sgdstore; T. Munkhdal
 A. Sordoni, T. Wang, A. Trischler, "Metalearned Neural Memory", NeurIPS 2019,
 https://arxiv.org/abs/1907.09720, is the same idea at greater length.
 
-The controller (`metajax.controllers`) gives keys k with targets v, a rate eta and
+The controller (`metajax.builders.controllers`) gives keys k with targets v, a rate eta and
 queries q in every step:
 
     write   phi_t = phi_{t-1} - eta_t grad of mean over i |g(phi, k_i) - v_i|^2 / 2
@@ -26,10 +26,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from metajax.builders.controllers import Memory, with_controller
+from metajax.builders.streams import stream_learner
 from metajax.checks import check_integers, check_positive
-from metajax.controllers import Memory, with_controller
 from metajax.objectives import cross_entropy
-from metajax.streams import stream_learner
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["network_memory", "sgdstore"]
@@ -67,7 +67,7 @@ def sgdstore(
       objective: `(outputs, y) -> [n]`, the loss of every example.
 
     Returns:
-      A learner with a `stream`; see `metajax.streams.stream_learner`. The order of the
+      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The order of the
       support set matters.
 
     Raises:

@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.builders.streams import Reader, stream_learner
 from metajax.checks import check_integers
 from metajax.objectives import cross_entropy
-from metajax.streams import Reader, stream_learner
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["History", "snail"]
@@ -76,7 +76,7 @@ def snail(
       objective: `(outputs, y) -> [n]`, the loss of every example.
 
     Returns:
-      A learner with a `stream`; see `metajax.streams.stream_learner`. The order of the
+      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The order of the
       support set matters.
 
     Raises:

@@ -21,14 +21,14 @@ variants whose targets depend on each other, TNP-A and TNP-ND, are not here.
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.distributions import Gaussian
-from metajax.models.attention import AttentionBlock, check_heads
-from metajax.neural_processes import (
+from metajax.builders.neural_processes import (
     Decoder,
     check_network,
     neural_process,
     pair_layers,
 )
+from metajax.distributions import Gaussian
+from metajax.models.attention import AttentionBlock, check_heads
 from metajax.types import Array, Learner
 
 __all__ = ["transformer_np"]
@@ -101,7 +101,7 @@ def transformer_np(
 
     Returns:
       A learner for tasks with real targets `[n, d]`. `predict` gives a `Gaussian`, mean
-      and scale `[n, d]`; see `metajax.neural_processes`. A support set may be empty.
+      and scale `[n, d]`; see `metajax.builders.neural_processes`. A support set may be empty.
 
     Raises:
       ValueError: if an argument is out of range; in all four functions, if targets or

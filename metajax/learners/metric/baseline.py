@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.builders.heads import Embedded, check_vectors, embedded, unit
+from metajax.builders.prototypes import linear_head
 from metajax.checks import (
     check_choice,
     check_integers,
@@ -32,11 +34,9 @@ from metajax.checks import (
     check_way,
 )
 from metajax.filters import all_but, everything
-from metajax.heads import Embedded, check_vectors, embedded, unit
 from metajax.inner.unroll import check_inner_loop, unroll
 from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import cross_entropy, masked_mean, query_score, split_key
-from metajax.prototypes import linear_head
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 
 __all__ = ["Adapted", "Classifier", "baseline"]

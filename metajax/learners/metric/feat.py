@@ -20,9 +20,9 @@ from typing import cast
 import jax
 from flax import linen as nn
 
+from metajax.builders.heads import Embedded, Head, head_learner
+from metajax.builders.prototypes import linear_head
 from metajax.checks import check_positive
-from metajax.heads import Embedded, Head, head_learner
-from metajax.prototypes import linear_head
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["feat"]

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.builders.heads import Embedded, Head, head_learner, unit
 from metajax.checks import check_choice, check_integers, check_positive
-from metajax.heads import Embedded, Head, head_learner, unit
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["matching"]

@@ -15,9 +15,9 @@ Differs from the paper's code: support and query set are embedded in two passes,
 model with batch statistics normalises each by its own.
 """
 
+from metajax.builders.heads import Embedded, Head, head_learner, unit
+from metajax.builders.prototypes import linear_head
 from metajax.checks import check_choice, check_positive
-from metajax.heads import Embedded, Head, head_learner, unit
-from metajax.prototypes import linear_head
 from metajax.types import Array, Learner, Model
 
 __all__ = ["prototypical"]

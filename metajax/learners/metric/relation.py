@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.builders.heads import Embedded, Head, head_learner
 from metajax.checks import check_choice, check_integers
-from metajax.heads import Embedded, Head, head_learner
 from metajax.models.convolution import Conv, max_pool
 from metajax.models.normalization import Normalize
 from metajax.objectives import class_vectors

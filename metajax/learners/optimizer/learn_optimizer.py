@@ -19,9 +19,9 @@ sum.
 
 from collections.abc import Callable
 
+from metajax.builders.descent import descent
 from metajax.checks import check_choice, check_integers
 from metajax.inner.learned_optimizer import LearnedOptimizer
-from metajax.learners.gradient.descent import descent
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Learner, Model, PyTree
 

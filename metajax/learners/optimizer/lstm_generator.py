@@ -5,7 +5,7 @@ The combination is ours and has no published number. Its parts:
 * generated weights: D. Ha, A. Dai, Q. Le, "HyperNetworks", ICLR 2017,
   https://arxiv.org/abs/1609.09106. There a recurrent network makes another's weights
   anew at every time step; here it makes them once for a task, from its support set
-  (`metajax.generators`);
+  (`metajax.builders.weight_generators`);
 * an average over examples as the code of a set, so that their order does not matter;
 * inner steps from what is generated, as MAML takes them from one initialisation:
   C. Finn, P. Abbeel, S. Levine, ICML 2017, https://arxiv.org/abs/1703.03400.
@@ -29,15 +29,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_sizes, check_way
-from metajax.filters import everything, partition
-from metajax.generators import check_generator, generate, init_generator
-from metajax.inner.learned_optimizer import LearnedOptimizer
-from metajax.learners.gradient.descent import (
+from metajax.builders.descent import (
     InnerOptimizer,
     check_descent,
     learner_of_start,
 )
+from metajax.builders.weight_generators import check_generator, generate, init_generator
+from metajax.checks import check_sizes, check_way
+from metajax.filters import everything, partition
+from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.models.adapters import from_linen
 from metajax.models.recurrent import RecurrentLSTM
 from metajax.objectives import class_vectors, cross_entropy
@@ -52,7 +52,7 @@ class MetaParams(NamedTuple):
     Attributes:
       base: parameters of the model.
       encoder: parameters of the LSTM that reads the support set.
-      generator: V and U; see `metajax.generators`.
+      generator: V and U; see `metajax.builders.weight_generators`.
       optimizer: parameters of a `LearnedOptimizer`, else None.
     """
 

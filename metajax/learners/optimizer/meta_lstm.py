@@ -27,11 +27,11 @@ import optax
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
+from metajax.builders.descent import descent
 from metajax.checks import check_integers, is_number
 from metajax.filters import everything
 from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.inner.lstm_cells import LSTM, check_lstm, log_and_sign
-from metajax.learners.gradient.descent import descent
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Learner, Model, PyTree
 

@@ -41,6 +41,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
+from metajax.builders.descent import (
+    InnerOptimizer,
+    check_descent,
+    learner_of_start,
+)
+from metajax.builders.heads import embedded
 from metajax.checks import (
     check_integers,
     check_not_negative,
@@ -48,13 +54,7 @@ from metajax.checks import (
     check_way,
 )
 from metajax.filters import combine, everything, partition
-from metajax.heads import embedded
 from metajax.inner.learned_optimizer import LearnedOptimizer
-from metajax.learners.gradient.descent import (
-    InnerOptimizer,
-    check_descent,
-    learner_of_start,
-)
 from metajax.models.networks import mlp
 from metajax.models.normalization import hide_padding
 from metajax.objectives import cross_entropy, masked_mean

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.builders.heads import Embedded, Head, head_learner
 from metajax.checks import check_integers
-from metajax.heads import Embedded, Head, head_learner
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["graph"]

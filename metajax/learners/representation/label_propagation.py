@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.builders.heads import Embedded, Head, head_learner
 from metajax.checks import check_integers
-from metajax.heads import Embedded, Head, head_learner
 from metajax.inner.solvers import solve
 from metajax.types import Array, Learner, Model, PyTree
 

@@ -47,8 +47,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.builders.heads import Embedded, Head, head_learner, table_rows
 from metajax.checks import check_choice, check_integers, check_positive
-from metajax.heads import Embedded, Head, head_learner, table_rows
 from metajax.inner.solvers import box_program
 from metajax.types import Array, Learner, PyTree
 
@@ -121,7 +121,7 @@ def kernel_svm(
       steps: iterations of the solver, at least 1. A high C or a large width needs more.
 
     Returns:
-      A learner whose `meta_params` are `metajax.heads.MetaParams`: `head` is a dict of
+      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`: `head` is a dict of
       `log_penalty`, `log_scale` (scalars), `log_width`, `relevance`, `log_weights`
       `[M]` (of which the softmax is beta) and `log_scales` `[D]`, of those that are
       learned, and `embedding` is empty. `adapted` holds a `Machine` as

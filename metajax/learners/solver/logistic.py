@@ -16,8 +16,8 @@ solution, which has the gradient of the solution and not that of an approximatio
 
 import jax.numpy as jnp
 
+from metajax.builders.heads import Embedded, head_learner, solved_head
 from metajax.checks import check_integers
-from metajax.heads import Embedded, head_learner, solved_head
 from metajax.inner.solvers import logistic_dual
 from metajax.types import Array, Learner, Model
 

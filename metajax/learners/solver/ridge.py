@@ -15,7 +15,7 @@ Convex Optimization", CVPR 2019, https://arxiv.org/abs/1904.03758, have the same
 with lambda = 50, not learned: `ridge(model, learn_strength=False)`.
 """
 
-from metajax.heads import Embedded, head_learner, solved_head
+from metajax.builders.heads import Embedded, head_learner, solved_head
 from metajax.inner import solvers
 from metajax.types import Array, Learner, Model
 

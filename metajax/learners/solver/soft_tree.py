@@ -59,12 +59,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metajax.builders.decision_tree import DecisionTree, leaf_of, level_slices
+from metajax.builders.descent import check_descent
+from metajax.builders.heads import Embedded, Fitted, Head, head_learner, table_rows
 from metajax.checks import check_integers, check_positive
-from metajax.decision_tree import DecisionTree, leaf_of, level_slices
-from metajax.heads import Embedded, Fitted, Head, head_learner, table_rows
 from metajax.inner.learned_optimizer import HyperParameter, LearnedOptimizer, learned
 from metajax.inner.unroll import unroll
-from metajax.learners.gradient.descent import check_descent
 from metajax.models.normalization import hide_padding
 from metajax.objectives import (
     accuracy,
@@ -162,7 +162,7 @@ def soft_tree(
         has a learned score of its own in each node.
 
     Returns:
-      A learner whose `meta_params` are `metajax.heads.MetaParams`: `head` is a dict of
+      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`: `head` is a dict of
       `log_smoothing`, `log_min_mass`, `log_penalty`, `log_temperature`, `log_sharpness`
       (scalars), `depth_gates` `[depth]`, `gate_weights` `[F]`, the network's
       `weights_in` `[F, hidden]`, `bias` `[hidden]` and `weights_out` `[hidden]`,

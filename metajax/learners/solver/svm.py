@@ -22,8 +22,8 @@ the loss reports, is the gap between primal and dual relative to the primal.
 
 import jax.numpy as jnp
 
+from metajax.builders.heads import Embedded, head_learner, solved_head
 from metajax.checks import check_integers
-from metajax.heads import Embedded, head_learner, solved_head
 from metajax.inner.solvers import box_program
 from metajax.types import Array, Learner, Model
 

@@ -10,7 +10,7 @@ import pytest
 from learners.registry import REGISTRY, pad, sample
 
 import metajax
-from metajax.streams import Reader, stream_learner
+from metajax.builders.streams import Reader, stream_learner
 from metajax.types import Examples, Learner, Stream, Task
 
 STREAMS = [name for name, entry in REGISTRY.items() if entry.make().stream is not None]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.decision_tree import DecisionTree, decide, depth_of, leaf_of
+from metajax.builders.decision_tree import DecisionTree, decide, depth_of, leaf_of
 
 # A root, a split to its left, a leaf to its right; what is below the leaf is nonsense.
 TREE = DecisionTree(

@@ -6,7 +6,7 @@ J. Snell, K. Swersky, R. Zemel, "Prototypical Networks for Few-shot Learning", N
 
 import jax.numpy as jnp
 
-from metajax.heads import check_vectors, embedded
+from metajax.builders.heads import check_vectors, embedded
 from metajax.types import Array, Examples
 
 __all__ = ["class_means", "linear_head"]

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.builders.streams import Reader
 from metajax.checks import check_integers
-from metajax.streams import Reader
 from metajax.types import Array, PyTree
 
 __all__ = ["Memory", "State", "with_controller"]
