@@ -18,8 +18,8 @@ import tyro
 
 from benchmarks import omniglot
 from benchmarks.record import write_result
-from metajax.evaluation import evaluate
-from metajax.reports import Report, compare
+from metajax.evaluation.bank import evaluate
+from metajax.evaluation.reports import Report, compare
 from metajax.tasks.class_table import few_shot
 from metajax.tasks.omniglot import omniglot as images
 from metajax.trainer import train

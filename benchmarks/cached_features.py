@@ -19,7 +19,7 @@ import jax
 import tyro
 
 from benchmarks.record import write_result
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
 from metajax.features import embed_table
 from metajax.learners.metric.feat import feat
 from metajax.learners.metric.matching import matching

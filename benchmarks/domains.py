@@ -39,7 +39,9 @@ from benchmarks.images import READERS, at_most, read
 from benchmarks.record import RESULTS, kept, training_settings, write_result
 from metajax.buckets import Bucket, bucketed, fit_buckets
 from metajax.checks import check_choice
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
+from metajax.evaluation.ranks import rank_learners
+from metajax.evaluation.reports import Report
 from metajax.features import embed_table, without_embedding
 from metajax.learners.gradient.maml import maml
 from metajax.learners.gradient.proto_maml import proto_maml
@@ -51,8 +53,6 @@ from metajax.learners.metric.relation import relation
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
-from metajax.ranks import rank_learners
-from metajax.reports import Report
 from metajax.tasks.class_table import (
     ClassTable,
     class_table,

@@ -29,7 +29,8 @@ from benchmarks.calibrated import calibrated
 from benchmarks.intervals import interval
 from benchmarks.record import kept, training_settings, write_result
 from metajax.checks import check_choice
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
+from metajax.evaluation.reports import Report
 from metajax.features import embed_table, without_embedding
 from metajax.learners.metric.baseline import baseline
 from metajax.learners.metric.feat import feat
@@ -42,7 +43,6 @@ from metajax.learners.solver.logistic import logistic
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
-from metajax.reports import Report
 from metajax.tasks.class_table import few_shot, whole_classes
 from metajax.tasks.omniglot import omniglot
 from metajax.trainer import train

@@ -45,11 +45,11 @@ from benchmarks.peers.worker_metajax import training_program
 from metajax.compute.cores import use_cores
 from metajax.compute.devices import TASK_AXIS, spread, task_mesh
 from metajax.compute.program_costs import planned_memory, work
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
+from metajax.evaluation.reports import Report, compare
 from metajax.learners.gradient.maml import maml
 from metajax.models.networks import conv4, mlp
 from metajax.objectives import squared_error
-from metajax.reports import Report, compare
 from metajax.tasks.class_table import few_shot
 from metajax.tasks.omniglot import omniglot
 from metajax.tasks.sinusoid import sinusoid

@@ -29,7 +29,7 @@ import tyro
 
 from benchmarks.intervals import interval
 from benchmarks.record import RESULTS, training_settings, write_result
-from metajax.evaluation import bank_task, evaluate
+from metajax.evaluation.bank import bank_task, evaluate
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.cavia import cavia
 from metajax.learners.gradient.maml import maml

@@ -38,8 +38,8 @@ import optax
 import tyro
 
 from benchmarks import record
+from metajax.evaluation.reports import interval
 from metajax.inner.hypergradient import adam_hd, sgd_hd, sgdn_hd
-from metajax.reports import interval
 from metajax.tasks.loaders import from_tfds
 from metajax.types import Array, PyTree
 

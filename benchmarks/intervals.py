@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from metajax import reports
+from metajax.evaluation import reports
 
 __all__ = ["interval", "signs"]
 

@@ -43,7 +43,7 @@ import tyro
 from benchmarks.intervals import interval, signs
 from benchmarks.pmlb import group_of, read_tables
 from benchmarks.record import write_result
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
 from metajax.learners.solver.kernel_svm import kernel_svm
 from metajax.tasks.synthetic_table import synthetic_table
 from metajax.tasks.table_tasks import TableTasks, table_tasks

@@ -35,11 +35,11 @@ import tyro
 
 from benchmarks.record import RESULTS, training_settings, write_result
 from metajax.checks import check_choice
+from metajax.evaluation.streams import instance_accuracy
 from metajax.learners.memory.lstm_learner import lstm_learner
 from metajax.learners.memory.mann import mann
 from metajax.learners.memory.sgdstore import sgdstore
 from metajax.models.adapters import from_functions
-from metajax.prequential import instance_accuracy
 from metajax.tasks.class_table import ClassTable, class_table, few_shot
 from metajax.tasks.omniglot import omniglot
 from metajax.trainer import train

@@ -34,12 +34,12 @@ from benchmarks.images import READERS
 from benchmarks.intervals import interval
 from benchmarks.record import RESULTS, training_settings, write_result
 from metajax.distributions import Gaussian, moments
-from metajax.evaluation import bank_task, evaluate
+from metajax.evaluation.bank import bank_task, evaluate
+from metajax.evaluation.reports import Report, compare
 from metajax.learners.memory.attentive_np import attentive_np
 from metajax.learners.memory.conditional_np import conditional_np
 from metajax.learners.memory.latent_np import latent_np
 from metajax.learners.memory.transformer_np import transformer_np
-from metajax.reports import Report, compare
 from metajax.tasks.class_table import ClassTable
 from metajax.tasks.gaussian_process import (
     GaussianProcess,

@@ -39,7 +39,7 @@ import tyro
 from benchmarks.calibrated import calibrated
 from benchmarks.images import read
 from benchmarks.record import write_result
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
 from metajax.learners.gradient.cavia import cavia
 from metajax.learners.gradient.imaml import imaml
 from metajax.learners.gradient.maml import maml

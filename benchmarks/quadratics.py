@@ -25,7 +25,7 @@ import tyro
 
 from benchmarks.record import RESULTS, write_result
 from metajax.estimators import truncated
-from metajax.evaluation import bank_task
+from metajax.evaluation.bank import bank_task
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.inner.lstm_optimizer import lstm_optimizer
 from metajax.learners.optimizer.learn_optimizer import learn_optimizer

@@ -25,7 +25,8 @@ import tyro
 from benchmarks.calibrated import calibrated
 from benchmarks.record import training_settings, write_result
 from metajax.checks import check_choice
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
+from metajax.evaluation.reports import Report, compare
 from metajax.features import embed_table
 from metajax.learners.memory.class_np import class_np
 from metajax.learners.memory.cnaps import cnaps
@@ -35,7 +36,6 @@ from metajax.learners.memory.mm_net import mm_net
 from metajax.learners.memory.snail import snail
 from metajax.learners.metric.prototypical import prototypical
 from metajax.models.networks import conv4, identity, mlp
-from metajax.reports import Report, compare
 from metajax.tasks.class_table import ClassTable, class_table, few_shot
 from metajax.tasks.omniglot import omniglot
 from metajax.trainer import train

@@ -34,13 +34,13 @@ import tyro
 
 from benchmarks.intervals import interval
 from benchmarks.record import write_result
-from metajax.evaluation import VALIDATION_SEED, evaluate
+from metajax.evaluation.bank import VALIDATION_SEED, evaluate
+from metajax.evaluation.reports import Report, across_seeds, compare
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.maml import maml
 from metajax.learners.optimizer.lstm_generator import lstm_generator
 from metajax.models.recurrent import lstm
 from metajax.objectives import squared_error
-from metajax.reports import Report, across_seeds, compare
 from metajax.tasks.sequences import SequenceSinusoid, sequence_sinusoid
 from metajax.trainer import train
 from metajax.types import Array, Learner

@@ -21,7 +21,7 @@ import optax
 import tyro
 
 from benchmarks.record import write_result
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
 from metajax.filters import everything, only
 from metajax.learners.gradient.cavia import cavia
 from metajax.learners.gradient.maml import maml

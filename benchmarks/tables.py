@@ -24,7 +24,7 @@ import tyro
 
 from benchmarks.intervals import interval
 from benchmarks.record import write_result
-from metajax.evaluation import bank_task, evaluate
+from metajax.evaluation.bank import bank_task, evaluate
 from metajax.learners.gradient.maml import maml
 from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.models.networks import mlp

@@ -57,7 +57,7 @@ from benchmarks.intervals import interval, signs
 from benchmarks.pmlb import read_tables
 from benchmarks.recommend_trees import describe, pack
 from benchmarks.record import RESULTS, write_result
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
 from metajax.learners.metric.prototypical import prototypical
 from metajax.learners.representation.dataset2vec import dataset2vec
 from metajax.meta_features import META_FEATURES

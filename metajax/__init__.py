@@ -8,8 +8,13 @@ from metajax.compute.cores import use_cores as use_cores
 from metajax.estimators import evolution_strategies as evolution_strategies
 from metajax.estimators import pes as pes
 from metajax.estimators import truncated as truncated
-from metajax.evaluation import evaluate as evaluate
-from metajax.evaluation import leakage as leakage
+from metajax.evaluation.bank import evaluate as evaluate
+from metajax.evaluation.bank import leakage as leakage
+from metajax.evaluation.ranks import rank_learners as rank_learners
+from metajax.evaluation.reports import across_seeds as across_seeds
+from metajax.evaluation.reports import compare as compare
+from metajax.evaluation.streams import instance_accuracy as instance_accuracy
+from metajax.evaluation.streams import prequential as prequential
 from metajax.explain import explain as explain
 from metajax.features import embed_table as embed_table
 from metajax.features import without_embedding as without_embedding
@@ -79,11 +84,6 @@ from metajax.models.normalization import calibrate as calibrate
 from metajax.models.precision import with_precision as with_precision
 from metajax.models.recurrent import lstm as lstm
 from metajax.models.task_encoder import task_encoder as task_encoder
-from metajax.prequential import instance_accuracy as instance_accuracy
-from metajax.prequential import prequential as prequential
-from metajax.ranks import rank_learners as rank_learners
-from metajax.reports import across_seeds as across_seeds
-from metajax.reports import compare as compare
 from metajax.task2vec import task2vec as task2vec
 from metajax.tasks.class_table import few_shot as few_shot
 from metajax.tasks.class_table import join_classes as join_classes

@@ -50,11 +50,11 @@ from metajax.configuration import (
     resolve,
     train_run,
 )
-from metajax.evaluation import evaluate as evaluate_learner
+from metajax.evaluation.bank import evaluate as evaluate_learner
+from metajax.evaluation.reports import Report, format_value
 from metajax.inner import unroll
 from metajax.models import normalization
 from metajax.models.normalization import calibrate
-from metajax.reports import Report, format_value
 from metajax.trainer import train as train_learner
 from metajax.types import Learner, PyTree, TaskDistribution
 

@@ -32,11 +32,11 @@ from metajax.configuration import (
     resolve,
     train_run,
 )
-from metajax.evaluation import bank_task, evaluate
+from metajax.evaluation.bank import bank_task, evaluate
+from metajax.evaluation.reports import Report, compare
 from metajax.learners.metric.prototypical import prototypical
 from metajax.models.adapters import from_functions
 from metajax.plots import plot_learning_curves, plot_tasks
-from metajax.reports import Report, compare
 from metajax.run_folder import Record
 from metajax.types import Learner, PyTree, Task
 

@@ -30,7 +30,8 @@ from metajax.compute.program_costs import (
     planned_memory,
     slow_convolutions,
 )
-from metajax.evaluation import VALIDATION_SEED, evaluate
+from metajax.evaluation.bank import VALIDATION_SEED, evaluate
+from metajax.evaluation.reports import Report
 from metajax.outer_loop import (
     TrainState,
     init_state,
@@ -38,7 +39,6 @@ from metajax.outer_loop import (
     run_steps_fn,
 )
 from metajax.progress import Progress
-from metajax.reports import Report
 from metajax.run_folder import Record, RunFolder, run_settings
 from metajax.task_source import HostTasks, TaskSource, is_host
 from metajax.tasks.checks import check_task

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.checks import check_integers
-from metajax.evaluation import VALIDATION_SEED, bank_means
+from metajax.evaluation.bank import VALIDATION_SEED, bank_means
 from metajax.outer_loop import (
     TrainState,
     init_state,

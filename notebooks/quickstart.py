@@ -49,7 +49,7 @@ from IPython.display import Image, display
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from metajax import conv4, evaluate, glyphs, maml, mlp, prototypical, sinusoid, train
-from metajax.evaluation import bank_task
+from metajax.evaluation.bank import bank_task
 from metajax.objectives import squared_error
 from metajax.plots import plot_tasks
 

@@ -66,7 +66,7 @@ from metajax import (
     split_classes,
     train,
 )
-from metajax.evaluation import bank_task
+from metajax.evaluation.bank import bank_task
 from metajax.objectives import cross_entropy, query_loss
 from metajax.types import Array, PyTree
 

@@ -14,7 +14,7 @@ from metajax.buckets import (
     fit_buckets,
     needed_rows,
 )
-from metajax.evaluation import bank_task
+from metajax.evaluation.bank import bank_task
 from metajax.objectives import accuracy, cross_entropy, masked_mean
 from metajax.tasks.class_table import class_table
 from metajax.types import Examples, Learner, Task

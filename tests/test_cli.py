@@ -21,7 +21,7 @@ from metajax.configuration import (
     config_from_json,
     resolve,
 )
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
 from metajax.inner import unroll
 from metajax.learners.gradient.maml import maml
 from metajax.models import normalization

@@ -16,7 +16,7 @@ from metajax.distributions import (
     moments,
     negative_log_likelihood,
 )
-from metajax.evaluation import bank_task, evaluate
+from metajax.evaluation.bank import bank_task, evaluate
 from metajax.trainer import _monitored
 from metajax.types import Examples, Learner, Task
 

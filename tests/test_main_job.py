@@ -9,7 +9,7 @@ import pytest
 from metajax import cli, configuration, main_job
 from metajax.catalogue import ARGUMENTS
 from metajax.cli import main
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
 from metajax.main_job import Sizes
 from metajax.tasks.class_table import class_table, few_shot
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from quadratic import quadratic, sample
 
 from metajax.compute.devices import TASK_AXIS, mean_over_devices, place, task_mesh
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
 from metajax.learners.gradient.maml import maml
 from metajax.models.adapters import from_linen
 from metajax.models.convolution import Conv

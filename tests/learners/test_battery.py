@@ -11,7 +11,7 @@ import pytest
 from learners.registry import REGISTRY, pad
 
 from metajax.checkpoints import Checkpoints
-from metajax.evaluation import leakage
+from metajax.evaluation.bank import leakage
 from metajax.objectives import cross_entropy
 from metajax.outer_loop import init_state, outer_step, reverse_mode
 from metajax.types import Examples, Learner, Task

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from metajax.evaluation import evaluate
+from metajax.evaluation.bank import evaluate
 from metajax.learners.representation.dataset2vec import dataset2vec
 from metajax.outer_loop import init_state, outer_step, reverse_mode
 from metajax.tasks.table_pairs import table_pairs

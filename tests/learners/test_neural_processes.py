@@ -15,8 +15,8 @@ from metajax.distributions import (
     log_likelihood,
     moments,
 )
-from metajax.evaluation import evaluate, leakage
-from metajax.reports import compare
+from metajax.evaluation.bank import evaluate, leakage
+from metajax.evaluation.reports import compare
 from metajax.tasks.gaussian_process import exact_posterior, gaussian_process
 from metajax.trainer import train
 from metajax.types import Examples, Learner, Task

@@ -16,7 +16,7 @@ import numpy as np
 from metajax.buckets import as_pytree
 from metajax.builders.streams import shuffled
 from metajax.checks import check_integers
-from metajax.reports import interval
+from metajax.evaluation.reports import interval
 from metajax.types import Array, Examples, Learner, PyTree, Stream, TaskDistribution
 
 __all__ = ["InstanceAccuracy", "instance_accuracy", "prequential"]

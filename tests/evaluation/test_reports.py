@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from metajax.reports import Report, across_seeds, compare, reliability
+from metajax.evaluation.reports import Report, across_seeds, compare, reliability
 
 NUM_TASKS = 40
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from metajax.ranks import rank_learners
-from metajax.reports import Report
+from metajax.evaluation.ranks import rank_learners
+from metajax.evaluation.reports import Report
 
 EASE = np.random.default_rng(0).uniform(0.3, 0.7, 30)
 WAVE = np.tile([1.0, -1.0], 15)

@@ -2,7 +2,7 @@
 
 A bank is a task distribution and a seed. Task `i` is drawn with a key folded from
 `key(seed)` and `i` alone, so it is the same task for every learner, however many tasks
-are asked for and in whatever blocks they run. That is what lets `metajax.reports`
+are asked for and in whatever blocks they run. That is what lets `metajax.evaluation.reports`
 compare two learners task by task.
 
 Only `adapt` is given a key, another one for each task. `predict` gets None, which means
@@ -29,8 +29,8 @@ from metajax.checks import check_integers, check_seed
 from metajax.compute.devices import COPIED, TASK_AXIS, spread, task_mesh
 from metajax.compute.program_costs import best_block
 from metajax.distributions import Gaussian, Mixture, log_likelihood, moments
+from metajax.evaluation.reports import Report, reliability
 from metajax.objectives import accuracy, cross_entropy, masked_mean, squared_error
-from metajax.reports import Report, reliability
 from metajax.tasks.checks import check_task
 from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from metajax.evaluation import NUM_BINS, bank_task, evaluate, leakage
+from metajax.evaluation.bank import NUM_BINS, bank_task, evaluate, leakage
+from metajax.evaluation.reports import compare
 from metajax.objectives import query_loss, squared_error
-from metajax.reports import compare
 from metajax.types import Examples, Learner, Task
 
 WAY, SHOT, NUM_QUERIES, DIM = 3, 2, 4, 5

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from metajax.reports import (
+from metajax.evaluation.reports import (
     Report,
     check_same_bank,
     choose_metric,
