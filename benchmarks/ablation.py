@@ -22,7 +22,7 @@ from metajax.evaluation.bank import evaluate
 from metajax.evaluation.reports import Report, compare
 from metajax.tasks.class_table import few_shot
 from metajax.tasks.omniglot import omniglot as images
-from metajax.trainer import train
+from metajax.training.trainer import train
 
 # What a variant changes. All parts are on in `all`, but for derivative-order annealing,
 # which saves time where the others are for accuracy.

@@ -64,7 +64,7 @@ from metajax.tasks.glyphs import glyphs
 from metajax.tasks.mixture import mixture
 from metajax.tasks.omniglot import omniglot
 from metajax.tasks.variable_tasks import meta_dataset_tasks
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Learner, Model, PyTree
 
 MAKERS: dict[str, Callable[[Model, int, int], Learner]] = {

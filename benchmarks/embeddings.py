@@ -45,7 +45,7 @@ from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
 from metajax.tasks.class_table import few_shot, whole_classes
 from metajax.tasks.omniglot import omniglot
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Learner, Model
 
 NAME, REFERENCE = "embeddings", "prototypical"

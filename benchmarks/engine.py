@@ -53,9 +53,9 @@ from metajax.objectives import squared_error
 from metajax.tasks.class_table import few_shot
 from metajax.tasks.omniglot import omniglot
 from metajax.tasks.sinusoid import sinusoid
-from metajax.trainer import train
+from metajax.training.trainer import train
+from metajax.training.whole_run import whole_run
 from metajax.types import Array, Learner, PyTree
-from metajax.whole_run import whole_run
 
 INNER_STEPS = (1, 5)
 PEAK_ITEMS = ("W1a", "W1b 1-shot, 1 inner", "W2")

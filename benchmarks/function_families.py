@@ -37,7 +37,7 @@ from metajax.learners.representation.arml import arml
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
 from metajax.tasks.regression_families import FAMILIES, regression_families
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Learner, PyTree
 
 REFERENCE = "maml"

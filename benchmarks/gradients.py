@@ -14,7 +14,6 @@ import optax
 import tyro
 
 from benchmarks.record import RESULTS, write_result
-from metajax.compare_gradients import Candidate, candidates, compare_gradients
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.imaml import imaml
 from metajax.learners.gradient.maml import maml
@@ -24,7 +23,8 @@ from metajax.objectives import squared_error
 from metajax.plots import plot_gradients
 from metajax.tasks.quadratic import linear, quadratic, row_loss
 from metajax.tasks.sinusoid import sinusoid
-from metajax.trainer import train
+from metajax.training.gradient_bias import Candidate, candidates, compare_gradients
+from metajax.training.trainer import train
 from metajax.types import Learner, TaskDistribution
 
 

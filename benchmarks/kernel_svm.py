@@ -48,7 +48,7 @@ from metajax.learners.solver.kernel_svm import kernel_svm
 from metajax.tasks.synthetic_table import synthetic_table
 from metajax.tasks.table_tasks import TableTasks, table_tasks
 from metajax.tasks.tables import Table
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Learner, PyTree, Task, TaskDistribution
 
 SHOT, NUM_QUERIES = (10, 30), 15

@@ -42,7 +42,7 @@ from metajax.learners.memory.sgdstore import sgdstore
 from metajax.models.adapters import from_functions
 from metajax.tasks.class_table import ClassTable, class_table, few_shot
 from metajax.tasks.omniglot import omniglot
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Array, Examples, Learner, PyTree
 
 NAME = "memory-sequences"

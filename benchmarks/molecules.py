@@ -65,7 +65,7 @@ from metajax.tasks.molecules import (
     molecule_tasks,
     read_molecules,
 )
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Array, Examples, Learner, PyTree
 
 NUM_HELD_OUT = {"tox21": 3, "sider": 6, "muv": 5}

@@ -48,7 +48,7 @@ from metajax.tasks.gaussian_process import (
 )
 from metajax.tasks.image_completion import image_completion
 from metajax.tasks.omniglot import omniglot
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
 
 NAME = "neural-processes"

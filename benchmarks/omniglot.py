@@ -54,7 +54,7 @@ from metajax.models.networks import conv4, mlp
 from metajax.tasks.class_table import few_shot
 from metajax.tasks.glyphs import glyphs
 from metajax.tasks.omniglot import omniglot
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Learner, Model, TaskDistribution
 
 TESTED_ON = ("omniglot", "devanagari", "mnist")

@@ -41,7 +41,7 @@ from metajax.models.adapters import from_linen
 from metajax.tasks.table_tasks import RowTasks, row_tasks
 from metajax.tasks.tables import Table
 from metajax.tasks.tabular_prior import tabular_prior
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Array, Learner, PyTree, Task
 
 NAME, OURS = "prior-fitted", "prior-fitted"

@@ -24,13 +24,13 @@ import scipy.optimize
 import tyro
 
 from benchmarks.record import RESULTS, write_result
-from metajax.estimators import truncated
 from metajax.evaluation.bank import bank_task
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.inner.lstm_optimizer import lstm_optimizer
 from metajax.learners.optimizer.learn_optimizer import learn_optimizer
 from metajax.tasks.quadratic import linear, quadratic, row_loss
-from metajax.trainer import train
+from metajax.training.outer_gradients import truncated
+from metajax.training.trainer import train
 from metajax.types import Array, Learner, PyTree, Task
 
 BASELINES = {

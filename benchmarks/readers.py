@@ -38,7 +38,7 @@ from metajax.learners.metric.prototypical import prototypical
 from metajax.models.networks import conv4, identity, mlp
 from metajax.tasks.class_table import ClassTable, class_table, few_shot
 from metajax.tasks.omniglot import omniglot
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Learner, PyTree
 
 NAME, REFERENCE = "readers", "prototypical"

@@ -42,7 +42,7 @@ from metajax.learners.optimizer.lstm_generator import lstm_generator
 from metajax.models.recurrent import lstm
 from metajax.objectives import squared_error
 from metajax.tasks.sequences import SequenceSinusoid, sequence_sinusoid
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Array, Learner
 
 REFERENCE = "generator"

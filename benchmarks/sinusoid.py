@@ -29,7 +29,7 @@ from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
 from metajax.tasks.sinusoid import sinusoid
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Learner
 
 DIVERGED = 25.0

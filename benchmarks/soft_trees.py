@@ -54,7 +54,7 @@ from metajax.learners.solver.soft_tree import harden, soft_tree
 from metajax.plots import plot_tree
 from metajax.tasks.table_tasks import RowTasks, row_tasks
 from metajax.tasks.tables import Table
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Learner, PyTree, Task, TaskDistribution
 
 ROWS, NUM_QUERIES, CLASSES = (5, 50), 30, 5

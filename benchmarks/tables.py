@@ -29,7 +29,7 @@ from metajax.learners.gradient.maml import maml
 from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.models.networks import mlp
 from metajax.tasks.synthetic_table import synthetic_table
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import TaskDistribution
 
 TEST_SEED, TUNING_SEED = 0, 1

@@ -70,7 +70,7 @@ from metajax.tasks.loaders import from_arrays
 from metajax.tasks.omniglot import omniglot
 from metajax.tasks.table_pairs import TablePairs, table_pairs
 from metajax.tasks.tables import Table
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Examples, Learner, Model, PyTree
 
 WAY, SHOT = 3, 10

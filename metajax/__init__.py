@@ -2,12 +2,7 @@
 
 from metajax.buckets import bucketed as bucketed
 from metajax.buckets import fit_buckets as fit_buckets
-from metajax.checkpoints import load_meta_params as load_meta_params
-from metajax.compare_gradients import compare_gradients as compare_gradients
 from metajax.compute.cores import use_cores as use_cores
-from metajax.estimators import evolution_strategies as evolution_strategies
-from metajax.estimators import pes as pes
-from metajax.estimators import truncated as truncated
 from metajax.evaluation.bank import evaluate as evaluate
 from metajax.evaluation.bank import leakage as leakage
 from metajax.evaluation.ranks import rank_learners as rank_learners
@@ -15,7 +10,6 @@ from metajax.evaluation.reports import across_seeds as across_seeds
 from metajax.evaluation.reports import compare as compare
 from metajax.evaluation.streams import instance_accuracy as instance_accuracy
 from metajax.evaluation.streams import prequential as prequential
-from metajax.explain import explain as explain
 from metajax.features import embed_table as embed_table
 from metajax.features import without_embedding as without_embedding
 from metajax.filters import all_but as all_but
@@ -114,14 +108,22 @@ from metajax.tasks.table_tasks import table_tasks as table_tasks
 from metajax.tasks.tables import from_table as from_table
 from metajax.tasks.tabular_prior import tabular_prior as tabular_prior
 from metajax.tasks.variable_tasks import meta_dataset_tasks as meta_dataset_tasks
-from metajax.trainer import NonFiniteError as NonFiniteError
-from metajax.trainer import train as train
+from metajax.training.checkpoints import load_meta_params as load_meta_params
+from metajax.training.costs import explain as explain
+from metajax.training.gradient_bias import compare_gradients as compare_gradients
+from metajax.training.outer_gradients import (
+    evolution_strategies as evolution_strategies,
+)
+from metajax.training.outer_gradients import pes as pes
+from metajax.training.outer_gradients import truncated as truncated
+from metajax.training.trainer import NonFiniteError as NonFiniteError
+from metajax.training.trainer import train as train
+from metajax.training.whole_run import whole_run as whole_run
 from metajax.types import Examples as Examples
 from metajax.types import Learner as Learner
 from metajax.types import Model as Model
 from metajax.types import Task as Task
 from metajax.version import __version__ as __version__
-from metajax.whole_run import whole_run as whole_run
 
 __all__ = [
     "Examples",

@@ -38,7 +38,6 @@ from metajax.catalogue import (
     papers,
     title,
 )
-from metajax.checkpoints import load_meta_params
 from metajax.compute.cores import use_cores
 from metajax.configuration import (
     Config,
@@ -55,7 +54,8 @@ from metajax.evaluation.reports import Report, format_value
 from metajax.inner import unroll
 from metajax.models import normalization
 from metajax.models.normalization import calibrate
-from metajax.trainer import train as train_learner
+from metajax.training.checkpoints import load_meta_params
+from metajax.training.trainer import train as train_learner
 from metajax.types import Learner, PyTree, TaskDistribution
 
 __all__ = ["evaluate", "list_all", "main", "train"]

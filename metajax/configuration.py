@@ -30,7 +30,7 @@ from metajax.tasks.class_table import (
     split_classes,
     whole_classes,
 )
-from metajax.trainer import TrainResult, train
+from metajax.training.trainer import TrainResult, train
 from metajax.types import Learner, Model, TaskDistribution
 
 __all__ = [
@@ -58,7 +58,7 @@ _WITHOUT_SPLITS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a run is made of, besides the arguments of `metajax.trainer.train`.
+    """What a run is made of, besides the arguments of `metajax.training.trainer.train`.
 
     Attributes:
       learner: arguments of a learner.
@@ -156,7 +156,7 @@ def train_run(
     Args:
       config: a resolved configuration.
       run_dir: folder of the run.
-      **training: further arguments of `metajax.trainer.train`.
+      **training: further arguments of `metajax.training.trainer.train`.
 
     Returns:
       The learner, and what `train` returns.

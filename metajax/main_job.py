@@ -37,7 +37,7 @@ from metajax.evaluation.reports import Report, compare
 from metajax.learners.metric.prototypical import prototypical
 from metajax.models.adapters import from_functions
 from metajax.plots import plot_learning_curves, plot_tasks
-from metajax.run_folder import Record
+from metajax.training.run_folder import Record
 from metajax.types import Learner, PyTree, Task
 
 __all__ = ["Sizes", "main_job"]

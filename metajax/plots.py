@@ -13,8 +13,8 @@ import numpy as np
 
 from metajax.builders.decision_tree import DecisionTree
 from metajax.checks import check_choice
-from metajax.compare_gradients import GradientComparison
-from metajax.run_folder import Record
+from metajax.training.gradient_bias import GradientComparison
+from metajax.training.run_folder import Record
 from metajax.types import Task
 
 __all__ = [
@@ -129,7 +129,7 @@ def plot_learning_curves(
 
     Args:
       path: the PNG file to write.
-      histories: name -> records as `metajax.run_folder.read_metrics` gives them.
+      histories: name -> records as `metajax.training.run_folder.read_metrics` gives them.
       levels: name -> value of what does not train, drawn as a dashed line.
       metric: the metric.
 

@@ -12,7 +12,6 @@ from PIL import Image
 import metajax
 from metajax import catalogue, cli, configuration
 from metajax.catalogue import ARGUMENTS, InnerOptimizer, OuterOptimizer
-from metajax.checkpoints import load_meta_params
 from metajax.cli import main
 from metajax.configuration import (
     Config,
@@ -27,8 +26,9 @@ from metajax.learners.gradient.maml import maml
 from metajax.models import normalization
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
-from metajax.run_folder import read_metrics
 from metajax.tasks.sinusoid import sinusoid
+from metajax.training.checkpoints import load_meta_params
+from metajax.training.run_folder import read_metrics
 
 TINY = [
     *("--steps", "2", "--tasks-per-step", "2", "--num-validation-tasks", "2"),
@@ -384,7 +384,7 @@ def test_every_constructor_argument_is_reachable():
             ):
                 sizes = {"way", "shot", "num_queries", "dtype"}
                 assert sizes <= set(ARGUMENTS[part][name].__dataclass_fields__)
-    training = set(inspect.signature(metajax.trainer.train).parameters)
+    training = set(inspect.signature(metajax.training.trainer.train).parameters)
     built = {"learner", "tasks", "optimizer", "validation", "config", "run_dir"}
     code = {"estimator", "mesh"}
     assert training - built - code == set(cli._Training.__dataclass_fields__)

@@ -17,7 +17,7 @@ from metajax.distributions import (
     negative_log_likelihood,
 )
 from metajax.evaluation.bank import bank_task, evaluate
-from metajax.trainer import _monitored
+from metajax.training.trainer import _monitored
 from metajax.types import Examples, Learner, Task
 
 N, S, D = 5, 3, 2

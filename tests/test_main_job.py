@@ -83,7 +83,9 @@ def test_main_job_twice(cheap, tmp_path, monkeypatch, capsys):
     metrics = (folder / "maml" / "metrics.jsonl").read_text()
     monkeypatch.setattr(main_job, "evaluate", evaluate_again)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr("metajax.run_folder.plot_learning_curve", lambda *args: None)
+    monkeypatch.setattr(
+        "metajax.training.run_folder.plot_learning_curve", lambda *args: None
+    )
     main_job.main_job(folder, sizes=TINY)
     out = capsys.readouterr().out
     assert not tested

@@ -6,7 +6,7 @@ import jax
 import optax
 from quadratic import quadratic, sample
 
-from metajax.trainer import train
+from metajax.training.trainer import train
 
 port, process, folder = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2)

@@ -21,10 +21,15 @@ from metajax.learners.gradient.maml import maml
 from metajax.models.adapters import from_linen
 from metajax.models.convolution import Conv
 from metajax.models.networks import mlp
-from metajax.outer_loop import init_state, reverse_mode, run_steps_fn, sample_tasks
 from metajax.tasks.class_table import ClassTable, class_table, few_shot
 from metajax.tasks.host import on_host
-from metajax.trainer import train
+from metajax.training.outer_loop import (
+    init_state,
+    reverse_mode,
+    run_steps_fn,
+    sample_tasks,
+)
+from metajax.training.trainer import train
 
 FOLDER = os.path.dirname(__file__)
 OPTIMIZER = optax.adam(0.1)

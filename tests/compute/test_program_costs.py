@@ -13,9 +13,9 @@ from metajax.learners.metric.prototypical import prototypical
 from metajax.models.adapters import from_linen
 from metajax.models.convolution import Conv, convolve
 from metajax.models.networks import conv4
-from metajax.outer_loop import reverse_mode
 from metajax.tasks.class_table import class_table, few_shot
-from metajax.trainer import train
+from metajax.training.outer_loop import reverse_mode
+from metajax.training.trainer import train
 
 A, B = jnp.ones((3, 5)), jnp.ones((5, 7))
 PRODUCT = 2 * 3 * 5 * 7

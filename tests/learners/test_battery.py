@@ -10,10 +10,10 @@ import optax
 import pytest
 from learners.registry import REGISTRY, pad
 
-from metajax.checkpoints import Checkpoints
 from metajax.evaluation.bank import leakage
 from metajax.objectives import cross_entropy
-from metajax.outer_loop import init_state, outer_step, reverse_mode
+from metajax.training.checkpoints import Checkpoints
+from metajax.training.outer_loop import init_state, outer_step, reverse_mode
 from metajax.types import Examples, Learner, Task
 
 # The tests of one learner follow one another, and so share its compiled programs.

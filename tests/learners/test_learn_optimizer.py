@@ -12,7 +12,7 @@ from learners.registry import sample
 import metajax
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.objectives import squared_error
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Examples, Task
 
 CURVATURE = jnp.array([0.5, 2.0])

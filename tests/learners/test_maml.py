@@ -12,7 +12,7 @@ from learners.registry import sample
 import metajax
 from metajax.objectives import squared_error
 from metajax.tasks.sinusoid import sinusoid
-from metajax.trainer import train
+from metajax.training.trainer import train
 from metajax.types import Examples, Task
 
 SUPPORT, QUERY = jnp.array([0.5, 3.0]), jnp.array([2.0, -1.0])

@@ -12,7 +12,7 @@ from learners.registry import pad, sample
 import metajax
 from metajax.learners.gradient.reptile import draw_batches
 from metajax.objectives import squared_error
-from metajax.outer_loop import init_state, outer_step, reverse_mode
+from metajax.training.outer_loop import init_state, outer_step, reverse_mode
 from metajax.types import Examples
 
 THETA, RATE = jnp.array([1.0, -2.0]), 0.2

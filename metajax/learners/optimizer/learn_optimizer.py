@@ -50,7 +50,7 @@ def learn_optimizer(
         always the same one where `adapt` and `loss` are given none.
       inner_optimizer: what is learned.
       steps: inner steps in training, at least 1. Long ones are better cut into pieces:
-        `metajax.estimators.truncated` and `pes` use the learner's `segments`.
+        `metajax.training.outer_gradients.truncated` and `pes` use the learner's `segments`.
       eval_steps: inner steps of `adapt`; None means `steps`.
       judges: `"path"` for the mean support loss on the way, `"query"` for the query
         loss at its end.

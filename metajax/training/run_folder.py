@@ -4,7 +4,7 @@
     metrics.jsonl        the history, one JSON object a line
     learning_curve.png   loss and monitored metric over steps (needs matplotlib)
     tensorboard/         the same numbers as events (needs tensorboardX)
-    checkpoints/         see `metajax.checkpoints`
+    checkpoints/         see `metajax.training.checkpoints`
 
 Runs with the same settings on the same machine write the same `metrics.jsonl`, however
 often they were killed and resumed, but for what stands under the key `timing`.
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checkpoints import Checkpoints
+from metajax.training.checkpoints import Checkpoints
 from metajax.types import PyTree
 from metajax.version import __version__
 

@@ -7,10 +7,10 @@ import optax
 import pytest
 
 import metajax
-from metajax.compare_gradients import Candidate, candidates, compare_gradients
-from metajax.estimators import evolution_strategies
 from metajax.objectives import squared_error
 from metajax.plots import plot_gradients
+from metajax.training.gradient_bias import Candidate, candidates, compare_gradients
+from metajax.training.outer_gradients import evolution_strategies
 from metajax.types import Estimator, Examples, Task
 
 NUM_TASKS = 4

@@ -15,10 +15,10 @@ import optax
 import pytest
 from quadratic import DIM, quadratic, same_bits, sample
 
-from metajax import trainer
-from metajax.checkpoints import load_meta_params
-from metajax.run_folder import read_metrics
-from metajax.trainer import NonFiniteError, train
+from metajax.training import trainer
+from metajax.training.checkpoints import load_meta_params
+from metajax.training.run_folder import read_metrics
+from metajax.training.trainer import NonFiniteError, train
 from metajax.types import Estimator, Examples, Learner, Task
 
 NUM_TASKS = 4
@@ -472,7 +472,7 @@ KILLED_RUN = """
 import sys
 import optax
 from quadratic import quadratic, sample
-from metajax.trainer import train
+from metajax.training.trainer import train
 
 train(
     quadratic(noise=0.1), sample, optax.adam(0.05), steps=int(sys.argv[2]),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from metajax.run_folder import (
+from metajax.training.run_folder import (
     RunFolder,
     plot_learning_curve,
     read_metrics,

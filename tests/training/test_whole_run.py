@@ -6,8 +6,8 @@ import optax
 import pytest
 from quadratic import DIM, quadratic, sample
 
-from metajax.trainer import train
-from metajax.whole_run import whole_run
+from metajax.training.trainer import train
+from metajax.training.whole_run import whole_run
 
 SEEDS = (3, 8)
 SIZES = {"steps": 12, "tasks_per_step": 4, "num_validation_tasks": 30}

@@ -5,7 +5,7 @@
 `theta` is `TrainState.meta_params`. Everything random in step `s` comes from
 `task_keys(key, s, ...)`, so tasks are a pure function of `(key, s)`: a run that resumes
 at `s` needs nothing but the state. This module owns the axis of tasks `[B]` and is the
-only one that does; `metajax.trainer` adds files, validation and a display.
+only one that does; `metajax.training.trainer` adds files, validation and a display.
 """
 
 import functools

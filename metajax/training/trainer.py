@@ -1,6 +1,6 @@
 """Meta-training: any learner, any task distribution, any Optax optimizer.
 
-`train` is what stands around `metajax.outer_loop`: it compiles, validates on a fixed
+`train` is what stands around `metajax.training.outer_loop`: it compiles, validates on a fixed
 bank of tasks, keeps the best meta-parameters, writes the run folder, resumes, and stops
 at the first number that is not finite. Its result is a function of its arguments alone,
 bit for bit on one machine, however often the run was killed and resumed on the way. A
@@ -32,16 +32,16 @@ from metajax.compute.program_costs import (
 )
 from metajax.evaluation.bank import VALIDATION_SEED, evaluate
 from metajax.evaluation.reports import Report
-from metajax.outer_loop import (
+from metajax.tasks.checks import check_task
+from metajax.training.outer_loop import (
     TrainState,
     init_state,
     reverse_mode,
     run_steps_fn,
 )
-from metajax.progress import Progress
-from metajax.run_folder import Record, RunFolder, run_settings
-from metajax.task_source import HostTasks, TaskSource, is_host
-from metajax.tasks.checks import check_task
+from metajax.training.progress import Progress
+from metajax.training.run_folder import Record, RunFolder, run_settings
+from metajax.training.task_source import HostTasks, TaskSource, is_host
 from metajax.types import Array, Estimator, Learner, PyTree, Task, TaskDistribution
 
 __all__ = ["NonFiniteError", "TrainResult", "train"]
@@ -70,7 +70,7 @@ class TrainResult(NamedTuple):
       meta_params: after the last step.
       best_params: those of the best validation; the last ones if there was none.
       best_step: the steps these took.
-      history: records as `metajax.run_folder.read_metrics` describes them.
+      history: records as `metajax.training.run_folder.read_metrics` describes them.
       state: after the last step, all of it.
     """
 
@@ -121,7 +121,7 @@ def train(
         overhead where a step takes less than about a millisecond. It puts the step into
         a loop, in which XLA's CPU backend runs plain convolutions tens of times slower.
       tasks_per_block: tasks that are adapted to at once on a device, see
-        `metajax.outer_loop.reverse_mode`; `"auto"` takes one after the other on CPU if
+        `metajax.training.outer_loop.reverse_mode`; `"auto"` takes one after the other on CPU if
         the learner convolves, and else all at once.
       mesh: the devices, see `metajax.compute.devices`. `"auto"` takes as many as divide the
         tasks evenly; None takes one.
@@ -134,7 +134,7 @@ def train(
         better if its name contains "accuracy", else the smaller. By default `accuracy`
         where it is measured, else `nll`, else the first of the metrics.
       run_dir: folder for configuration, metrics, checkpoints and learning curve, see
-        `metajax.run_folder`. None writes nothing.
+        `metajax.training.run_folder`. None writes nothing.
       config: JSON values that describe learner, tasks and optimizer, written into the
         folder. A run with another description is not continued. A change that is not
         described is noticed too, as it makes another program or another first task, but
@@ -153,7 +153,7 @@ def train(
       TypeError: `learner`, `tasks` or `optimizer` is something else.
       NonFiniteError: training diverged. The last good state is saved first.
       MemoryError: a step needs more memory than the device has.
-      metajax.checkpoints.CheckpointError: no checkpoint of the run can be read.
+      metajax.training.checkpoints.CheckpointError: no checkpoint of the run can be read.
       BlockingIOError: another process trains in `run_dir`.
     """
     counts = {

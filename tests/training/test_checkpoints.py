@@ -9,8 +9,8 @@ import optax
 import pytest
 from quadratic import same_bits
 
-from metajax.checkpoints import CheckpointError, Checkpoints, load_meta_params
-from metajax.outer_loop import TrainState
+from metajax.training.checkpoints import CheckpointError, Checkpoints, load_meta_params
+from metajax.training.outer_loop import TrainState
 
 # When a read fails, Orbax leaves others of its reads unfinished.
 pytestmark = pytest.mark.filterwarnings(

@@ -18,7 +18,7 @@ from metajax.checks import check_integers
 from metajax.compute import devices
 from metajax.compute.program_costs import best_block, mebibytes, planned_memory, work
 from metajax.inner.unroll import GRADIENT_MODES
-from metajax.outer_loop import reverse_mode
+from metajax.training.outer_loop import reverse_mode
 from metajax.types import Learner, TaskDistribution
 
 __all__ = ["Cost", "Explanation", "explain"]
@@ -136,7 +136,7 @@ def explain(
         `metajax.inner.unroll`; or one learner, as it is.
       tasks: the task distribution of training.
       tasks_per_step: tasks B in a step, at least 1.
-      tasks_per_block: as in `metajax.trainer.train`.
+      tasks_per_block: as in `metajax.training.trainer.train`.
       memory_limit: bytes that may be used; by default those of the device, if it tells.
       time: whether to run it, too, six times in each mode in turn.
 

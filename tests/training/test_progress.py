@@ -4,8 +4,8 @@ import re
 import pytest
 from rich.console import Console
 
-from metajax import progress
-from metajax.progress import Progress
+from metajax.training import progress
+from metajax.training.progress import Progress
 
 
 class Clock:

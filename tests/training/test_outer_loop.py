@@ -7,7 +7,7 @@ import pytest
 from quadratic import INNER_LR, quadratic, same_bits, sample
 
 from metajax.compute.devices import TASK_AXIS, place, task_mesh
-from metajax.outer_loop import (
+from metajax.training.outer_loop import (
     TrainState,
     init_state,
     outer_step,

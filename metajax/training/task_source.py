@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax.compute.devices import COPIED, TASK_AXIS, spread
-from metajax.outer_loop import Draw, sample_tasks, select_tasks, task_keys
+from metajax.training.outer_loop import Draw, sample_tasks, select_tasks, task_keys
 from metajax.types import Array, PyTree, Task, TaskDistribution
 
 __all__ = ["HostTasks", "TaskSource", "is_host"]
@@ -40,7 +40,7 @@ def is_host(tasks: object) -> bool:
 
 
 class TaskSource:
-    """Feeds the program of `metajax.outer_loop.run_steps_fn` from either kind of tasks.
+    """Feeds the program of `metajax.training.outer_loop.run_steps_fn` from either kind of tasks.
 
     Args:
       tasks: task distribution or host tasks.

@@ -12,11 +12,11 @@ from quadratic import quadratic, same_bits
 from quadratic import sample as sample_centres
 
 import metajax
-from metajax.estimators import evolution_strategies, pes, truncated
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.objectives import squared_error
-from metajax.outer_loop import reverse_mode
-from metajax.trainer import train
+from metajax.training.outer_gradients import evolution_strategies, pes, truncated
+from metajax.training.outer_loop import reverse_mode
+from metajax.training.trainer import train
 
 STEPS, START, RATE = 4, (1.0, -2.0), 0.3
 

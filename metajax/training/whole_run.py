@@ -1,6 +1,6 @@
 """Whole runs as one pure function: for many seeds and hyper-parameters at once.
 
-`metajax.trainer.train` is for one long run with files and a display. Here a run is a
+`metajax.training.trainer.train` is for one long run with files and a display. Here a run is a
 function of a key and hyper-parameters that `jit` compiles from the first task to the
 last validation, and `vmap` runs many times side by side, which pays where one run of a
 small network leaves the device idle.
@@ -23,7 +23,7 @@ import optax
 
 from metajax.checks import check_integers
 from metajax.evaluation.bank import VALIDATION_SEED, bank_means
-from metajax.outer_loop import (
+from metajax.training.outer_loop import (
     TrainState,
     init_state,
     outer_step,
@@ -40,7 +40,7 @@ class WholeRun(NamedTuple):
 
     Attributes:
       meta_params: after the last step.
-      training: metrics `[steps]` of every step, as `metajax.outer_loop.outer_step`
+      training: metrics `[steps]` of every step, as `metajax.training.outer_loop.outer_step`
         gives them. Where `is_finite` is False the step was not taken, and the steps
         after it start from the last good state.
       validation: means over the validation tasks `[rounds]`, after every

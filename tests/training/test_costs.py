@@ -2,12 +2,12 @@ import jax
 import optax
 import pytest
 
-from metajax.explain import Cost, Explanation, explain
 from metajax.inner.unroll import GRADIENT_MODES
 from metajax.learners.gradient.maml import maml
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
 from metajax.tasks.sinusoid import sinusoid
+from metajax.training.costs import Cost, Explanation, explain
 
 
 def make(gradient):

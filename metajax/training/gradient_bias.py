@@ -24,9 +24,9 @@ from jax.flatten_util import ravel_pytree
 
 from metajax.checks import check_integers
 from metajax.compute.program_costs import mebibytes, planned_memory
-from metajax.estimators import evolution_strategies, pes, truncated
 from metajax.filters import partition
-from metajax.outer_loop import reverse_mode
+from metajax.training.outer_gradients import evolution_strategies, pes, truncated
+from metajax.training.outer_loop import reverse_mode
 from metajax.types import Array, Estimator, Learner, PyTree, TaskDistribution
 
 __all__ = [
