@@ -39,7 +39,8 @@ import tyro
 from benchmarks.intervals import interval, signs
 from benchmarks.pmlb import group_of, read_tables
 from benchmarks.record import write_result
-from metajax.learners.representation.warm_start import (
+from metajax.descriptions.table_features import meta_features
+from metajax.descriptions.warm_start import (
     RANKINGS,
     WarmStart,
     fit_warm_start,
@@ -47,7 +48,6 @@ from metajax.learners.representation.warm_start import (
     recommend,
     regret_curve,
 )
-from metajax.meta_features import meta_features
 from metajax.tasks.tables import Table
 from metajax.types import Examples
 

@@ -57,14 +57,14 @@ from benchmarks.intervals import interval, signs
 from benchmarks.pmlb import read_tables
 from benchmarks.recommend_trees import describe, pack
 from benchmarks.record import RESULTS, write_result
+from metajax.descriptions.fisher import TaskVector, symmetric_distance, task2vec
+from metajax.descriptions.table_features import META_FEATURES
 from metajax.evaluation.bank import evaluate
 from metajax.learners.metric.prototypical import prototypical
 from metajax.learners.representation.dataset2vec import dataset2vec
-from metajax.meta_features import META_FEATURES
 from metajax.models.networks import conv4
 from metajax.models.normalization import calibrate
 from metajax.plots import TaskMap, plot_task_maps, task_places
-from metajax.task2vec import TaskVector, symmetric_distance, task2vec
 from metajax.tasks.class_table import ClassTable, few_shot
 from metajax.tasks.loaders import from_arrays
 from metajax.tasks.omniglot import omniglot

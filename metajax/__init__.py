@@ -3,6 +3,10 @@
 from metajax.buckets import bucketed as bucketed
 from metajax.buckets import fit_buckets as fit_buckets
 from metajax.compute.cores import use_cores as use_cores
+from metajax.descriptions.fisher import task2vec as task2vec
+from metajax.descriptions.table_features import meta_features as meta_features
+from metajax.descriptions.warm_start import fit_warm_start as fit_warm_start
+from metajax.descriptions.warm_start import recommend as recommend
 from metajax.evaluation.bank import evaluate as evaluate
 from metajax.evaluation.bank import leakage as leakage
 from metajax.evaluation.ranks import rank_learners as rank_learners
@@ -58,15 +62,12 @@ from metajax.learners.representation.graph import graph as graph
 from metajax.learners.representation.label_propagation import (
     label_propagation as label_propagation,
 )
-from metajax.learners.representation.warm_start import fit_warm_start as fit_warm_start
-from metajax.learners.representation.warm_start import recommend as recommend
 from metajax.learners.solver.kernel_svm import kernel_svm as kernel_svm
 from metajax.learners.solver.logistic import logistic as logistic
 from metajax.learners.solver.ridge import ridge as ridge
 from metajax.learners.solver.soft_tree import harden as harden
 from metajax.learners.solver.soft_tree import soft_tree as soft_tree
 from metajax.learners.solver.svm import svm as svm
-from metajax.meta_features import meta_features as meta_features
 from metajax.models.adapters import from_functions as from_functions
 from metajax.models.adapters import from_linen as from_linen
 from metajax.models.adapters import from_nnx as from_nnx
@@ -78,7 +79,6 @@ from metajax.models.normalization import calibrate as calibrate
 from metajax.models.precision import with_precision as with_precision
 from metajax.models.recurrent import lstm as lstm
 from metajax.models.task_encoder import task_encoder as task_encoder
-from metajax.task2vec import task2vec as task2vec
 from metajax.tasks.class_table import few_shot as few_shot
 from metajax.tasks.class_table import join_classes as join_classes
 from metajax.tasks.class_table import split_classes as split_classes

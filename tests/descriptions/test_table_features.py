@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metajax.meta_features import META_FEATURES, meta_features
+from metajax.descriptions.table_features import META_FEATURES, meta_features
 from metajax.types import Examples
 
 # One shape for all tests: compiling is what takes time.

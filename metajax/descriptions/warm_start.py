@@ -212,7 +212,7 @@ def regret_curve(order: Any, scores: Any) -> Array:
       AssertionError: at trace time, if shapes disagree.
 
     Example:
-      >>> from metajax.learners.representation.warm_start import regret_curve
+      >>> from metajax.descriptions.warm_start import regret_curve
       >>> regret_curve([1, 0, 2], [0.5, 0.0, 1.0]).tolist()
       [1.0, 0.5, 0.0]
     """

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.learners.representation.warm_start import (
+from metajax.descriptions.warm_start import (
     RANKINGS,
     fit_warm_start,
     random_regret_curve,

@@ -1,7 +1,7 @@
 """Meta-features: what one can say of a classification task before learning it.
 
 A vector of 28 numbers describes the support set of a table, so that tasks can be
-compared, for instance by `metajax.learners.representation.warm_start`. The groups are
+compared, for instance by `metajax.descriptions.warm_start`. The groups are
 those of M. Feurer et al., "Efficient and Robust Automated Machine Learning", NeurIPS
 2015 (auto-sklearn), of J. Vanschoren, "Meta-Learning: A Survey", 2018,
 https://arxiv.org/abs/1810.03548, Table 1, and of E. Alcobaca et al., "MFE: Towards
@@ -150,7 +150,7 @@ def meta_features(
     Example:
       >>> import jax
       >>> from metajax import synthetic_table
-      >>> from metajax.meta_features import META_FEATURES, meta_features
+      >>> from metajax.descriptions.table_features import META_FEATURES, meta_features
       >>> support = synthetic_table(way=2, shot=16)(jax.random.key(0)).support
       >>> features = jax.jit(meta_features, static_argnames="num_classes")(
       ...     support, num_classes=2

@@ -9,13 +9,13 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import metajax
-from metajax.models.adapters import from_functions
-from metajax.task2vec import (
+from metajax.descriptions.fisher import (
     asymmetric_distance,
     fisher_diagonal,
     symmetric_distance,
     task2vec,
 )
+from metajax.models.adapters import from_functions
 from metajax.types import Examples
 
 ROWS, COLUMNS, WAY, STRENGTH = 12, 4, 3, 0.05
