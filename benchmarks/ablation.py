@@ -20,8 +20,8 @@ from benchmarks import omniglot
 from benchmarks.record import write_result
 from metajax.evaluation.bank import evaluate
 from metajax.evaluation.reports import Report, compare
-from metajax.tasks.class_table import few_shot
-from metajax.tasks.omniglot import omniglot as images
+from metajax.tasks.images.class_table import few_shot
+from metajax.tasks.images.omniglot import omniglot as images
 from metajax.training.trainer import train
 
 # What a variant changes. All parts are on in `all`, but for derivative-order annealing,

@@ -20,7 +20,6 @@ import tyro
 
 from benchmarks.record import write_result
 from metajax.evaluation.bank import evaluate
-from metajax.features import embed_table
 from metajax.learners.metric.feat import feat
 from metajax.learners.metric.matching import matching
 from metajax.learners.metric.prototypical import prototypical
@@ -29,8 +28,9 @@ from metajax.learners.solver.logistic import logistic
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
-from metajax.tasks.class_table import few_shot
-from metajax.tasks.omniglot import omniglot
+from metajax.tasks.images.class_table import few_shot
+from metajax.tasks.images.embedded import embed_table
+from metajax.tasks.images.omniglot import omniglot
 
 LEARNERS: dict[str, Callable[..., Any]] = {
     "prototypical": prototypical,

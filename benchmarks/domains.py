@@ -37,12 +37,10 @@ import tyro
 from benchmarks.calibrated import calibrated
 from benchmarks.images import READERS, at_most, read
 from benchmarks.record import RESULTS, kept, training_settings, write_result
-from metajax.buckets import Bucket, bucketed, fit_buckets
 from metajax.checks import check_choice
 from metajax.evaluation.bank import evaluate
 from metajax.evaluation.ranks import rank_learners
 from metajax.evaluation.reports import Report
-from metajax.features import embed_table, without_embedding
 from metajax.learners.gradient.maml import maml
 from metajax.learners.gradient.proto_maml import proto_maml
 from metajax.learners.metric.baseline import baseline
@@ -53,17 +51,19 @@ from metajax.learners.metric.relation import relation
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
-from metajax.tasks.class_table import (
+from metajax.tasks.buckets import Bucket, bucketed, fit_buckets
+from metajax.tasks.images.class_table import (
     ClassTable,
     class_table,
     few_shot,
     join_classes,
     whole_classes,
 )
-from metajax.tasks.glyphs import glyphs
-from metajax.tasks.mixture import mixture
-from metajax.tasks.omniglot import omniglot
-from metajax.tasks.variable_tasks import meta_dataset_tasks
+from metajax.tasks.images.embedded import embed_table, without_embedding
+from metajax.tasks.images.glyphs import glyphs
+from metajax.tasks.images.omniglot import omniglot
+from metajax.tasks.images.variable_tasks import meta_dataset_tasks
+from metajax.tasks.mixtures import mixture
 from metajax.training.trainer import train
 from metajax.types import Learner, Model, PyTree
 

@@ -31,7 +31,6 @@ from benchmarks.record import kept, training_settings, write_result
 from metajax.checks import check_choice
 from metajax.evaluation.bank import evaluate
 from metajax.evaluation.reports import Report
-from metajax.features import embed_table, without_embedding
 from metajax.learners.metric.baseline import baseline
 from metajax.learners.metric.feat import feat
 from metajax.learners.metric.matching import matching
@@ -43,8 +42,9 @@ from metajax.learners.solver.logistic import logistic
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
-from metajax.tasks.class_table import few_shot, whole_classes
-from metajax.tasks.omniglot import omniglot
+from metajax.tasks.images.class_table import few_shot, whole_classes
+from metajax.tasks.images.embedded import embed_table, without_embedding
+from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Learner, Model
 

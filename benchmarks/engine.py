@@ -50,9 +50,9 @@ from metajax.evaluation.reports import Report, compare
 from metajax.learners.gradient.maml import maml
 from metajax.models.networks import conv4, mlp
 from metajax.objectives import squared_error
-from metajax.tasks.class_table import few_shot
-from metajax.tasks.omniglot import omniglot
-from metajax.tasks.sinusoid import sinusoid
+from metajax.tasks.functions.sinusoid import sinusoid
+from metajax.tasks.images.class_table import few_shot
+from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.training.whole_run import whole_run
 from metajax.types import Array, Learner, PyTree

@@ -2,7 +2,7 @@
 
     python -m benchmarks.function_families
 
-The paper's protocol, `metajax.tasks.regression_families`: 10 points, 5 inner steps of
+The paper's protocol, `metajax.tasks.functions.regression_families`: 10 points, 5 inner steps of
 rate 0.001 in training and in the test, an MLP of 40 and 40 units, 25 tasks a step,
 Adam 1e-3. Differs in the outer loop: fewer steps than the 70,000 of the paper's code,
 and so a rate that falls to 0 over the second half of them, and gradients shortened to
@@ -36,7 +36,7 @@ from metajax.learners.gradient.maml import maml
 from metajax.learners.representation.arml import arml
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
-from metajax.tasks.regression_families import FAMILIES, regression_families
+from metajax.tasks.functions.regression_families import FAMILIES, regression_families
 from metajax.training.trainer import train
 from metajax.types import Learner, PyTree
 

@@ -21,8 +21,8 @@ from metajax.learners.optimizer.learn_optimizer import learn_optimizer
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
 from metajax.plots import plot_gradients
-from metajax.tasks.quadratic import linear, quadratic, row_loss
-from metajax.tasks.sinusoid import sinusoid
+from metajax.tasks.functions.quadratic import linear, quadratic, row_loss
+from metajax.tasks.functions.sinusoid import sinusoid
 from metajax.training.gradient_bias import Candidate, candidates, compare_gradients
 from metajax.training.trainer import train
 from metajax.types import Learner, TaskDistribution

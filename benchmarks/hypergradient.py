@@ -40,7 +40,7 @@ import tyro
 from benchmarks import record
 from metajax.evaluation.reports import interval
 from metajax.inner.hypergradient import adam_hd, sgd_hd, sgdn_hd
-from metajax.tasks.loaders import from_tfds
+from metajax.tasks.images.loaders import from_tfds
 from metajax.types import Array, PyTree
 
 BATCH_SIZE, WEIGHT_DECAY, MOMENTUM = 128, 1e-4, 0.9

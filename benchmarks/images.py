@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from metajax.tasks.class_table import ClassTable, class_table
-from metajax.tasks.loaders import from_arrays
-from metajax.tasks.omniglot import omniglot
+from metajax.tasks.images.class_table import ClassTable, class_table
+from metajax.tasks.images.loaders import from_arrays
+from metajax.tasks.images.omniglot import omniglot
 
 __all__ = ["READERS", "at_most", "read"]
 

@@ -45,9 +45,9 @@ from benchmarks.pmlb import group_of, read_tables
 from benchmarks.record import write_result
 from metajax.evaluation.bank import evaluate
 from metajax.learners.solver.kernel_svm import kernel_svm
-from metajax.tasks.synthetic_table import synthetic_table
-from metajax.tasks.table_tasks import TableTasks, table_tasks
-from metajax.tasks.tables import Table
+from metajax.tasks.tables.synthetic_table import synthetic_table
+from metajax.tasks.tables.table_tasks import TableTasks, table_tasks
+from metajax.tasks.tables.tables import Table
 from metajax.training.trainer import train
 from metajax.types import Learner, PyTree, Task, TaskDistribution
 

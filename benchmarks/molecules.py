@@ -59,7 +59,7 @@ from metajax.learners.gradient.maml import maml
 from metajax.learners.metric.prototypical import prototypical
 from metajax.learners.solver.ridge import ridge
 from metajax.models.networks import mlp
-from metajax.tasks.molecules import (
+from metajax.tasks.tables.molecules import (
     MoleculeTable,
     from_molecules,
     molecule_tasks,

@@ -40,14 +40,14 @@ from metajax.learners.memory.attentive_np import attentive_np
 from metajax.learners.memory.conditional_np import conditional_np
 from metajax.learners.memory.latent_np import latent_np
 from metajax.learners.memory.transformer_np import transformer_np
-from metajax.tasks.class_table import ClassTable
-from metajax.tasks.gaussian_process import (
+from metajax.tasks.functions.gaussian_process import (
     GaussianProcess,
     exact_posterior,
     gaussian_process,
 )
-from metajax.tasks.image_completion import image_completion
-from metajax.tasks.omniglot import omniglot
+from metajax.tasks.functions.image_completion import image_completion
+from metajax.tasks.images.class_table import ClassTable
+from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
 

@@ -51,9 +51,9 @@ from metajax.learners.metric.prototypical import prototypical
 from metajax.learners.metric.relation import relation
 from metajax.learners.optimizer.meta_lstm import meta_lstm
 from metajax.models.networks import conv4, mlp
-from metajax.tasks.class_table import few_shot
-from metajax.tasks.glyphs import glyphs
-from metajax.tasks.omniglot import omniglot
+from metajax.tasks.images.class_table import few_shot
+from metajax.tasks.images.glyphs import glyphs
+from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Learner, Model, TaskDistribution
 

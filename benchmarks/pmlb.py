@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from metajax.tasks.tables import Table, from_table
+from metajax.tasks.tables.tables import Table, from_table
 
 __all__ = ["group_of", "read_tables"]
 

@@ -38,9 +38,9 @@ from benchmarks.pmlb import group_of, read_tables
 from benchmarks.record import training_settings, write_result
 from metajax.learners.memory.in_context import in_context
 from metajax.models.adapters import from_linen
-from metajax.tasks.table_tasks import RowTasks, row_tasks
-from metajax.tasks.tables import Table
-from metajax.tasks.tabular_prior import tabular_prior
+from metajax.tasks.tables.table_tasks import RowTasks, row_tasks
+from metajax.tasks.tables.tables import Table
+from metajax.tasks.tables.tabular_prior import tabular_prior
 from metajax.training.trainer import train
 from metajax.types import Array, Learner, PyTree, Task
 

@@ -28,7 +28,7 @@ from metajax.evaluation.bank import bank_task
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.inner.lstm_optimizer import lstm_optimizer
 from metajax.learners.optimizer.learn_optimizer import learn_optimizer
-from metajax.tasks.quadratic import linear, quadratic, row_loss
+from metajax.tasks.functions.quadratic import linear, quadratic, row_loss
 from metajax.training.outer_gradients import truncated
 from metajax.training.trainer import train
 from metajax.types import Array, Learner, PyTree, Task

@@ -27,7 +27,6 @@ from benchmarks.record import training_settings, write_result
 from metajax.checks import check_choice
 from metajax.evaluation.bank import evaluate
 from metajax.evaluation.reports import Report, compare
-from metajax.features import embed_table
 from metajax.learners.memory.class_np import class_np
 from metajax.learners.memory.cnaps import cnaps
 from metajax.learners.memory.in_context import in_context
@@ -36,8 +35,9 @@ from metajax.learners.memory.mm_net import mm_net
 from metajax.learners.memory.snail import snail
 from metajax.learners.metric.prototypical import prototypical
 from metajax.models.networks import conv4, identity, mlp
-from metajax.tasks.class_table import ClassTable, class_table, few_shot
-from metajax.tasks.omniglot import omniglot
+from metajax.tasks.images.class_table import ClassTable, class_table, few_shot
+from metajax.tasks.images.embedded import embed_table
+from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Learner, PyTree
 

@@ -48,7 +48,7 @@ from metajax.descriptions.warm_start import (
     recommend,
     regret_curve,
 )
-from metajax.tasks.tables import Table
+from metajax.tasks.tables.tables import Table
 from metajax.types import Examples
 
 DEPTHS = (1, 2, 3, 4, 6, 8, None)

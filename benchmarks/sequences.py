@@ -2,7 +2,7 @@
 
     python -m benchmarks.sequences
 
-A protocol of our own, without published numbers: `metajax.tasks.sequences`, noisy
+A protocol of our own, without published numbers: `metajax.tasks.functions.sequences`, noisy
 sinusoids whose amplitude, frequency and offset a task's sequences share. All learners
 have the same LSTM, trained by Adam with a cosine schedule on the same number of tasks
 (with the same seeds, the same tasks), and inner rates that are learned, one for each
@@ -41,7 +41,7 @@ from metajax.learners.gradient.maml import maml
 from metajax.learners.optimizer.lstm_generator import lstm_generator
 from metajax.models.recurrent import lstm
 from metajax.objectives import squared_error
-from metajax.tasks.sequences import SequenceSinusoid, sequence_sinusoid
+from metajax.tasks.functions.sequences import SequenceSinusoid, sequence_sinusoid
 from metajax.training.trainer import train
 from metajax.types import Array, Learner
 

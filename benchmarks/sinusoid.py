@@ -28,7 +28,7 @@ from metajax.learners.gradient.maml import maml
 from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
-from metajax.tasks.sinusoid import sinusoid
+from metajax.tasks.functions.sinusoid import sinusoid
 from metajax.training.trainer import train
 from metajax.types import Learner
 

@@ -52,8 +52,8 @@ from benchmarks.record import RESULTS, write_result
 from metajax.builders.decision_tree import decide, depth_of
 from metajax.learners.solver.soft_tree import harden, soft_tree
 from metajax.plots import plot_tree
-from metajax.tasks.table_tasks import RowTasks, row_tasks
-from metajax.tasks.tables import Table
+from metajax.tasks.tables.table_tasks import RowTasks, row_tasks
+from metajax.tasks.tables.tables import Table
 from metajax.training.trainer import train
 from metajax.types import Learner, PyTree, Task, TaskDistribution
 

@@ -11,7 +11,7 @@ best of a grid on 100 tasks of its own, and both with their defaults. Columns ar
 standardised for these by the support set.
 
 With `--family`, tasks share which columns are informative, redundant or noise (see
-`metajax.tasks.synthetic_table`); without, only how tables are drawn.
+`metajax.tasks.tables.synthetic_table`); without, only how tables are drawn.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from metajax.evaluation.bank import bank_task, evaluate
 from metajax.learners.gradient.maml import maml
 from metajax.learners.gradient.meta_sgd import meta_sgd
 from metajax.models.networks import mlp
-from metajax.tasks.synthetic_table import synthetic_table
+from metajax.tasks.tables.synthetic_table import synthetic_table
 from metajax.training.trainer import train
 from metajax.types import TaskDistribution
 

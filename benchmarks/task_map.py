@@ -65,11 +65,11 @@ from metajax.learners.representation.dataset2vec import dataset2vec
 from metajax.models.networks import conv4
 from metajax.models.normalization import calibrate
 from metajax.plots import TaskMap, plot_task_maps, task_places
-from metajax.tasks.class_table import ClassTable, few_shot
-from metajax.tasks.loaders import from_arrays
-from metajax.tasks.omniglot import omniglot
-from metajax.tasks.table_pairs import TablePairs, table_pairs
-from metajax.tasks.tables import Table
+from metajax.tasks.images.class_table import ClassTable, few_shot
+from metajax.tasks.images.loaders import from_arrays
+from metajax.tasks.images.omniglot import omniglot
+from metajax.tasks.tables.table_pairs import TablePairs, table_pairs
+from metajax.tasks.tables.tables import Table
 from metajax.training.trainer import train
 from metajax.types import Examples, Learner, Model, PyTree
 

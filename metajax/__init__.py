@@ -1,7 +1,5 @@
 """metajax: functional meta-learning in JAX, one contract for all its families."""
 
-from metajax.buckets import bucketed as bucketed
-from metajax.buckets import fit_buckets as fit_buckets
 from metajax.compute.cores import use_cores as use_cores
 from metajax.descriptions.fisher import task2vec as task2vec
 from metajax.descriptions.table_features import meta_features as meta_features
@@ -14,8 +12,6 @@ from metajax.evaluation.reports import across_seeds as across_seeds
 from metajax.evaluation.reports import compare as compare
 from metajax.evaluation.streams import instance_accuracy as instance_accuracy
 from metajax.evaluation.streams import prequential as prequential
-from metajax.features import embed_table as embed_table
-from metajax.features import without_embedding as without_embedding
 from metajax.filters import all_but as all_but
 from metajax.filters import everything as everything
 from metajax.filters import only as only
@@ -79,35 +75,43 @@ from metajax.models.normalization import calibrate as calibrate
 from metajax.models.precision import with_precision as with_precision
 from metajax.models.recurrent import lstm as lstm
 from metajax.models.task_encoder import task_encoder as task_encoder
-from metajax.tasks.class_table import few_shot as few_shot
-from metajax.tasks.class_table import join_classes as join_classes
-from metajax.tasks.class_table import split_classes as split_classes
-from metajax.tasks.class_table import whole_classes as whole_classes
-from metajax.tasks.gaussian_process import exact_posterior as exact_posterior
-from metajax.tasks.gaussian_process import gaussian_process as gaussian_process
-from metajax.tasks.glyphs import glyphs as glyphs
-from metajax.tasks.host import on_host as on_host
-from metajax.tasks.image_completion import image_completion as image_completion
-from metajax.tasks.loaders import from_arrays as from_arrays
-from metajax.tasks.loaders import from_folder as from_folder
-from metajax.tasks.loaders import from_tfds as from_tfds
-from metajax.tasks.mixture import mixture as mixture
-from metajax.tasks.molecules import from_molecules as from_molecules
-from metajax.tasks.molecules import molecule_tasks as molecule_tasks
-from metajax.tasks.molecules import read_molecules as read_molecules
-from metajax.tasks.omniglot import omniglot as omniglot
-from metajax.tasks.regression_families import (
+from metajax.tasks.buckets import bucketed as bucketed
+from metajax.tasks.buckets import fit_buckets as fit_buckets
+from metajax.tasks.functions.gaussian_process import exact_posterior as exact_posterior
+from metajax.tasks.functions.gaussian_process import (
+    gaussian_process as gaussian_process,
+)
+from metajax.tasks.functions.image_completion import (
+    image_completion as image_completion,
+)
+from metajax.tasks.functions.regression_families import (
     regression_families as regression_families,
 )
-from metajax.tasks.sequences import sequence_sinusoid as sequence_sinusoid
-from metajax.tasks.sinusoid import sinusoid as sinusoid
-from metajax.tasks.synthetic_table import synthetic_table as synthetic_table
-from metajax.tasks.table_pairs import table_pairs as table_pairs
-from metajax.tasks.table_tasks import row_tasks as row_tasks
-from metajax.tasks.table_tasks import table_tasks as table_tasks
-from metajax.tasks.tables import from_table as from_table
-from metajax.tasks.tabular_prior import tabular_prior as tabular_prior
-from metajax.tasks.variable_tasks import meta_dataset_tasks as meta_dataset_tasks
+from metajax.tasks.functions.sequences import sequence_sinusoid as sequence_sinusoid
+from metajax.tasks.functions.sinusoid import sinusoid as sinusoid
+from metajax.tasks.images.class_table import few_shot as few_shot
+from metajax.tasks.images.class_table import join_classes as join_classes
+from metajax.tasks.images.class_table import split_classes as split_classes
+from metajax.tasks.images.class_table import whole_classes as whole_classes
+from metajax.tasks.images.embedded import embed_table as embed_table
+from metajax.tasks.images.embedded import without_embedding as without_embedding
+from metajax.tasks.images.glyphs import glyphs as glyphs
+from metajax.tasks.images.grain_source import on_host as on_host
+from metajax.tasks.images.loaders import from_arrays as from_arrays
+from metajax.tasks.images.loaders import from_folder as from_folder
+from metajax.tasks.images.loaders import from_tfds as from_tfds
+from metajax.tasks.images.omniglot import omniglot as omniglot
+from metajax.tasks.images.variable_tasks import meta_dataset_tasks as meta_dataset_tasks
+from metajax.tasks.mixtures import mixture as mixture
+from metajax.tasks.tables.molecules import from_molecules as from_molecules
+from metajax.tasks.tables.molecules import molecule_tasks as molecule_tasks
+from metajax.tasks.tables.molecules import read_molecules as read_molecules
+from metajax.tasks.tables.synthetic_table import synthetic_table as synthetic_table
+from metajax.tasks.tables.table_pairs import table_pairs as table_pairs
+from metajax.tasks.tables.table_tasks import row_tasks as row_tasks
+from metajax.tasks.tables.table_tasks import table_tasks as table_tasks
+from metajax.tasks.tables.tables import from_table as from_table
+from metajax.tasks.tables.tabular_prior import tabular_prior as tabular_prior
 from metajax.training.checkpoints import load_meta_params as load_meta_params
 from metajax.training.costs import explain as explain
 from metajax.training.gradient_bias import compare_gradients as compare_gradients

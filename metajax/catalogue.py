@@ -69,15 +69,15 @@ from metajax.learners.solver.svm import svm
 from metajax.models.networks import POOLINGS, conv4, identity, mlp
 from metajax.models.normalization import NORMALIZATIONS
 from metajax.models.precision import PRECISIONS
-from metajax.tasks.class_table import few_shot
-from metajax.tasks.gaussian_process import KERNELS as COVARIANCES
-from metajax.tasks.gaussian_process import gaussian_process
-from metajax.tasks.glyphs import glyphs
-from metajax.tasks.loaders import from_folder, from_tfds
-from metajax.tasks.omniglot import omniglot
-from metajax.tasks.regression_families import FAMILIES, regression_families
-from metajax.tasks.sinusoid import sinusoid
-from metajax.tasks.synthetic_table import synthetic_table
+from metajax.tasks.functions.gaussian_process import KERNELS as COVARIANCES
+from metajax.tasks.functions.gaussian_process import gaussian_process
+from metajax.tasks.functions.regression_families import FAMILIES, regression_families
+from metajax.tasks.functions.sinusoid import sinusoid
+from metajax.tasks.images.class_table import few_shot
+from metajax.tasks.images.glyphs import glyphs
+from metajax.tasks.images.loaders import from_folder, from_tfds
+from metajax.tasks.images.omniglot import omniglot
+from metajax.tasks.tables.synthetic_table import synthetic_table
 
 __all__ = [
     "ARGUMENTS",

@@ -23,7 +23,7 @@ from metajax.catalogue import (
     InnerOptimizer,
     OuterOptimizer,
 )
-from metajax.tasks.class_table import (
+from metajax.tasks.images.class_table import (
     ClassTable,
     ClassTableTasks,
     few_shot,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import hypergradient, record
-from metajax.tasks import loaders
+from metajax.tasks.images import loaders
 
 
 @pytest.fixture(autouse=True)

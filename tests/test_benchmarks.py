@@ -41,7 +41,7 @@ from benchmarks import (
     task_map,
 )
 from benchmarks.peers.items import select_items
-from metajax.tasks.tables import Table
+from metajax.tasks.tables.tables import Table
 
 
 @pytest.fixture(autouse=True)
@@ -305,11 +305,11 @@ def test_prior_fitted(tmp_path, monkeypatch):
     """On a table that any of them can learn, but not in one step."""
     x = np.random.default_rng(0).normal(size=(260, 3))
     names = ("a", "b", "c"), ("0", "1"), "easy"
-    table = metajax.tasks.tables.Table(x, (x[:, 0] > 0).astype(int), *names)
-    wide = metajax.tasks.tables.Table(
+    table = metajax.tasks.tables.tables.Table(x, (x[:, 0] > 0).astype(int), *names)
+    wide = metajax.tasks.tables.tables.Table(
         np.zeros((260, 40)), table.y, tuple(map(str, range(40))), *names[1:]
     )
-    small = metajax.tasks.tables.Table(x[:200], table.y[:200], *names)
+    small = metajax.tasks.tables.tables.Table(x[:200], table.y[:200], *names)
     assert prior_fitted.usable([wide, small, table]) == [table]
     monkeypatch.setattr(prior_fitted, "read_tables", lambda count: [table, table])
     monkeypatch.setattr(prior_fitted, "usable", lambda tables: tables)
@@ -388,7 +388,7 @@ def test_task_map(tmp_path, monkeypatch):
     for number in range(4):
         x, y = rng.normal(size=(80, 3)), np.arange(80) % 2
         names = ("a", "b", "c"), ("0", "1"), f"t{number}"
-        small.append(metajax.tasks.tables.Table(x, y, *names))
+        small.append(metajax.tasks.tables.tables.Table(x, y, *names))
     described = rng.normal(size=(8, 28))
     scores = rng.normal(size=(8, len(recommend_trees.CONFIGURATIONS)))
     labels = np.repeat([table.name for table in small], 2)
@@ -575,7 +575,7 @@ def test_neural_processes(tmp_path, monkeypatch):
         }
 
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 5, 1), np.uint8)
-    table = metajax.tasks.class_table.class_table(images)
+    table = metajax.tasks.images.class_table.class_table(images)
     monkeypatch.setattr(neural_processes, "learners", few)
     monkeypatch.setattr(neural_processes, "image_learners", few)
     monkeypatch.setattr(neural_processes, "omniglot", lambda split: table)

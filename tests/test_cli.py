@@ -26,7 +26,7 @@ from metajax.learners.gradient.maml import maml
 from metajax.models import normalization
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
-from metajax.tasks.sinusoid import sinusoid
+from metajax.tasks.functions.sinusoid import sinusoid
 from metajax.training.checkpoints import load_meta_params
 from metajax.training.run_folder import read_metrics
 

@@ -11,7 +11,7 @@ from metajax.catalogue import ARGUMENTS
 from metajax.cli import main
 from metajax.evaluation.bank import evaluate
 from metajax.main_job import Sizes
-from metajax.tasks.class_table import class_table, few_shot
+from metajax.tasks.images.class_table import class_table, few_shot
 
 TINY = Sizes(
     features=8,

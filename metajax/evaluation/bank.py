@@ -24,14 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metajax.buckets import Bucket, as_buckets, as_pytree, buckets_of_keys, cut
 from metajax.checks import check_integers, check_seed
 from metajax.compute.devices import COPIED, TASK_AXIS, spread, task_mesh
 from metajax.compute.program_costs import best_block
 from metajax.distributions import Gaussian, Mixture, log_likelihood, moments
 from metajax.evaluation.reports import Report, reliability
 from metajax.objectives import accuracy, cross_entropy, masked_mean, squared_error
-from metajax.tasks.checks import check_task
+from metajax.tasks.buckets import Bucket, as_buckets, as_pytree, buckets_of_keys, cut
+from metajax.tasks.task_checks import check_task
 from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
 
 __all__ = [
@@ -114,7 +114,7 @@ def evaluate(
       steps_curve: whether to judge every state of `learner.adapt_steps` as well.
       check_leakage: whether to measure if the learner is inductive; see `leakage`.
       buckets: smaller shapes, `(support rows, query rows)`, for tasks of variable size;
-        see `metajax.buckets`. They change no task and results by rounding only.
+        see `metajax.tasks.buckets`. They change no task and results by rounding only.
       mesh: the devices to share the tasks of a block, see `metajax.compute.devices`.
 
     Returns:

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.buckets import as_pytree
 from metajax.builders.streams import shuffled
 from metajax.checks import check_integers
 from metajax.evaluation.reports import interval
+from metajax.tasks.buckets import as_pytree
 from metajax.types import Array, Examples, Learner, PyTree, Stream, TaskDistribution
 
 __all__ = ["InstanceAccuracy", "instance_accuracy", "prequential"]

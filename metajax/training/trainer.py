@@ -32,7 +32,7 @@ from metajax.compute.program_costs import (
 )
 from metajax.evaluation.bank import VALIDATION_SEED, evaluate
 from metajax.evaluation.reports import Report
-from metajax.tasks.checks import check_task
+from metajax.tasks.task_checks import check_task
 from metajax.training.outer_loop import (
     TrainState,
     init_state,

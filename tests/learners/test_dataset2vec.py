@@ -10,8 +10,8 @@ import pytest
 
 from metajax.evaluation.bank import evaluate
 from metajax.learners.representation.dataset2vec import dataset2vec
-from metajax.tasks.table_pairs import table_pairs
-from metajax.tasks.tables import Table
+from metajax.tasks.tables.table_pairs import table_pairs
+from metajax.tasks.tables.tables import Table
 from metajax.training.outer_loop import init_state, outer_step, reverse_mode
 from metajax.types import Examples, Task
 

@@ -11,7 +11,7 @@ from learners.registry import sample
 
 import metajax
 from metajax.objectives import squared_error
-from metajax.tasks.sinusoid import sinusoid
+from metajax.tasks.functions.sinusoid import sinusoid
 from metajax.training.trainer import train
 from metajax.types import Examples, Task
 
@@ -149,7 +149,7 @@ def test_filter_keeps_the_body(key):
 def test_learns_sinusoids():
     """Adapted, MAML must beat the best function that does not adapt.
 
-    That one's mean squared error is 3.0 (see `metajax.tasks.sinusoid`). The mean over
+    That one's mean squared error is 3.0 (see `metajax.tasks.functions.sinusoid`). The mean over
     the last 500 of 2000 steps was 1.44, 2.55 and 0.96 for the seeds 0, 1 and 2.
     """
     learner = metajax.maml(

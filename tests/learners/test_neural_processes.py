@@ -17,7 +17,7 @@ from metajax.distributions import (
 )
 from metajax.evaluation.bank import evaluate, leakage
 from metajax.evaluation.reports import compare
-from metajax.tasks.gaussian_process import exact_posterior, gaussian_process
+from metajax.tasks.functions.gaussian_process import exact_posterior, gaussian_process
 from metajax.training.trainer import train
 from metajax.types import Examples, Learner, Task
 

@@ -18,7 +18,7 @@ from metajax.models.normalization import (
     freeze_support_statistics,
     hide_padding,
 )
-from metajax.tasks.sinusoid import sinusoid
+from metajax.tasks.functions.sinusoid import sinusoid
 from metajax.types import Examples, Task
 
 BATCH_KINDS = ("batch", "support", "calibrated")

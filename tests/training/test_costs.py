@@ -6,7 +6,7 @@ from metajax.inner.unroll import GRADIENT_MODES
 from metajax.learners.gradient.maml import maml
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
-from metajax.tasks.sinusoid import sinusoid
+from metajax.tasks.functions.sinusoid import sinusoid
 from metajax.training.costs import Cost, Explanation, explain
 
 
