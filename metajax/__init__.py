@@ -67,6 +67,7 @@ from metajax.learners.solver.svm import svm as svm
 from metajax.models.adapters import from_functions as from_functions
 from metajax.models.adapters import from_linen as from_linen
 from metajax.models.adapters import from_nnx as from_nnx
+from metajax.models.deep_sets import task_encoder as task_encoder
 from metajax.models.lora import with_lora as with_lora
 from metajax.models.networks import conv4 as conv4
 from metajax.models.networks import identity as identity
@@ -74,7 +75,6 @@ from metajax.models.networks import mlp as mlp
 from metajax.models.normalization import calibrate as calibrate
 from metajax.models.precision import with_precision as with_precision
 from metajax.models.recurrent import lstm as lstm
-from metajax.models.task_encoder import task_encoder as task_encoder
 from metajax.tasks.buckets import bucketed as bucketed
 from metajax.tasks.buckets import fit_buckets as fit_buckets
 from metajax.tasks.functions.gaussian_process import exact_posterior as exact_posterior

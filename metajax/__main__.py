@@ -1,8 +1,8 @@
-"""`python -m metajax`: see `metajax.cli`."""
+"""`python -m metajax`: see `metajax.command_line.cli`."""
 
 import sys
 
-from metajax.cli import main
+from metajax.command_line.cli import main
 
 __all__ = ["main"]
 

@@ -31,7 +31,7 @@ def test_everything_public_is_documented():
 
 def test_import_takes_no_heavy_optional_dependency():
     code = (
-        "import sys, metajax, metajax.cli\n"
+        "import sys, metajax, metajax.command_line.cli\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run(

@@ -35,8 +35,8 @@ from metajax.distributions import (
     log_likelihood,
     negative_log_likelihood,
 )
+from metajax.models.deep_sets import Layers, set_mean
 from metajax.models.normalization import hide_padding
-from metajax.models.task_encoder import Layers, set_mean
 from metajax.objectives import masked_mean, query_loss
 from metajax.types import Array, Examples, Learner, PyTree, Task
 

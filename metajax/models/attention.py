@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.checks import check_integers
-from metajax.models.task_encoder import Layers
+from metajax.models.deep_sets import Layers
 from metajax.types import Array
 
 __all__ = ["AttentionBlock", "MultiHeadAttention", "check_heads"]

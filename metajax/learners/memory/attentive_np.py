@@ -36,7 +36,7 @@ from metajax.models.attention import (
     MultiHeadAttention,
     check_heads,
 )
-from metajax.models.task_encoder import Layers
+from metajax.models.deep_sets import Layers
 from metajax.types import Array, Learner
 
 __all__ = ["attentive_np"]

@@ -22,7 +22,7 @@ from flax import linen as nn
 from metajax.builders.heads import Embedded, Head, head_learner
 from metajax.builders.neural_processes import pair_layers
 from metajax.checks import check_integers
-from metajax.models.task_encoder import Layers
+from metajax.models.deep_sets import Layers
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["class_np"]

@@ -23,7 +23,7 @@ from metajax.builders.neural_processes import (
     pair_layers,
 )
 from metajax.distributions import Gaussian
-from metajax.models.task_encoder import set_mean
+from metajax.models.deep_sets import set_mean
 from metajax.types import Array, Learner
 
 __all__ = ["conditional_np"]

@@ -2,7 +2,7 @@
 
 D. Ha, A. Dai, Q. Le, "HyperNetworks", ICLR 2017, https://arxiv.org/abs/1609.09106, for
 weights that a network generates; there they depend on a layer or a time step, here on a
-support set, which Deep Sets encode (`metajax.models.task_encoder`).
+support set, which Deep Sets encode (`metajax.models.deep_sets`).
 
     c = encoder({(x_i, y_i)}),   phi = theta + V^T c           (`metajax.builders.weight_generators`)
     outputs = model(phi, x)
@@ -21,8 +21,8 @@ import jax
 
 from metajax.builders.weight_generators import check_generator, generate, init_generator
 from metajax.filters import everything
+from metajax.models.deep_sets import task_encoder
 from metajax.models.normalization import freeze_support_statistics
-from metajax.models.task_encoder import task_encoder
 from metajax.objectives import check_objective, cross_entropy, query_loss
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 

@@ -31,7 +31,7 @@ from jax.flatten_util import ravel_pytree
 from metajax.builders.heads import Embedded, Head, head_learner, unit
 from metajax.checks import check_integers, check_positive
 from metajax.inner.lstm_cells import log_and_sign
-from metajax.models.task_encoder import set_mean
+from metajax.models.deep_sets import set_mean
 from metajax.types import Array, Learner, Model, PyTree
 
 __all__ = ["meta_net"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.models.task_encoder import set_mean, task_encoder
+from metajax.models.deep_sets import set_mean, task_encoder
 from metajax.types import Examples
 
 ROWS, COLUMNS, CLASSES = 7, 3, 4

@@ -24,8 +24,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from metajax.catalogue import ARGUMENTS, InnerOptimizer, OuterOptimizer
-from metajax.configuration import (
+from metajax.command_line.catalogue import ARGUMENTS, InnerOptimizer, OuterOptimizer
+from metajax.command_line.configuration import (
     Config,
     build_learner,
     build_tasks,

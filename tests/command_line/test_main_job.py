@@ -6,11 +6,11 @@ import chex
 import numpy as np
 import pytest
 
-from metajax import cli, configuration, main_job
-from metajax.catalogue import ARGUMENTS
-from metajax.cli import main
+from metajax.command_line import cli, configuration, main_job
+from metajax.command_line.catalogue import ARGUMENTS
+from metajax.command_line.cli import main
+from metajax.command_line.main_job import Sizes
 from metajax.evaluation.bank import evaluate
-from metajax.main_job import Sizes
 from metajax.tasks.images.class_table import class_table, few_shot
 
 TINY = Sizes(

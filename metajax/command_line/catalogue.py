@@ -2,7 +2,7 @@
 
 A constructor that stands in one of the tables below is all that the command line needs:
 `arguments` makes a frozen dataclass of its signature, whose help is its docstring.
-`metajax.configuration` turns instances of it into the real thing, and into JSON.
+`metajax.command_line.configuration` turns instances of it into the real thing, and into JSON.
 
 Arguments that are functions or Optax optimizers have no form in JSON. `_TYPES` says
 what stands for them.

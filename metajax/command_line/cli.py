@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from metajax.catalogue import (
+from metajax.command_line.catalogue import (
     LEARNERS,
     MODELS,
     TASKS,
@@ -38,8 +38,7 @@ from metajax.catalogue import (
     papers,
     title,
 )
-from metajax.compute.cores import use_cores
-from metajax.configuration import (
+from metajax.command_line.configuration import (
     Config,
     build_learner,
     build_tasks,
@@ -49,6 +48,7 @@ from metajax.configuration import (
     resolve,
     train_run,
 )
+from metajax.compute.cores import use_cores
 from metajax.evaluation.bank import evaluate as evaluate_learner
 from metajax.evaluation.reports import Report, format_value
 from metajax.inner import unroll
@@ -305,7 +305,7 @@ def _run_main_job() -> None:
     # long, and the programs are no slower. XLA reads this before it first compiles.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {flags}"
-    from metajax.main_job import main_job
+    from metajax.command_line.main_job import main_job
 
     main_job()
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import filters, objectives
-from metajax.catalogue import (
+from metajax.command_line.catalogue import (
     ARGUMENTS,
     EMBEDDING_LEARNERS,
     LEARNERS,

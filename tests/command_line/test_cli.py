@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import metajax
-from metajax import catalogue, cli, configuration
-from metajax.catalogue import ARGUMENTS, InnerOptimizer, OuterOptimizer
-from metajax.cli import main
-from metajax.configuration import (
+from metajax.command_line import catalogue, cli, configuration
+from metajax.command_line.catalogue import ARGUMENTS, InnerOptimizer, OuterOptimizer
+from metajax.command_line.cli import main
+from metajax.command_line.configuration import (
     Config,
     build_learner,
     build_tasks,
