@@ -1,8 +1,6 @@
-"""Per-example losses, masked means, and the default objective of the outer loop.
+"""Per-example losses, and the default objective of the outer loop.
 
-Every loss and metric here goes through `masked_mean`, so padding never counts. A set in
-which nothing is real has no mean: the result is NaN, which the trainer reports, and not
-a zero that would look like success.
+Every mean is `metajax.masks.masked_mean`, so padding never counts.
 """
 
 from collections.abc import Callable
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from metajax.models.normalization import hide_padding
+from metajax.masks import hide_padding, masked_mean
 from metajax.types import Array, Examples, PyTree, Task
 
 __all__ = [
@@ -21,20 +19,11 @@ __all__ = [
     "check_objective",
     "class_vectors",
     "cross_entropy",
-    "masked_mean",
     "query_loss",
     "query_score",
     "split_key",
     "squared_error",
 ]
-
-
-def masked_mean(values: Array, mask: Array | None) -> Array:
-    """Mean of `values` `[n]` over real examples; NaN if `mask` hides all of them."""
-    if mask is None:
-        return jnp.mean(values)
-    chex.assert_equal_shape([values, mask])
-    return jnp.mean(values, where=mask)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metajax.masks import masked_mean
 from metajax.objectives import (
     accuracy,
     class_vectors,
     cross_entropy,
-    masked_mean,
     query_loss,
     query_score,
     split_key,

@@ -17,8 +17,9 @@ from metajax.checks import check_integers
 from metajax.filters import everything, partition
 from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.inner.unroll import Unrolled, check_inner_loop, unroll
+from metajax.masks import masked_mean
 from metajax.models.normalization import freeze_support_statistics
-from metajax.objectives import masked_mean, query_score, split_key
+from metajax.objectives import query_score, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Segments, Task
 
 __all__ = [

@@ -15,11 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from metajax.checks import check_positive, check_way
+from metajax.masks import hide_padding
 from metajax.models.adapters import from_functions
-from metajax.models.normalization import (
-    freeze_support_statistics,
-    hide_padding,
-)
+from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import (
     class_vectors,
     cross_entropy,

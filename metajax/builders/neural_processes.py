@@ -35,9 +35,9 @@ from metajax.distributions import (
     log_likelihood,
     negative_log_likelihood,
 )
+from metajax.masks import hide_padding, masked_mean
 from metajax.models.deep_sets import Layers, set_mean
-from metajax.models.normalization import hide_padding
-from metajax.objectives import masked_mean, query_loss
+from metajax.objectives import query_loss
 from metajax.types import Array, Examples, Learner, PyTree, Task
 
 __all__ = [

@@ -29,12 +29,11 @@ import jax
 import jax.numpy as jnp
 
 from metajax.checks import check_choice, check_way
-from metajax.models.normalization import hide_padding
+from metajax.masks import hide_padding, masked_mean
 from metajax.objectives import (
     accuracy,
     check_objective,
     class_vectors,
-    masked_mean,
     query_score,
     split_key,
 )

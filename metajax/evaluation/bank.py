@@ -29,7 +29,8 @@ from metajax.compute.devices import COPIED, TASK_AXIS, spread, task_mesh
 from metajax.compute.program_costs import best_block
 from metajax.distributions import Gaussian, Mixture, log_likelihood, moments
 from metajax.evaluation.reports import Report, reliability
-from metajax.objectives import accuracy, cross_entropy, masked_mean, squared_error
+from metajax.masks import expand, masked_mean
+from metajax.objectives import accuracy, cross_entropy, squared_error
 from metajax.tasks.buckets import Bucket, as_buckets, as_pytree, buckets_of_keys, cut
 from metajax.tasks.task_checks import check_task
 from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
@@ -429,7 +430,7 @@ def _metrics(
     for leaf in jax.tree.leaves(outputs):
         is_nan = jnp.isnan(leaf)
         if query.mask is not None and leaf.shape[:1] == query.mask.shape:
-            is_nan &= _expand(query.mask, leaf)
+            is_nan &= expand(query.mask, leaf)
         has_nan |= jnp.any(is_nan)
     return {
         name: jnp.where(has_nan, jnp.nan, jnp.asarray(value, float))
@@ -521,8 +522,8 @@ def _deviation(
         first = leaf[0][origins]
         # Minus infinity, for classes that a task does not have, equals itself.
         change = jnp.where(leaf == first, 0, jnp.abs(leaf - first))
-        change = jnp.max(jnp.where(_expand(is_compared, leaf), change, 0))
-        is_counted = _expand(mask, leaf[0]) & ~jnp.isinf(leaf[0])
+        change = jnp.max(jnp.where(expand(is_compared, leaf), change, 0))
+        is_counted = expand(mask, leaf[0]) & ~jnp.isinf(leaf[0])
         largest = jnp.max(jnp.where(is_counted, jnp.abs(leaf[0]), 0))
         smallest_divisor = jnp.finfo(leaf.dtype).tiny
         deviation = jnp.maximum(deviation, change / (largest + smallest_divisor))
@@ -534,11 +535,6 @@ def _deviation(
 
 def _round_up(number: int, divisor: int) -> int:
     return -(-number // divisor) * divisor
-
-
-def _expand(mask: Array, leaf: Array) -> Array:
-    """`mask` with trailing axes of size 1, up to the rank of `leaf`."""
-    return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
 
 
 def _at_least_float32(outputs: Array) -> Array:

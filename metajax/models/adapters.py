@@ -11,11 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.models.normalization import (
-    STATISTICS,
-    check_normalization,
-    hide_padding,
-)
+from metajax.masks import hide_padding
+from metajax.models.normalization import STATISTICS, check_normalization
 from metajax.objectives import split_key
 from metajax.types import Array, Model, PyTree
 

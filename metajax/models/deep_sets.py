@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.checks import check_choice, check_integers, check_sizes
-from metajax.models.normalization import hide_padding
+from metajax.masks import hide_padding
 from metajax.objectives import class_vectors
 from metajax.types import Array, Examples, PyTree
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.checks import check_choice, check_integers
+from metajax.masks import hide_padding
 from metajax.types import Array, Examples, Model, PyTree
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "calibrate",
     "check_normalization",
     "freeze_support_statistics",
-    "hide_padding",
 ]
 
 NORMALIZATIONS = ("none", "layer", "group", "batch", "support", "calibrated")
@@ -46,23 +46,6 @@ STATISTICS = "statistics"
 def check_normalization(kind: str) -> None:
     """Raises a ValueError unless `kind` is one of `NORMALIZATIONS`."""
     check_choice(NORMALIZATIONS, normalization=kind)
-
-
-def hide_padding(x: PyTree, mask: Array | None) -> PyTree:
-    """Puts zeros in the rows of a pytree `[n, ...]` where `mask` `[n]` is False.
-
-    Padding may hold anything. Even where it takes no part in a result, its NaN would
-    reach the gradient, as 0 * NaN in the product rule.
-    """
-    if mask is None:
-        return x
-
-    def hide(leaf: Array) -> Array:
-        leaf = jnp.asarray(leaf)  # NumPy's may have 64 bits
-        is_real = jnp.reshape(mask, (-1,) + (1,) * (leaf.ndim - 1))
-        return jnp.where(is_real, leaf, jnp.zeros((), leaf.dtype))
-
-    return jax.tree.map(hide, x)
 
 
 class Normalize(nn.Module):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metajax.masks import hide_padding
 from metajax.models.adapters import from_functions
 from metajax.models.networks import mlp
 from metajax.models.normalization import (
@@ -16,7 +17,6 @@ from metajax.models.normalization import (
     calibrate,
     check_normalization,
     freeze_support_statistics,
-    hide_padding,
 )
 from metajax.tasks.functions.sinusoid import sinusoid
 from metajax.types import Examples, Task

@@ -7,7 +7,8 @@ import pytest
 
 import metajax
 from metajax.evaluation.bank import bank_task
-from metajax.objectives import accuracy, cross_entropy, masked_mean
+from metajax.masks import masked_mean
+from metajax.objectives import accuracy, cross_entropy
 from metajax.tasks.buckets import (
     as_buckets,
     bucket_of,

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import metajax
-from metajax.objectives import masked_mean
+from metajax.masks import masked_mean
 from metajax.tasks.mixtures import mixture
 from metajax.types import Examples, Task
 

@@ -54,8 +54,9 @@ from metajax.checks import (
 )
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.inner.unroll import Unrolled, unroll
+from metajax.masks import masked_mean
 from metajax.models.adapters import within
-from metajax.objectives import cross_entropy, masked_mean, split_key
+from metajax.objectives import cross_entropy, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 
 __all__ = ["MetaParams", "encode", "kl_to_standard", "leo", "row_correlation_penalty"]

@@ -29,8 +29,9 @@ from metajax.builders.heads import Embedded, check_vectors, embedded
 from metajax.builders.weight_generators import check_generator, generate, init_generator
 from metajax.checks import check_way
 from metajax.filters import only
+from metajax.masks import hide_padding
 from metajax.models.deep_sets import Layers, TaskEncoder, task_encoder
-from metajax.models.normalization import freeze_support_statistics, hide_padding
+from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import cross_entropy, query_loss, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 

@@ -35,8 +35,9 @@ from metajax.checks import (
 )
 from metajax.filters import all_but, everything
 from metajax.inner.unroll import check_inner_loop, unroll
+from metajax.masks import masked_mean
 from metajax.models.normalization import freeze_support_statistics
-from metajax.objectives import cross_entropy, masked_mean, query_score, split_key
+from metajax.objectives import cross_entropy, query_score, split_key
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 
 __all__ = ["Adapted", "Classifier", "baseline"]

@@ -55,9 +55,9 @@ from metajax.checks import (
 )
 from metajax.filters import combine, everything, partition
 from metajax.inner.learned_optimizer import LearnedOptimizer
+from metajax.masks import hide_padding, masked_mean
 from metajax.models.networks import mlp
-from metajax.models.normalization import hide_padding
-from metajax.objectives import cross_entropy, masked_mean
+from metajax.objectives import cross_entropy
 from metajax.types import Array, Examples, Learner, Model, PyTree, Task
 
 __all__ = ["MetaParams", "arml"]

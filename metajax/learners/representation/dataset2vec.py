@@ -41,8 +41,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.checks import check_integers, check_positive
+from metajax.masks import hide_padding
 from metajax.models.deep_sets import Layers, set_mean
-from metajax.models.normalization import hide_padding
 from metajax.objectives import class_vectors, cross_entropy, query_loss
 from metajax.types import Array, Examples, Learner, PyTree, Task
 

@@ -65,14 +65,8 @@ from metajax.builders.heads import Embedded, Fitted, Head, head_learner, table_r
 from metajax.checks import check_integers, check_positive
 from metajax.inner.learned_optimizer import HyperParameter, LearnedOptimizer, learned
 from metajax.inner.unroll import unroll
-from metajax.models.normalization import hide_padding
-from metajax.objectives import (
-    accuracy,
-    cross_entropy,
-    masked_mean,
-    query_score,
-    split_key,
-)
+from metajax.masks import hide_padding, masked_mean
+from metajax.objectives import accuracy, cross_entropy, query_score, split_key
 from metajax.types import Array, Learner, PyTree, Task
 
 __all__ = ["FEATURES", "SoftTree", "harden", "soft_tree"]

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.checks import check_choice, check_integers, is_integer
+from metajax.masks import hide_padding
 from metajax.tasks.images.class_table import distinct
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.tasks.tables.delimited import listing
@@ -481,8 +482,10 @@ def _assemble(
     if standardize == "support":
         support, query = by_support(support, query, rows.support_mask)
     return Task(
-        Examples(_hide(support, rows.support_mask), support_y, rows.support_mask),
-        Examples(_hide(query, rows.query_mask), query_y, rows.query_mask),
+        Examples(
+            hide_padding(support, rows.support_mask), support_y, rows.support_mask
+        ),
+        Examples(hide_padding(query, rows.query_mask), query_y, rows.query_mask),
     )
 
 
@@ -506,7 +509,3 @@ def by_support(support: Array, query: Array, mask: Array | None) -> tuple[Array,
         return jnp.where(is_constant[None, :], 0.0, x)
 
     return standardize(support), standardize(query)
-
-
-def _hide(x: Array, mask: Array | None) -> Array:
-    return x if mask is None else jnp.where(mask[:, None], x, 0.0)
