@@ -20,7 +20,7 @@ from benchmarks import omniglot
 from benchmarks.record import write_result
 from metajax.evaluation.bank import evaluate
 from metajax.evaluation.reports import Report, compare
-from metajax.tasks.images.class_table import few_shot
+from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.omniglot import omniglot as images
 from metajax.training.trainer import train
 

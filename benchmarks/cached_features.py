@@ -28,8 +28,8 @@ from metajax.learners.solver.logistic import logistic
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
-from metajax.tasks.images.class_table import few_shot
 from metajax.tasks.images.embedded import embed_table
+from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.omniglot import omniglot
 
 LEARNERS: dict[str, Callable[..., Any]] = {

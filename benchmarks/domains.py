@@ -52,14 +52,9 @@ from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
 from metajax.tasks.buckets import Bucket, bucketed, fit_buckets
-from metajax.tasks.images.class_table import (
-    ClassTable,
-    class_table,
-    few_shot,
-    join_classes,
-    whole_classes,
-)
+from metajax.tasks.images.class_table import ClassTable, class_table, join_classes
 from metajax.tasks.images.embedded import embed_table, without_embedding
+from metajax.tasks.images.few_shot import few_shot, whole_classes
 from metajax.tasks.images.glyphs import glyphs
 from metajax.tasks.images.omniglot import omniglot
 from metajax.tasks.images.variable_tasks import meta_dataset_tasks

@@ -42,8 +42,8 @@ from metajax.learners.solver.logistic import logistic
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
 from metajax.models.networks import conv4, identity
-from metajax.tasks.images.class_table import few_shot, whole_classes
 from metajax.tasks.images.embedded import embed_table, without_embedding
+from metajax.tasks.images.few_shot import few_shot, whole_classes
 from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Learner, Model

@@ -51,7 +51,7 @@ from metajax.learners.gradient.maml import maml
 from metajax.models.networks import conv4, mlp
 from metajax.objectives import squared_error
 from metajax.tasks.functions.sinusoid import sinusoid
-from metajax.tasks.images.class_table import few_shot
+from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.training.whole_run import whole_run

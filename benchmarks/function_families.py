@@ -2,13 +2,13 @@
 
     python -m benchmarks.function_families
 
-The paper's protocol, `metajax.tasks.functions.regression_families`: 10 points, 5 inner steps of
-rate 0.001 in training and in the test, an MLP of 40 and 40 units, 25 tasks a step,
-Adam 1e-3. Differs in the outer loop: fewer steps than the 70,000 of the paper's code,
-and so a rate that falls to 0 over the second half of them, and gradients shortened to
-a norm of 10. All learners have the same network, see the same tasks in training and are
-judged on the same test tasks, as many of each family. Errors hold the noise on the
-queries, which is 0.09 of them.
+The paper's protocol, `metajax.tasks.functions.regression_families`: 10 points, 5 inner
+steps of rate 0.001 in training and in the test, an MLP of 40 and 40 units, 25 tasks a
+step, Adam 1e-3. Differs in the outer loop: fewer steps than the 70,000 of the paper's
+code, and so a rate that falls to 0 over the second half of them, and gradients
+shortened to a norm of 10. All learners have the same network, see the same tasks in
+training and are judged on the same test tasks, as many of each family. Errors hold the
+noise on the queries, which is 0.09 of them.
 
 * `maml`, and with learned rates: Meta-SGD, a rate for each parameter, but learned by
   its logarithm, as rates of either sign diverge here within ten outer steps;

@@ -17,7 +17,7 @@ from benchmarks.record import RESULTS, write_result
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.imaml import imaml
 from metajax.learners.gradient.maml import maml
-from metajax.learners.optimizer.learn_optimizer import learn_optimizer
+from metajax.learners.optimizer.optimizer_learner import optimizer_learner
 from metajax.models.networks import mlp
 from metajax.objectives import squared_error
 from metajax.plots import plot_gradients
@@ -110,7 +110,7 @@ def quadratic_case(settings: Settings) -> Case:
             learning_rate=HyperParameter(0.005, domain="positive"),
             momentum=HyperParameter(0.5, domain="unit"),
         )
-        return learn_optimizer(
+        return optimizer_learner(
             linear(), inner, steps=20, objective=row_loss, gradient=gradient
         )
 

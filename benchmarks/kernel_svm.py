@@ -21,7 +21,8 @@ Compared on the same tasks:
 
 Default and grids are fitted by scikit-learn's `SVC`.
 
-Columns: tasks of `metajax.synthetic_table` with one family, where the same 10 of 20
+Columns: tasks of `metajax.tasks.synthetic_table` with one family, where the same 10 of
+  20
 columns tell something in every task, and 10 are noise. Learned with a scale for each
 column, without, and default.
 

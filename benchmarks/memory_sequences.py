@@ -40,7 +40,8 @@ from metajax.learners.memory.lstm_learner import lstm_learner
 from metajax.learners.memory.mann import mann
 from metajax.learners.memory.sgdstore import sgdstore
 from metajax.models.adapters import from_functions
-from metajax.tasks.images.class_table import ClassTable, class_table, few_shot
+from metajax.tasks.images.class_table import ClassTable, class_table
+from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Array, Examples, Learner, PyTree

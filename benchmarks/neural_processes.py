@@ -2,7 +2,8 @@
 
     python -m benchmarks.neural_processes
 
-Curves: tasks of `metajax.gaussian_process`, one input, RBF kernel of length scale 0.6
+Curves: tasks of `metajax.tasks.gaussian_process`, one input, RBF kernel of length scale
+  0.6
 and scale 1, noise 0.1, 1 to 10 context points and 50 targets in (-2, 2). What can be
 known is known there: the log likelihood of a target under its exact marginal posterior
 is, in expectation, the most that any of the four learners can have, as they answer each

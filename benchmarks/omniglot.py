@@ -51,7 +51,7 @@ from metajax.learners.metric.prototypical import prototypical
 from metajax.learners.metric.relation import relation
 from metajax.learners.optimizer.meta_lstm import meta_lstm
 from metajax.models.networks import conv4, mlp
-from metajax.tasks.images.class_table import few_shot
+from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.glyphs import glyphs
 from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train

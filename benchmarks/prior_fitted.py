@@ -2,7 +2,8 @@
 
     python -m benchmarks.prior_fitted
 
-`metajax.in_context` reads whole sets and is trained on tasks of `metajax.tabular_prior`
+`metajax.learners.in_context` reads whole sets and is trained on tasks of
+`metajax.tasks.tabular_prior`
 alone: random causal models of 2 to 34 columns and 2 to 10 classes, 20 to 200 rows. It
 is then asked about PMLB's classification tables with at most as many columns and
 classes: support sets of 20 to 200 rows, all classes in proportion, columns standardised

@@ -27,7 +27,7 @@ from benchmarks.record import RESULTS, write_result
 from metajax.evaluation.bank import bank_task
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.inner.lstm_optimizer import lstm_optimizer
-from metajax.learners.optimizer.learn_optimizer import learn_optimizer
+from metajax.learners.optimizer.optimizer_learner import optimizer_learner
 from metajax.tasks.functions.quadratic import linear, quadratic, row_loss
 from metajax.training.outer_gradients import truncated
 from metajax.training.trainer import train
@@ -70,7 +70,7 @@ def main(settings: Settings) -> None:
 
 def compare_with_tuned(settings: Settings) -> list[dict]:
     """The first experiment: a row for each optimizer, the learned one first."""
-    learner = learn_optimizer(
+    learner = optimizer_learner(
         linear(),
         lstm_optimizer(),
         steps=settings.inner_steps,
@@ -178,7 +178,7 @@ def learned_rate(settings: Settings, steps: int) -> dict:
     """The second experiment, for one number of steps."""
     rate = HyperParameter(0.01)
     inner_optimizer = learned(optax.sgd, learning_rate=rate)
-    learner = learn_optimizer(
+    learner = optimizer_learner(
         linear(), inner_optimizer, steps=steps, judges="query", objective=row_loss
     )
     with jax.enable_x64(True):  # noqa: FBT003

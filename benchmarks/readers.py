@@ -35,8 +35,9 @@ from metajax.learners.memory.mm_net import mm_net
 from metajax.learners.memory.snail import snail
 from metajax.learners.metric.prototypical import prototypical
 from metajax.models.networks import conv4, identity, mlp
-from metajax.tasks.images.class_table import ClassTable, class_table, few_shot
+from metajax.tasks.images.class_table import ClassTable, class_table
 from metajax.tasks.images.embedded import embed_table
+from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Learner, PyTree

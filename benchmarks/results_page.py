@@ -480,7 +480,7 @@ def _soft_trees(records: Named) -> str:
             _markdown(["rows", "accuracy", "higher than CART by"], sizes),
             "What was learned: depth of the soft tree in the mean over query rows, "
             "that of the hard one, probabilities to go on at each level before what "
-            "the node adds, and the numbers of `metajax.soft_tree`:\n",
+            "the node adds, and the numbers of `metajax.learners.soft_tree`:\n",
             _markdown(header, folds),
             _picture(path),
         ]

@@ -2,13 +2,13 @@
 
     python -m benchmarks.sequences
 
-A protocol of our own, without published numbers: `metajax.tasks.functions.sequences`, noisy
-sinusoids whose amplitude, frequency and offset a task's sequences share. All learners
-have the same LSTM, trained by Adam with a cosine schedule on the same number of tasks
-(with the same seeds, the same tasks), and inner rates that are learned, one for each
-array of parameters; they are judged on the same test tasks. `difference` is the mean
-over tasks of the mean squared error of the generator less that of another; a row
-without a seed is over the means of the seeds.
+A protocol of our own, without published numbers: `metajax.tasks.functions.sequences`,
+noisy sinusoids whose amplitude, frequency and offset a task's sequences share. All
+learners have the same LSTM, trained by Adam with a cosine schedule on the same number
+of tasks (with the same seeds, the same tasks), and inner rates that are learned, one
+for each array of parameters; they are judged on the same test tasks. `difference` is
+the mean over tasks of the mean squared error of the generator less that of another; a
+row without a seed is over the means of the seeds.
 
 * `generator`: `lstm_generator`, with inner steps after the generation;
 * `generator, 0 steps`: the hypernetwork alone;

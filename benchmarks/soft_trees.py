@@ -3,14 +3,14 @@
     python -m benchmarks.soft_trees
 
 A task is 5 to 50 rows of a PMLB classification table and 30 others of it to answer, as
-`metajax.row_tasks` draws them; tables of more than five classes keep their five
+`metajax.tasks.row_tasks` draws them; tables of more than five classes keep their five
 largest, and those of fewer than 80 rows are left out. Columns stay in their own units.
 
 Tables are dealt into folds, near copies into one, and those of each fold are tested
 with what was learned on the others, of which only those of at most 24 columns are
 trained on, to save time. Compared on the same tasks:
 
-* learned: the tree that the soft tree comes to, `metajax.harden`.
+* learned: the tree that the soft tree comes to, `metajax.learners.harden`.
 * soft: the soft tree itself.
 * no inner steps, and soft: the same, trained and tested without them.
 * first: the hardened tree before any learning.

@@ -65,7 +65,8 @@ from metajax.learners.representation.dataset2vec import dataset2vec
 from metajax.models.networks import conv4
 from metajax.models.normalization import calibrate
 from metajax.plots import TaskMap, plot_task_maps, task_places
-from metajax.tasks.images.class_table import ClassTable, few_shot
+from metajax.tasks.images.class_table import ClassTable
+from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.loaders import from_arrays
 from metajax.tasks.images.omniglot import omniglot
 from metajax.tasks.tables.table_pairs import TablePairs, table_pairs

@@ -48,10 +48,13 @@ import optax
 from IPython.display import Image, display
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from metajax import conv4, evaluate, glyphs, maml, mlp, prototypical, sinusoid, train
+from metajax import evaluate, train
 from metajax.evaluation.bank import bank_task
+from metajax.learners import maml, prototypical
+from metajax.models import conv4, mlp
 from metajax.objectives import squared_error
 from metajax.plots import plot_tasks
+from metajax.tasks import glyphs, sinusoid
 
 # Compiled programs are kept, so that the notebook starts quickly when it runs again.
 if jax.config.jax_compilation_cache_dir is None:

@@ -49,25 +49,12 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from metajax import (
-    Examples,
-    Learner,
-    Model,
-    Task,
-    compare,
-    conv4,
-    evaluate,
-    few_shot,
-    from_arrays,
-    from_linen,
-    glyphs,
-    leakage,
-    prototypical,
-    split_classes,
-    train,
-)
+from metajax import Examples, Learner, Model, Task, compare, evaluate, leakage, train
 from metajax.evaluation.bank import bank_task
+from metajax.learners import prototypical
+from metajax.models import conv4, from_linen
 from metajax.objectives import cross_entropy, query_loss
+from metajax.tasks import few_shot, from_arrays, glyphs, split_classes
 from metajax.types import Array, PyTree
 
 # Compiled programs are kept, so that the notebook starts quickly when it runs again.
@@ -298,7 +285,7 @@ for name, check in checks.items():
 #
 # Any array of images with integer labels becomes a table of classes. The images below
 # stand for yours: 40 kinds of stripes in 24 x 24 pixels, 20 noisy examples each. For
-# images in files, one folder per class, there is `metajax.from_folder`.
+# images in files, one folder per class, there is `metajax.tasks.from_folder`.
 
 # %%
 rng = np.random.default_rng(0)

@@ -68,7 +68,7 @@ def test_sinusoid(tmp_path):
 def test_other_learners_on_sinusoids(name):
     settings = sinusoid.Settings(learner=name, inner_rate=0.5)
     learner = sinusoid.make_learner(settings, eval_steps=2)
-    task = metajax.sinusoid()(jax.random.key(0))
+    task = metajax.tasks.sinusoid()(jax.random.key(0))
     meta_params = jax.eval_shape(learner.init, jax.random.key(1), task)
     path = jax.eval_shape(learner.adapt_steps, meta_params, task.support)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(path)} == {3}
@@ -80,7 +80,9 @@ def test_learners_on_omniglot(kind):
     assert omniglot.result_name(settings).count("-seed0") == 1
     learner = settings.build(settings.model())
     settings.optimizer()
-    tasks = metajax.glyphs(way=settings.way, shot=settings.train_shot, num_queries=1)
+    tasks = metajax.tasks.glyphs(
+        way=settings.way, shot=settings.train_shot, num_queries=1
+    )
     task = jax.eval_shape(tasks, jax.random.key(0))
     meta_params = jax.eval_shape(learner.init, jax.random.key(1), task)
     loss, _ = jax.eval_shape(learner.loss, meta_params, task)
@@ -144,11 +146,11 @@ def test_recommend_trees(tmp_path):
 
 @pytest.mark.usefixtures("data_dir")
 def test_cached_features(tmp_path, monkeypatch):
-    makers = {"prototypical": metajax.prototypical}
+    makers = {"prototypical": metajax.learners.prototypical}
     monkeypatch.setattr(cached_features, "LEARNERS", makers)
     monkeypatch.setattr(cached_features, "omniglot", few_characters)
     monkeypatch.setattr(
-        cached_features, "conv4", lambda **kw: metajax.conv4(features=2, **kw)
+        cached_features, "conv4", lambda **kw: metajax.models.conv4(features=2, **kw)
     )
     cached_features.main(cached_features.Settings(num_tasks=3, repeats=1))
     first, one, five = read_result(tmp_path)["results"]
@@ -162,7 +164,7 @@ def test_embeddings(tmp_path, monkeypatch):
     """Differences are those of means, as all learners have the same tasks."""
     monkeypatch.setattr(embeddings, "omniglot", few_characters)
     monkeypatch.setattr(
-        embeddings, "conv4", lambda **kw: metajax.conv4(features=2, **kw)
+        embeddings, "conv4", lambda **kw: metajax.models.conv4(features=2, **kw)
     )
     monkeypatch.setattr(embeddings, "PROTOCOLS", ((5, 1),))
     settings = embeddings.Settings(
@@ -176,15 +178,21 @@ def test_embeddings(tmp_path, monkeypatch):
 
 
 def few_characters(split, **protocol):
-    return metajax.omniglot(split, **protocol).take(range(8))
+    return metajax.tasks.omniglot(split, **protocol).take(range(8))
 
 
 @pytest.mark.usefixtures("data_dir")
 def test_readers(tmp_path, monkeypatch):
     """All on embeddings of one network, beside the one that made them."""
     monkeypatch.setattr(readers, "omniglot", few_characters)
-    monkeypatch.setattr(readers, "conv4", lambda **kw: metajax.conv4(features=2, **kw))
-    makers = {"mm_net": lambda: metajax.mm_net(metajax.identity(), way=5, slots=5)}
+    monkeypatch.setattr(
+        readers, "conv4", lambda **kw: metajax.models.conv4(features=2, **kw)
+    )
+    makers = {
+        "mm_net": lambda: metajax.learners.mm_net(
+            metajax.models.identity(), way=5, slots=5
+        )
+    }
     monkeypatch.setattr(readers, "MAKERS", makers)
     monkeypatch.setattr(readers, "STEPS", {"mm_net": 1})
     settings = readers.Settings(
@@ -219,9 +227,11 @@ def test_memory_sequences(tmp_path, monkeypatch):
     monkeypatch.setattr(memory_sequences, "omniglot", few_characters)
     sizes = {"way": 5, "hidden": 4}
     makers = {
-        "lstm": lambda: metajax.lstm_learner(metajax.identity(), **sizes),
-        "mann": lambda: metajax.mann(
-            metajax.identity(), slots=6, width=3, heads=2, **sizes
+        "lstm": lambda: metajax.learners.lstm_learner(
+            metajax.models.identity(), **sizes
+        ),
+        "mann": lambda: metajax.learners.mann(
+            metajax.models.identity(), slots=6, width=3, heads=2, **sizes
         ),
     }
     monkeypatch.setattr(memory_sequences, "MAKERS", makers)
@@ -353,7 +363,7 @@ def test_prior_fitted_undoes_the_names_of_classes(key):
 
 
 def test_prior_fitted_knows_the_matrices_of_its_layers(key):
-    tasks = metajax.tabular_prior(rows=5, columns=prior_fitted.COLUMNS)
+    tasks = metajax.tasks.tabular_prior(rows=5, columns=prior_fitted.COLUMNS)
     learner = prior_fitted.build(prior_fitted.Settings(size=8, layers=2))
     meta_params = learner.init(key, tasks(key))
     axes = jax.tree.leaves(
@@ -400,7 +410,7 @@ def test_task_map(tmp_path, monkeypatch):
     monkeypatch.setattr(
         task_map,
         "conv4",
-        lambda **kw: metajax.mlp(3, hidden=(4,), normalization="none"),
+        lambda **kw: metajax.models.mlp(3, hidden=(4,), normalization="none"),
     )
     monkeypatch.setattr(task_map, "calibrate", lambda model, params, *others: params)
     settings = task_map.Settings(
@@ -516,13 +526,13 @@ def test_function_families(tmp_path, monkeypatch):
     settings = function_families.Settings(
         num_seeds=2, inner_steps=1, outer_steps=1, tasks_per_step=2, num_test_tasks=3
     )
-    task = metajax.regression_families()(jax.random.key(0))
+    task = metajax.tasks.regression_families()(jax.random.key(0))
     for learner in function_families.learners(settings).values():
         meta_params = jax.eval_shape(learner.init, jax.random.key(1), task)
         jax.eval_shape(learner.loss, meta_params, task)
     few = {
-        name: metajax.maml(
-            metajax.mlp(1, hidden=()),
+        name: metajax.learners.maml(
+            metajax.models.mlp(1, hidden=()),
             optax.sgd(0.001),
             steps=steps,
             objective=metajax.objectives.squared_error,
@@ -570,7 +580,9 @@ def test_neural_processes(tmp_path, monkeypatch):
     def few(settings):
         del settings
         return {
-            name: metajax.conditional_np(size=size, encoder_layers=1, decoder_layers=1)
+            name: metajax.learners.conditional_np(
+                size=size, encoder_layers=1, decoder_layers=1
+            )
             for size, name in enumerate(("one", "other"), start=2)
         }
 
@@ -663,7 +675,7 @@ def test_scores_of_molecules_follow_the_support(support):
 
 @pytest.mark.usefixtures("data_dir")
 def test_ablation(tmp_path, monkeypatch):
-    model = metajax.mlp(5, hidden=(3,), normalization="batch")
+    model = metajax.models.mlp(5, hidden=(3,), normalization="batch")
     monkeypatch.setattr(omniglot.MamlPlusPlus, "model", lambda self: model)
     kept = ("all", "none (MAML)")
     monkeypatch.setattr(
@@ -702,7 +714,9 @@ def test_prototypical_on_glyphs_and_then_real_images(tmp_path):
 @pytest.mark.usefixtures("data_dir")
 def test_domains(tmp_path, monkeypatch):
     def make_model(num_outputs, *, normalization, **_):
-        return metajax.mlp(num_outputs or 4, hidden=(3,), normalization=normalization)
+        return metajax.models.mlp(
+            num_outputs or 4, hidden=(3,), normalization=normalization
+        )
 
     # As few programs as show all paths.
     monkeypatch.setattr(domains, "conv4", make_model)
@@ -739,7 +753,7 @@ def test_domains(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", domains.MAKERS)
 def test_learners_of_the_domains(name):
-    model = metajax.conv4(
+    model = metajax.models.conv4(
         5 if name == "maml" else None,
         features=8,
         pooling="maps" if name == "relation" else "max",
@@ -747,7 +761,7 @@ def test_learners_of_the_domains(name):
     )
     learner = domains.MAKERS[name](model, 5, 10)
     task = jax.eval_shape(
-        metajax.glyphs(way=5, shot=2, num_queries=1), jax.random.key(0)
+        metajax.tasks.glyphs(way=5, shot=2, num_queries=1), jax.random.key(0)
     )
     meta_params = jax.eval_shape(learner.init, jax.random.key(1), task)
     loss, _ = jax.eval_shape(learner.loss, meta_params, task)

@@ -17,7 +17,7 @@ from metajax.distributions import (
     negative_log_likelihood,
 )
 from metajax.evaluation.bank import bank_task, evaluate
-from metajax.training.trainer import _monitored
+from metajax.training.history import monitored
 from metajax.types import Examples, Learner, Task
 
 N, S, D = 5, 3, 2
@@ -135,7 +135,7 @@ def test_evaluation_judges_them(has_components):
     report = evaluate(learner, (), tasks, num_tasks=3)
     assert report.protocol == "inductive"
     assert report.calibration is None
-    assert _monitored(report, None) == "nll"
+    assert monitored(report, None) == "nll"
     for place in range(3):
         x, y, _ = bank_task(tasks, place).query
         p = density(x, 1.0, y)

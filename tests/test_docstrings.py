@@ -29,7 +29,7 @@ def tables():
         values = generator.normal(size=(120, columns))
         table = {f"x{i}": column.tolist() for i, column in enumerate(values.T)}
         table["kind"] = [str(i % 3) for i in range(120)]
-        made.append(metajax.from_table(table, target="kind"))
+        made.append(metajax.tasks.from_table(table, target="kind"))
     return made
 
 

@@ -6,7 +6,6 @@ from PIL import Image
 
 from metajax.builders.decision_tree import DecisionTree
 from metajax.plots import (
-    LAYOUTS,
     TaskMap,
     plot_learning_curves,
     plot_task_maps,
@@ -14,6 +13,7 @@ from metajax.plots import (
     plot_tree,
     task_places,
 )
+from metajax.plots.tasks import LAYOUTS
 from metajax.types import Examples, Task
 
 RIGHT, WRONG = (0, 130, 95), (213, 94, 0)

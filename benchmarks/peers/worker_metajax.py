@@ -18,7 +18,8 @@ from metajax.learners.metric.prototypical import prototypical
 from metajax.models.convolution import convolve
 from metajax.models.networks import conv4, mlp
 from metajax.objectives import cross_entropy, squared_error
-from metajax.tasks.images.class_table import ClassTableTasks, class_table, few_shot
+from metajax.tasks.images.class_table import class_table
+from metajax.tasks.images.few_shot import ClassTableTasks, few_shot
 from metajax.training.outer_loop import init_state, reverse_mode, run_steps_fn
 from metajax.types import Array, Estimator, Examples, Learner, PyTree, Task
 

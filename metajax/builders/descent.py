@@ -85,7 +85,7 @@ def check_descent(
         if not may_be_learned:
             raise ValueError(
                 "This learner does not learn its inner optimizer; give it one of "
-                "Optax, such as optax.sgd(0.01). `maml` and `learn_optimizer` take a "
+                "Optax, such as optax.sgd(0.01). `maml` and `optimizer_learner` take a "
                 "LearnedOptimizer."
             )
         try:
@@ -117,7 +117,7 @@ def optimizer_of(
 def support_loss_fn(
     model: Model, objective: Callable[[PyTree, PyTree], Array]
 ) -> Callable[[PyTree, Examples, Array | None], Array]:
-    """The mean loss of a model on a set of examples, as `metajax.inner.unroll` wants it."""
+    """Gives the mean loss of a model on examples, as `metajax.inner.unroll` takes."""
 
     def loss(params: PyTree, examples: Examples, key: Array | None) -> Array:
         outputs = model.apply(params, examples.x, mask=examples.mask, key=key)
@@ -304,7 +304,8 @@ def learner_of_start(
       objective: `(outputs, y) -> [n]`, the loss of every example.
       steps: inner steps in training.
       eval_steps: inner steps of `adapt`; None means `steps`.
-      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
+      gradient: how the outer gradient passes the inner loop; see
+        `metajax.inner.unroll`.
       adapts: which leaves of phi_0 adapt.
       check_mixed: see `metajax.inner.unroll.unroll`.
     """

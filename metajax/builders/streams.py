@@ -15,7 +15,7 @@ Read as a stream:
     adapted, outputs = learner.stream.observe(adapted, x, y)    as examples come
     learner.predict(adapted, inputs)                            at any time
 
-`metajax.prequential` judges learners so.
+`metajax.evaluation.prequential` judges learners so.
 """
 
 import functools

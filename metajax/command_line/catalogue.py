@@ -2,7 +2,8 @@
 
 A constructor that stands in one of the tables below is all that the command line needs:
 `arguments` makes a frozen dataclass of its signature, whose help is its docstring.
-`metajax.command_line.configuration` turns instances of it into the real thing, and into JSON.
+`metajax.command_line.configuration` turns instances of it into the real thing, and into
+JSON.
 
 Arguments that are functions or Optax optimizers have no form in JSON. `_TYPES` says
 what stands for them.
@@ -55,9 +56,9 @@ from metajax.learners.metric.matching import SIMILARITIES, matching
 from metajax.learners.metric.prototypical import prototypical
 from metajax.learners.metric.relation import NORMALIZATIONS as OF_PAIRS
 from metajax.learners.metric.relation import relation
-from metajax.learners.optimizer.learn_optimizer import JUDGES, learn_optimizer
 from metajax.learners.optimizer.lstm_generator import lstm_generator
 from metajax.learners.optimizer.meta_lstm import meta_lstm
+from metajax.learners.optimizer.optimizer_learner import JUDGES, optimizer_learner
 from metajax.learners.representation.arml import arml
 from metajax.learners.representation.graph import graph
 from metajax.learners.representation.label_propagation import label_propagation
@@ -73,7 +74,7 @@ from metajax.tasks.functions.gaussian_process import KERNELS as COVARIANCES
 from metajax.tasks.functions.gaussian_process import gaussian_process
 from metajax.tasks.functions.regression_families import FAMILIES, regression_families
 from metajax.tasks.functions.sinusoid import sinusoid
-from metajax.tasks.images.class_table import few_shot
+from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.glyphs import glyphs
 from metajax.tasks.images.loaders import from_folder, from_tfds
 from metajax.tasks.images.omniglot import omniglot
@@ -110,7 +111,7 @@ LEARNERS: dict[str, Constructor] = {
     "leo": leo,
     "meta_curvature": meta_curvature,
     "meta_lstm": meta_lstm,
-    "learn_optimizer": learn_optimizer,
+    "optimizer_learner": optimizer_learner,
     "lstm_generator": lstm_generator,
     "arml": arml,
     "prototypical": prototypical,
@@ -327,9 +328,9 @@ _DEFAULTS: dict[str, Any] = {
     "cnaps.generates": "only:scale,bias",
     "imaml.steps": 16,
     "inner_optimizer": InnerOptimizer(),
-    "learn_optimizer.inner_optimizer": InnerOptimizer(learned="optimizer"),
+    "optimizer_learner.inner_optimizer": InnerOptimizer(learned="optimizer"),
     "soft_tree.inner_optimizer": InnerOptimizer(learning_rate=10.0, learned="leaf"),
-    "learn_optimizer.steps": 20,
+    "optimizer_learner.steps": 20,
     "num_outputs": None,
     "num_queries": 15,
     "objective": None,

@@ -23,13 +23,8 @@ from metajax.command_line.catalogue import (
     InnerOptimizer,
     OuterOptimizer,
 )
-from metajax.tasks.images.class_table import (
-    ClassTable,
-    ClassTableTasks,
-    few_shot,
-    split_classes,
-    whole_classes,
-)
+from metajax.tasks.images.class_table import ClassTable, split_classes
+from metajax.tasks.images.few_shot import ClassTableTasks, few_shot, whole_classes
 from metajax.training.trainer import TrainResult, train
 from metajax.types import Learner, Model, TaskDistribution
 

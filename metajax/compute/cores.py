@@ -24,8 +24,8 @@ def use_cores(count: int | None = None) -> None:
     threads of a single device would wait for one another after every small operation.
     Leave XLA's threads (the environment variable `NPROC`) as many as cores: with twice
     as many a step of MAML took a quarter longer, with four times as many two fifths. In
-    learners of your own call LAPACK (`jnp.linalg`) by `metajax.inner.solvers.solve`, whose
-    documentation says why.
+    learners of your own call LAPACK (`jnp.linalg`) by `metajax.inner.solvers.solve`,
+    whose documentation says why.
 
     Args:
       count: number of devices, at least 1. None means what the environment variable

@@ -109,7 +109,9 @@ def task2vec(
         together, or embeddings depend on the batch or are no vectors.
 
     Example:
-      >>> from metajax import mlp, synthetic_table, task2vec
+      >>> from metajax.descriptions import task2vec
+      >>> from metajax.models import mlp
+      >>> from metajax.tasks import synthetic_table
       >>> keys = jax.random.split(jax.random.key(0), 3)
       >>> supports = jax.vmap(synthetic_table(way=2, shot=8))(keys).support
       >>> model = mlp(4, hidden=(16,))
@@ -271,7 +273,7 @@ def _check_probe(model: Model, params: PyTree) -> None:
     if kind == "calibrated" and STATISTICS not in params:
         raise ValueError(
             "The parameters of a probe with normalization='calibrated' hold no "
-            "statistics yet; call `metajax.calibrate` first."
+            "statistics yet; call `metajax.models.calibrate` first."
         )
     if all(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(params)):
         raise ValueError(

@@ -35,14 +35,12 @@ that the order of rows and columns cannot matter. A feature that has nothing to 
 (the correlation of one column) is 0, and so is the accuracy on a row without others.
 """
 
-from typing import Any, NamedTuple
-
-import chex
 import jax
 import jax.numpy as jnp
 
 from metajax.checks import check_integers
-from metajax.objectives import class_vectors
+from metajax.descriptions.landmarkers import landmarks
+from metajax.descriptions.prepared import Table, mean_and_sd, mean_where, prepare, ratio
 from metajax.types import Array, Examples
 
 __all__ = ["META_FEATURES", "meta_features"]
@@ -78,38 +76,8 @@ META_FEATURES = (
     "stump",
 )
 
-# What counts as a tie, relative to the size of what is compared: above rounding.
-TIE = 1e-4
 # The least mutual information that others are divided by, in nats.
 LEAST_INFORMATION = 1e-3
-
-
-class _Table(NamedTuple):
-    """A support set, ready to be described.
-
-    Attributes:
-      rows: bool `[n]`, real rows; below, `n` is also their number, `num_rows`.
-      columns: bool `[D]`, real columns.
-      varying: bool `[D]`, real columns with two values or more.
-      numeric: bool `[D]`, varying columns that are not categorical.
-      categorical: bool `[D]`, real columns that are.
-      unit: `[n, D]`, columns scaled to [0, 1]; 0 in constant columns and in padding.
-      standard: `[n, D]`, columns with mean 0 and variance 1, likewise.
-      deviations: `[D]`, standard deviations of `unit`, 1 for constant columns.
-      labels: one-hot `[n, N]`, 0 in padding.
-      num_rows: scalar, at least 1.
-    """
-
-    rows: Array
-    columns: Array
-    varying: Array
-    numeric: Array
-    categorical: Array
-    unit: Array
-    standard: Array
-    deviations: Array
-    labels: Array
-    num_rows: Array
 
 
 def meta_features(
@@ -149,8 +117,8 @@ def meta_features(
 
     Example:
       >>> import jax
-      >>> from metajax import synthetic_table
-      >>> from metajax.descriptions.table_features import META_FEATURES, meta_features
+      >>> from metajax.tasks import synthetic_table
+      >>> from metajax.descriptions import META_FEATURES, meta_features
       >>> support = synthetic_table(way=2, shot=16)(jax.random.key(0)).support
       >>> features = jax.jit(meta_features, static_argnames="num_classes")(
       ...     support, num_classes=2
@@ -160,7 +128,7 @@ def meta_features(
     """
     check_integers(1, num_classes=num_classes)
     check_integers(2, num_bins=num_bins)
-    table = _prepare(examples, num_classes, column_mask, is_categorical)
+    table = prepare(examples, num_classes, column_mask, is_categorical)
     codes = _cut(table, num_bins)
     # One decomposition for two purposes. Two of them in one program, under `vmap` on a
     # CPU with few cores, have been seen to wait for one another forever (jax 0.10.2).
@@ -171,78 +139,12 @@ def meta_features(
         | _shapes(table)
         | _correlation(table, correlations, spectrum.eigenvalues)
         | _information(table, codes)
-        | _landmarks(table, spectrum)
+        | landmarks(table, spectrum)
     )
     return jnp.stack([values[name] for name in META_FEATURES])
 
 
-def _prepare(
-    examples: Examples, num_classes: int, column_mask: Any, is_categorical: Any
-) -> _Table:
-    x, y = jnp.asarray(examples.x), jnp.asarray(examples.y)
-    chex.assert_rank([x, y], [2, 1])
-    chex.assert_equal_shape_prefix([x, y], 1)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        x = x.astype(jnp.float32)
-    num, size = x.shape
-    rows = _mask(examples.mask, num)
-    columns = _mask(column_mask, size)
-    categorical = columns & _mask(is_categorical, size, default=False)
-    is_real = rows[:, None] & columns[None, :]
-    low = jnp.min(jnp.where(is_real, x, jnp.inf), axis=0)
-    high = jnp.max(jnp.where(is_real, x, -jnp.inf), axis=0)
-    # A range, not a variance: in 32 bits, that of a constant column may not be 0. For
-    # hidden columns it is minus infinity.
-    varying = high - low >= jnp.finfo(x.dtype).tiny
-    extent = jnp.where(varying, high - low, 1)
-    is_used = rows[:, None] & varying[None, :]
-    unit = jnp.where(is_used, (x - low[None, :]) / extent[None, :], 0)
-    num_rows = jnp.maximum(jnp.sum(rows), 1).astype(x.dtype)
-    means = jnp.sum(unit, axis=0) / num_rows
-    centered = jnp.where(is_used, unit - means[None, :], 0)
-    variances = jnp.sum(jnp.square(centered), axis=0) / num_rows
-    deviations = jnp.sqrt(jnp.where(varying, variances, 1))
-    labels = class_vectors(y, num_classes, x.dtype)
-    return _Table(
-        rows=rows,
-        columns=columns,
-        varying=varying,
-        numeric=varying & ~categorical,
-        categorical=categorical,
-        unit=unit,
-        standard=centered / deviations[None, :],
-        deviations=deviations,
-        labels=jnp.where(rows[:, None], labels, 0),
-        num_rows=num_rows,
-    )
-
-
-def _mask(mask: Any, size: int, *, default: bool = True) -> Array:
-    if mask is None:
-        return jnp.full(size, default)
-    mask = jnp.asarray(mask, bool)
-    chex.assert_shape(mask, (size,))
-    return mask
-
-
-def _mean(values: Array, where: Array) -> Array:
-    """Mean of `values` `[D]` where `where` is True, 0 if it nowhere is."""
-    count = jnp.maximum(jnp.sum(where), 1)
-    return jnp.sum(jnp.where(where, values, 0)) / count
-
-
-def _mean_and_sd(values: Array, where: Array) -> tuple[Array, Array]:
-    mean = _mean(values, where)
-    return mean, jnp.sqrt(_mean(jnp.square(values - mean), where))
-
-
-def _ratio(numerator: Array, denominator: Array) -> Array:
-    """The quotient, 0 where the denominator is not positive."""
-    is_positive = denominator > 0
-    return jnp.where(is_positive, numerator / jnp.where(is_positive, denominator, 1), 0)
-
-
-def _simple(table: _Table) -> dict[str, Array]:
+def _simple(table: Table) -> dict[str, Array]:
     counts = jnp.sum(table.labels, axis=0)
     num_columns = jnp.maximum(jnp.sum(table.columns), 1).astype(counts.dtype)
     num_varying = jnp.sum(table.varying)
@@ -261,33 +163,33 @@ def _simple(table: _Table) -> dict[str, Array]:
     }
 
 
-def _shapes(table: _Table) -> dict[str, Array]:
+def _shapes(table: Table) -> dict[str, Array]:
     skewness = jnp.sum(table.standard**3, axis=0) / table.num_rows
     kurtosis = jnp.sum(table.standard**4, axis=0) / table.num_rows - 3
-    skewness_mean, skewness_sd = _mean_and_sd(jnp.abs(skewness), table.numeric)
-    kurtosis_mean, kurtosis_sd = _mean_and_sd(kurtosis, table.numeric)
+    skewness_mean, skewness_sd = mean_and_sd(jnp.abs(skewness), table.numeric)
+    kurtosis_mean, kurtosis_sd = mean_and_sd(kurtosis, table.numeric)
     return {
         "skewness_mean": skewness_mean,
         "skewness_sd": skewness_sd,
         "kurtosis_mean": kurtosis_mean,
         "kurtosis_sd": kurtosis_sd,
-        "spread": _mean(table.deviations, table.numeric),
+        "spread": mean_where(table.deviations, table.numeric),
     }
 
 
 def _correlation(
-    table: _Table, correlations: Array, eigenvalues: Array
+    table: Table, correlations: Array, eigenvalues: Array
 ) -> dict[str, Array]:
     count = jnp.sum(table.varying)
     absolute = jnp.sum(jnp.abs(correlations)) - jnp.trace(correlations)
     return {
-        "correlation": _ratio(absolute, count * (count - 1)),
-        "first_component": _ratio(eigenvalues[-1], count),
-        "effective_columns": _ratio(count, jnp.sum(jnp.square(correlations))),
+        "correlation": ratio(absolute, count * (count - 1)),
+        "first_component": ratio(eigenvalues[-1], count),
+        "effective_columns": ratio(count, jnp.sum(jnp.square(correlations))),
     }
 
 
-def _cut(table: _Table, num_bins: int) -> Array:
+def _cut(table: Table, num_bins: int) -> Array:
     """Numbers of bins `[n, D]`; the values themselves in categorical columns.
 
     A row's bin is that of the middle of the rows with its value, as a share of all
@@ -310,7 +212,7 @@ def _cut(table: _Table, num_bins: int) -> Array:
     )
 
 
-def _information(table: _Table, codes: Array) -> dict[str, Array]:
+def _information(table: Table, codes: Array) -> dict[str, Array]:
     """Entropies as means over rows: -log of the share of rows that agree with a row."""
     pairs = table.rows[:, None] & table.rows[None, :]
     same_class = (table.labels @ table.labels.T > 0) & pairs
@@ -336,12 +238,12 @@ def _information(table: _Table, codes: Array) -> dict[str, Array]:
         return distinct, entropy, jnp.maximum(information, 0)
 
     distinct, entropies, informations = jax.lax.map(describe, (table.unit.T, codes.T))
-    entropy = _mean(entropies, table.columns)
-    information = _mean(informations, table.columns)
+    entropy = mean_where(entropies, table.columns)
+    information = mean_where(informations, table.columns)
     divisor = jnp.maximum(information, LEAST_INFORMATION)
     noise = jnp.maximum(entropy - information, 0)
     return {
-        "distinct_values": _mean(distinct, table.columns),
+        "distinct_values": mean_where(distinct, table.columns),
         "class_entropy": class_entropy,
         "column_entropy": entropy,
         "mutual_information_mean": information,
@@ -349,164 +251,3 @@ def _information(table: _Table, codes: Array) -> dict[str, Array]:
         "log_equivalent_columns": jnp.log1p(class_entropy / divisor),
         "log_noise_to_signal": jnp.log1p(noise / divisor),
     }
-
-
-def _landmarks(table: _Table, spectrum: Any) -> dict[str, Array]:
-    credits = {
-        "nearest_neighbor": _nearest_neighbor(table),
-        "nearest_centroid": _nearest_centroid(table),
-        "naive_bayes": _naive_bayes(table),
-        "ridge": _ridge(table, *spectrum),
-        "stump": _stump(table),
-    }
-    return {name: _mean(credit, table.rows) for name, credit in credits.items()}
-
-
-def _credit(table: _Table, scores: Array) -> Array:
-    """Chance `[n]` that a row's class is drawn from those with the highest score.
-
-    Args:
-      table: the support set.
-      scores: `[n, N]`, of each class for each row. Classes without another row do not
-        stand for election.
-    """
-    others = jnp.sum(table.labels, axis=0)[None, :] - table.labels
-    scores = jnp.where(others > 0, scores, -jnp.inf)
-    best = jnp.max(scores, axis=1, keepdims=True)
-    is_best = (others > 0) & (scores >= best - TIE * (1 + jnp.abs(best)))
-    return _ratio(jnp.sum(is_best * table.labels, axis=1), jnp.sum(is_best, axis=1))
-
-
-def _nearest_neighbor(table: _Table) -> Array:
-    num = len(table.rows)
-
-    def add(total: Array, column: Array) -> tuple[Array, None]:
-        # Differences rather than products, so that those of equal rows are 0.
-        return total + jnp.square(column[:, None] - column[None, :]), None
-
-    columns = (table.unit / table.deviations[None, :]).T
-    squares, _ = jax.lax.scan(add, jnp.zeros((num, num), columns.dtype), columns)
-    is_other = table.rows[None, :] & ~jnp.eye(num, dtype=bool)
-    squares = jnp.where(is_other, squares, jnp.inf)
-    nearest = jnp.min(squares, axis=1, keepdims=True)
-    is_nearest = is_other & (squares <= nearest * (1 + TIE))
-    same_class = table.labels @ table.labels.T
-    return _ratio(jnp.sum(is_nearest * same_class, axis=1), jnp.sum(is_nearest, axis=1))
-
-
-def _moments(table: _Table) -> tuple[Array, Array, Array]:
-    """How rows lie around the means of the classes, in standardised columns.
-
-    Returns:
-      Sizes of classes `[N]`; differences `[n, N, D]` of all rows from all means; sums
-      of their squares `[N, D]` over the rows of the class.
-    """
-    sizes = jnp.sum(table.labels, axis=0)
-    means = table.labels.T @ table.standard / jnp.maximum(sizes, 1)[:, None]
-    differences = table.standard[:, None, :] - means[None, :, :]
-    squares = jnp.sum(table.labels[:, :, None] * jnp.square(differences), axis=0)
-    return sizes, differences, squares
-
-
-def _nearest_centroid(table: _Table) -> Array:
-    sizes, differences, _ = _moments(table)
-    # Without row i, the mean of its class of c rows is c / (c - 1) times as far away.
-    growth = sizes / jnp.maximum(sizes - 1, 1)
-    factors = jnp.where(table.labels > 0, growth[None, :], 1)
-    distances = jnp.sum(jnp.square(differences), axis=2) * jnp.square(factors)
-    return _credit(table, -distances)
-
-
-def _naive_bayes(table: _Table) -> Array:
-    sizes, differences, squares = _moments(table)
-    is_own = table.labels[:, :, None] > 0
-    rest = sizes[None, :, None] - is_own  # sizes without row i, [n, N, 1]
-    growth = sizes / jnp.maximum(sizes - 1, 1)
-    growth = growth[None, :, None]
-    # Without row i, the sum of squares of its class falls by this much.
-    own_squares = squares[None, :, :] - growth * jnp.square(differences)
-    left_squares = jnp.where(is_own, jnp.maximum(own_squares, 0), squares[None, :, :])
-    variances = (left_squares + 1) / (rest + 1)  # one pseudo-row of variance 1
-    distances = jnp.where(is_own, growth, 1) * differences
-    logs = -0.5 * (jnp.log(variances) + jnp.square(distances) / variances)
-    # In constant columns, only the number of rows would speak.
-    evidence = jnp.sum(jnp.where(table.varying[None, None, :], logs, 0), axis=2)
-    prior = jnp.log(jnp.maximum(rest[:, :, 0], 1))
-    return _credit(table, prior + evidence)
-
-
-def _ridge(table: _Table, eigenvalues: Array, eigenvectors: Array) -> Array:
-    """Least squares on one-hot labels, an intercept without penalty, penalty 1.
-
-    In the coordinates of the eigenvectors, the columns are uncorrelated, and their sums
-    of squares are n times the eigenvalues of the correlation matrix.
-    """
-    coordinates = table.standard @ eigenvectors
-    shrunk = coordinates / (table.num_rows * eigenvalues + 1)[None, :]
-    shares = jnp.sum(table.labels, axis=0) / table.num_rows
-    fitted = shares[None, :] + coordinates @ (shrunk.T @ table.labels)
-    leverage = jnp.sum(coordinates * shrunk, axis=1) + 1 / table.num_rows
-    # The prediction for a row of the fit without it.
-    left = jnp.maximum(1 - leverage, jnp.finfo(fitted.dtype).eps)
-    predicted = (fitted - leverage[:, None] * table.labels) / left[:, None]
-    return _credit(table, predicted)
-
-
-def _stump(table: _Table) -> Array:
-    """The best split of one column into two sides, each of which says one class.
-
-    Splits are between the values of a column, row i's own included. On its side, each
-    class has a share of its rows; a side says the class with the largest share, and the
-    best split is the one with the largest sum of the two (balanced accuracy).
-    """
-    labels = table.labels
-    sizes = jnp.sum(labels, axis=0)
-    rest = labels @ sizes - 1  # rows of row i's class without it
-    not_own = jnp.where(jnp.eye(len(sizes), dtype=bool), -jnp.inf, 0)
-
-    def rivals(counts: Array) -> tuple[Array, Array]:
-        """Largest share `[n, N]` among the other classes, and how many have it."""
-        shares = jnp.where(sizes > 0, counts / jnp.maximum(sizes, 1)[None, :], -1)
-        shares = shares[:, None, :] + not_own[None, :, :]
-        most = jnp.max(shares, axis=2)
-        return most, jnp.sum(_is_close(shares, most[:, :, None]), axis=2)
-
-    def visit(
-        state: tuple[Array, Array, Array], column: Array
-    ) -> tuple[tuple[Array, Array, Array], None]:
-        best, weight, credit = state
-        is_left = column[None, :] <= column[:, None]  # [split, row]
-        left = (is_left & table.rows[None, :]) @ labels
-        right = sizes[None, :] - left
-        (left_most, left_ties), (right_most, right_ties) = rivals(left), rivals(right)
-        # What concerns row i: its own class without it, and the others, on both sides.
-        own_left = (left @ labels.T - is_left) / jnp.maximum(rest, 1)[None, :]
-        own_right = (right @ labels.T - ~is_left) / jnp.maximum(rest, 1)[None, :]
-        left_most, right_most = left_most @ labels.T, right_most @ labels.T
-        value = jnp.maximum(own_left, left_most) + jnp.maximum(own_right, right_most)
-        own = jnp.where(is_left, own_left, own_right)
-        most = jnp.where(is_left, left_most, right_most)
-        ties = jnp.where(is_left, left_ties @ labels.T, right_ties @ labels.T)
-        says = jnp.where(_is_close(own, most), 1 / (1 + ties), own > most)
-        # Rows with one value are one split. That behind the last value, the only one of
-        # a constant column, is as good as a guess, and so are those it can tie with.
-        copies = jnp.sum(
-            (column[None, :] == column[:, None]) & table.rows[None, :], axis=1
-        )
-        value = jnp.where(table.rows[:, None], value, 0)
-        share = 1 / jnp.maximum(copies, 1)
-        new_best = jnp.maximum(best, jnp.max(value, axis=0))
-        is_best = _is_close(value, new_best[None, :]) * share[:, None]
-        stays = _is_close(best, new_best)
-        weight = jnp.where(stays, weight, 0) + jnp.sum(is_best, axis=0)
-        credit = jnp.where(stays, credit, 0) + jnp.sum(is_best * says, axis=0)
-        return (new_best, weight, credit), None
-
-    none = jnp.zeros(len(table.rows), labels.dtype)
-    (_, weight, credit), _ = jax.lax.scan(visit, (none, none, none), table.unit.T)
-    return jnp.where(rest > 0, _ratio(credit, weight), 0)
-
-
-def _is_close(first: Array, second: Array) -> Array:
-    """Whether shares of rows are equal but for rounding."""
-    return jnp.abs(first - second) < 1e-5

@@ -71,7 +71,7 @@ def fit_warm_start(features: Any, scores: Any) -> WarmStart:
 
     Args:
       features: meta-features `[T, F]` of known tasks, finite, for instance of
-        `metajax.meta_features`.
+        `metajax.descriptions.meta_features`.
       scores: `[T, C]`, of each configuration on each task, higher is better; NaN where
         it was not run. Units may differ between tasks.
 
@@ -80,7 +80,7 @@ def fit_warm_start(features: Any, scores: Any) -> WarmStart:
         is infinite, or a task has no score.
 
     Example:
-      >>> from metajax import fit_warm_start, recommend
+      >>> from metajax.descriptions import fit_warm_start, recommend
       >>> features = [[0.0], [0.1], [5.0]]
       >>> scores = [[0.9, 0.6, 0.5], [0.8, 0.7, 0.2], [0.1, 0.2, 0.7]]
       >>> known = fit_warm_start(features, scores)

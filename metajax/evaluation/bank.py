@@ -2,8 +2,8 @@
 
 A bank is a task distribution and a seed. Task `i` is drawn with a key folded from
 `key(seed)` and `i` alone, so it is the same task for every learner, however many tasks
-are asked for and in whatever blocks they run. That is what lets `metajax.evaluation.reports`
-compare two learners task by task.
+are asked for and in whatever blocks they run. That is what lets
+`metajax.evaluation.reports` compare two learners task by task.
 
 Only `adapt` is given a key, another one for each task. `predict` gets None, which means
 deterministic: dropout is off when a learner is judged, and what must be random is drawn
@@ -16,7 +16,7 @@ labels cannot leak: neither `adapt` nor `predict` is given them.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,56 +27,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from metajax.checks import check_integers, check_seed
 from metajax.compute.devices import COPIED, TASK_AXIS, spread, task_mesh
 from metajax.compute.program_costs import best_block
-from metajax.distributions import Gaussian, Mixture, log_likelihood, moments
+from metajax.evaluation.metrics import MetricsFn, bin_sums, task_metrics
 from metajax.evaluation.reports import Report, reliability
-from metajax.masks import expand, masked_mean
-from metajax.objectives import accuracy, cross_entropy, squared_error
+from metajax.evaluation.transduction import leakage
 from metajax.tasks.buckets import Bucket, as_buckets, as_pytree, buckets_of_keys, cut
 from metajax.tasks.task_checks import check_task
 from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
 
 __all__ = [
-    "NUM_BINS",
     "VALIDATION_SEED",
-    "Leakage",
     "bank_means",
     "bank_task",
     "evaluate",
-    "leakage",
 ]
 
 # The bank that chooses the best step; others, such as a test bank from the same task
 # distribution under the default seed of `evaluate`, must not hold the same tasks.
 VALIDATION_SEED = 1_000_003
-
-NUM_BINS = 15  # of equal width, for calibration, as in Guo et al. (see `reports`)
-
-MetricsFn = Callable[[PyTree, Examples], dict[str, Array]]
-
-
-class Leakage(NamedTuple):
-    """What the leakage check measured.
-
-    Attributes:
-      max_deviation: the largest change of a prediction when other queries changed, as a
-        fraction of the largest prediction; NaN if predictions are.
-      tolerance: the largest deviation that is put down to rounding.
-    """
-
-    max_deviation: float
-    tolerance: float
-
-    @property
-    def is_inductive(self) -> bool:
-        """Whether no prediction depended on other queries."""
-        return self.max_deviation <= self.tolerance
-
-    @property
-    def protocol(self) -> str:
-        """`"inductive"`, `"transductive"`, or `"unknown"` if predictions are NaN."""
-        if math.isnan(self.max_deviation):
-            return "unknown"
-        return "inductive" if self.is_inductive else "transductive"
 
 
 def evaluate(
@@ -231,38 +198,6 @@ def bank_task(tasks: TaskDistribution, index: int, *, seed: int = 0) -> Task:
     return _draw(as_pytree(tasks), keys_task[0])
 
 
-def leakage(
-    learner: Learner,
-    meta_params: PyTree,
-    task: Task,
-    key: Array | None = None,
-    *,
-    tolerance: float = 1e-4,
-) -> Leakage:
-    """Measures whether the answer to one query depends on the other queries.
-
-    The queries are permuted. Then, for a random half of them and again for the others,
-    all queries outside the half are replaced by copies of one inside it, or masked out.
-    None of this may change the answer to a query that stayed. A query without others
-    counts as inductive.
-
-    Args:
-      learner: what to check.
-      meta_params: as `learner.init` gives them.
-      task: any task with `Examples` as its query; the query labels are not used.
-      key: for `adapt`; consumed.
-      tolerance: the largest change that counts as rounding, as a fraction of the
-        largest prediction; sums of float32 in another order stay below 1e-5.
-
-    Returns:
-      The largest change found.
-
-    Raises:
-      ValueError: if predictions are not arrays `[n, ...]` with a row for each query.
-    """
-    return Leakage(float(_deviation(learner, meta_params, task, key)), tolerance)
-
-
 # The bank.
 
 
@@ -389,7 +324,7 @@ def _score_blocks(
         task = cut(whole, bucket)
         query = task.query
         outputs = _answer(learner, meta_params, task, key_adapt)
-        metrics = _metrics(metrics_fn, outputs, query)
+        metrics = task_metrics(metrics_fn, outputs, query)
         step_metrics = None
         if steps_curve:
             assert learner.adapt_steps is not None  # `evaluate` has made sure
@@ -397,149 +332,18 @@ def _score_blocks(
 
             def judge(state: PyTree) -> dict[str, Array]:
                 outputs = learner.predict(state, query.x, mask=query.mask, key=None)
-                return _metrics(metrics_fn, outputs, query)
+                return task_metrics(metrics_fn, outputs, query)
 
             step_metrics = jax.vmap(judge)(states)
         has_bins = metrics_fn is None and "accuracy" in metrics
-        bins = _bin_sums(outputs, query) if has_bins else None
+        bins = bin_sums(outputs, query) if has_bins else None
         return _Scores(metrics, step_metrics, bins, _fingerprint(whole))
 
     return jax.lax.map(jax.vmap(score), keys)
 
 
-def _metrics(
-    metrics_fn: MetricsFn | None, outputs: PyTree, query: Examples
-) -> dict[str, Array]:
-    """Scalars of one task, all NaN if the answer to any real query holds NaN.
-
-    The argmax of NaN would otherwise count as an answer, and be right once in N times.
-    """
-    metrics = (metrics_fn or _default_metrics)(outputs, query)
-    if not isinstance(metrics, dict) or not metrics:
-        raise ValueError(
-            "`metrics_fn` must return a dict of at least one scalar, got "
-            f"{type(metrics).__name__} {metrics}."
-        )
-    for name, value in metrics.items():
-        if jnp.shape(value) != ():
-            raise ValueError(
-                f"`metrics_fn` must return scalars, but {name!r} has shape "
-                f"{jnp.shape(value)}; average over queries with `masked_mean`."
-            )
-    has_nan = jnp.zeros((), bool)
-    for leaf in jax.tree.leaves(outputs):
-        is_nan = jnp.isnan(leaf)
-        if query.mask is not None and leaf.shape[:1] == query.mask.shape:
-            is_nan &= expand(query.mask, leaf)
-        has_nan |= jnp.any(is_nan)
-    return {
-        name: jnp.where(has_nan, jnp.nan, jnp.asarray(value, float))
-        for name, value in metrics.items()
-    }
-
-
-def _default_metrics(outputs: PyTree, query: Examples) -> dict[str, Array]:
-    if isinstance(outputs, Gaussian | Mixture):
-        outputs = jax.tree.map(_at_least_float32, outputs)
-        error = squared_error(moments(outputs).mean, query.y)
-        return {
-            "nll": masked_mean(-log_likelihood(outputs, query.y), query.mask),
-            "mse": masked_mean(error, query.mask),
-        }
-    if not isinstance(query.y, jax.Array) or not isinstance(outputs, jax.Array):
-        raise ValueError(
-            "The default metrics need targets and outputs that are one array each, got "
-            f"{jax.tree.structure(query.y)} and {jax.tree.structure(outputs)}; give "
-            "`metrics_fn`."
-        )
-    outputs = _at_least_float32(outputs)
-    if jnp.issubdtype(query.y.dtype, jnp.integer):
-        return {
-            "accuracy": masked_mean(accuracy(outputs, query.y), query.mask),
-            "nll": masked_mean(cross_entropy(outputs, query.y), query.mask),
-        }
-    return {"mse": masked_mean(squared_error(outputs, query.y), query.mask)}
-
-
-def _bin_sums(logits: Array, query: Examples) -> Array:
-    """`[3, bins]` queries, summed confidence and right answers of one task."""
-    logits = _at_least_float32(logits)
-    confidence = jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1)
-    bin_index = jnp.clip(jnp.ceil(confidence * NUM_BINS) - 1, 0, NUM_BINS - 1)
-    # NaN would be in no bin; in the first one it makes the error NaN, to be seen.
-    bin_index = jnp.where(jnp.isnan(confidence), 0, bin_index)
-    is_in_bin = bin_index[:, None] == jnp.arange(NUM_BINS)[None, :]
-    if query.mask is not None:
-        is_in_bin &= query.mask[:, None]
-    rows = (jnp.ones_like(confidence), confidence, accuracy(logits, query.y))
-    return jnp.stack(
-        [jnp.sum(jnp.where(is_in_bin, row[:, None], 0), axis=0) for row in rows]
-    )
-
-
-# The leakage check.
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _deviation(
-    learner: Learner, meta_params: PyTree, task: Task, key: Array | None
-) -> Array:
-    """The largest change of a prediction as a fraction of the largest prediction."""
-    query = task.query
-    num_queries = jax.tree.leaves(query.x)[0].shape[0]
-    mask = query.is_real
-    own = jnp.arange(num_queries)
-    # A fixed order that has nothing to do with that of the classes.
-    order = jnp.asarray(np.random.default_rng(0).permutation(num_queries))
-    is_kept = order < num_queries // 2
-
-    # Each variant asks for rows under a mask. Where the last entry says so, answers
-    # must equal those that the rows `origin` had in the first variant.
-    variants = [(own, mask, own, mask), (order, mask[order], order, mask[order])]
-    for half in (is_kept & mask, ~is_kept & mask):
-        donor = jnp.argmax(half)
-        variants.append((jnp.where(half, own, donor), mask, own, half))
-        variants.append((own, half, own, half))
-    rows, masks, origins, is_compared = map(jnp.stack, zip(*variants, strict=True))
-
-    adapted = learner.adapt(meta_params, task.support, key=key)
-
-    def answer(variant: tuple[Array, Array]) -> PyTree:
-        rows, mask = variant
-        inputs = jax.tree.map(lambda x: x[rows], query.x)
-        return learner.predict(adapted, inputs, mask=mask, key=None)
-
-    # One after the other in one program, so that rounding is alike for all of them.
-    outputs = jax.lax.map(answer, (rows, masks))
-    deviation = jnp.zeros(())
-    for leaf in jax.tree.leaves(outputs):
-        if leaf.shape[1:2] != (num_queries,):
-            raise ValueError(
-                f"`predict` must answer {num_queries} queries with arrays "
-                f"[{num_queries}, ...], got shape {leaf.shape[1:]}."
-            )
-        leaf = _at_least_float32(leaf)
-        first = leaf[0][origins]
-        # Minus infinity, for classes that a task does not have, equals itself.
-        change = jnp.where(leaf == first, 0, jnp.abs(leaf - first))
-        change = jnp.max(jnp.where(expand(is_compared, leaf), change, 0))
-        is_counted = expand(mask, leaf[0]) & ~jnp.isinf(leaf[0])
-        largest = jnp.max(jnp.where(is_counted, jnp.abs(leaf[0]), 0))
-        smallest_divisor = jnp.finfo(leaf.dtype).tiny
-        deviation = jnp.maximum(deviation, change / (largest + smallest_divisor))
-    return deviation
-
-
-# Small helpers.
-
-
 def _round_up(number: int, divisor: int) -> int:
     return -(-number // divisor) * divisor
-
-
-def _at_least_float32(outputs: Array) -> Array:
-    """Half precision is too coarse for means over many queries."""
-    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
 
 def _check_no_nan(meta_params: PyTree) -> None:

@@ -15,12 +15,13 @@ SGDN-HD, and m_t / (sqrt(v_t) + eps) of bias-corrected moments is Adam-HD. alpha
 `learning_rate`, beta `hyper_rate`, mu `momentum`.
 
 These are ordinary Optax transformations. They have no meta-training: nothing is carried
-from task to task, unlike with Meta-SGD or a rate learned through `metajax.inner.unroll`. Of
-the official code (https://github.com/gbaydin/hypergradient-descent) the SGD ones do the
-same, Nesterov's look-ahead within d_{t-1} included. Its Adam changes the one shared
-rate after every tensor of parameters, so that a step's first tensors move by another
-rate than its last; here, as in the paper, one product over all of them comes first. It
-also adds eps before the correction of the bias, here as in Optax it is after.
+from task to task, unlike with Meta-SGD or a rate learned through
+`metajax.inner.unroll`. Of the official code
+(https://github.com/gbaydin/hypergradient-descent) the SGD ones do the same, Nesterov's
+look-ahead within d_{t-1} included. Its Adam changes the one shared rate after every
+tensor of parameters, so that a step's first tensors move by another rate than its last;
+here, as in the paper, one product over all of them comes first. It also adds eps before
+the correction of the bias, here as in Optax it is after.
 
 Traps. Nothing bounds alpha. It may fall below 0 and come back, as it does in the
 official results; with a large beta, or gradients that are large at first, it overshoots

@@ -44,7 +44,7 @@ def lstm_optimizer(
     output_scale: float = 0.1,
     threshold: float = 10.0,
 ) -> LearnedOptimizer:
-    """An optimizer to be learned by `learn_optimizer`.
+    """An optimizer to be learned by `optimizer_learner`.
 
     Args:
       hidden: sizes of the LSTM's layers; the default is the paper's.
@@ -55,8 +55,10 @@ def lstm_optimizer(
       ValueError: if a number is out of range.
 
     Example:
-      >>> from metajax import learn_optimizer, lstm_optimizer, mlp
-      >>> learner = learn_optimizer(
+      >>> from metajax.learners import optimizer_learner
+      >>> from metajax.models import mlp
+      >>> from metajax.optimizers import lstm_optimizer
+      >>> learner = optimizer_learner(
       ...     mlp(5), lstm_optimizer(), steps=20, gradient="first_order"
       ... )
     """

@@ -141,7 +141,8 @@ def task_encoder(
 
     Example:
       >>> import jax
-      >>> from metajax import synthetic_table, task_encoder
+      >>> from metajax.models import task_encoder
+      >>> from metajax.tasks import synthetic_table
       >>> support = synthetic_table(way=2, shot=8)(jax.random.key(0)).support
       >>> encoder = task_encoder(16, num_classes=2, classes="unnamed")
       >>> params = encoder.init(jax.random.key(1), support)

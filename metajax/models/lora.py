@@ -10,7 +10,8 @@ the paper's alpha / r. down starts Gaussian, up starts from 0, so that W = W_0 a
 The paper writes B A for what is here the transpose of down @ up: its weights multiply
 from the left. As it learns the factors of one task from a trained W_0,
 
-    metajax.maml(with_lora(model, rank=2), optimizer, steps=5, adapts=only("lora"))
+    metajax.learners.maml(with_lora(model, rank=2), optimizer, steps=5,
+    adapts=only("lora"))
 
 meta-learns W_0 together with factors to start from, and adapts the factors alone.
 Differs from the paper: any matrix may have factors, not those of attention only, and
@@ -63,7 +64,9 @@ def with_lora(
 
     Example:
       >>> import optax
-      >>> from metajax import maml, mlp, only, with_lora
+      >>> from metajax.filters import only
+      >>> from metajax.learners import maml
+      >>> from metajax.models import mlp, with_lora
       >>> model = with_lora(mlp(1), rank=2)
       >>> learner = maml(model, optax.sgd(0.1), steps=3, adapts=only("lora"))
     """

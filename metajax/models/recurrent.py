@@ -7,8 +7,8 @@ cell is Flax's.
     c_t = f_t * c_{t-1} + i_t * g_t,   h_t = o_t * tanh(c_t),   y_t = W h_t + b
 
 The states start from 0 and W, b are the layer `head`. For a network that learns from
-sequences what the next value is, see `metajax.tasks.functions.sequences`; for the LSTM that
-optimises another network, `metajax.learners.optimizer.meta_lstm`.
+sequences what the next value is, see `metajax.tasks.functions.sequences`; for the LSTM
+that optimises another network, `metajax.learners.optimizer.meta_lstm`.
 """
 
 from collections.abc import Sequence

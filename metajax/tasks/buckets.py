@@ -61,7 +61,8 @@ def bucketed(learner: Learner, buckets: Sequence[Bucket]) -> Learner:
       ValueError: if a bucket is not two integers of at least 1.
 
     Example:
-      >>> from metajax import conv4, prototypical
+      >>> from metajax.learners import prototypical
+      >>> from metajax.models import conv4
       >>> learner = bucketed(prototypical(conv4()), [(100, 100), (250, 250)])
     """
     sizes = as_buckets(buckets)

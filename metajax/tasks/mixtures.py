@@ -88,7 +88,7 @@ def mixture(
         more than the number of examples.
 
     Example:
-      >>> from metajax import glyphs, mixture
+      >>> from metajax.tasks import glyphs, mixture
       >>> easy = glyphs(way=5, shot=5, num_queries=5)
       >>> hard = glyphs(way=20, shot=1, num_queries=5)
       >>> task = mixture([easy, hard], [0.25, 0.75])(jax.random.key(0))

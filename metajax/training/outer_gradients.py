@@ -273,7 +273,7 @@ def _segments(learner: Learner, steps: int, num_tasks: int) -> Segments:
         raise ValueError(
             "This estimator takes the inner loop in pieces, and the learner has no "
             "`segments`; use evolution_strategies, which needs the loss only, or a "
-            "learner that has them, such as `learn_optimizer`, or `maml` for `pes`."
+            "learner that has them, such as `optimizer_learner`, or `maml` for `pes`."
         )
     check_integers(1, steps=steps, num_tasks=num_tasks)
     if steps > segments.steps:

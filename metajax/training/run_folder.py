@@ -27,11 +27,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.plots import plot_learning_curve
 from metajax.training.checkpoints import Checkpoints
 from metajax.types import PyTree
 from metajax.version import __version__
 
-__all__ = ["RunFolder", "plot_learning_curve", "read_metrics", "run_settings"]
+__all__ = ["RunFolder", "read_metrics", "run_settings"]
 
 Record = dict[str, Any]
 
@@ -254,71 +255,6 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> list[Record]:
         raise ValueError(
             f"{path} has a line that is not JSON ({error}); repair or remove it."
         ) from error
-
-
-def plot_learning_curve(
-    history: list[Record],
-    path: str | os.PathLike[str],
-    monitor: str | None = None,
-) -> None:
-    """Draws loss and monitored metric over outer steps, for training and validation.
-
-    Args:
-      history: records as `read_metrics` gives them.
-      path: the PNG file to write.
-      monitor: the validation metric to draw beside the loss, with a band for its 95 %
-        interval.
-
-    Raises:
-      ImportError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Learning curves need matplotlib: pip install 'metajax[plots]'."
-        ) from error
-
-    measured = {name for r in history if r["kind"] == "validation" for name in r}
-    # The learner's loss has the name of what it measures in a validation.
-    loss = next((name for name in ("loss", "nll", "mse") if name in measured), "loss")
-    panels = [{"train": "loss", "validation": loss}]
-    if monitor is None and "accuracy" in measured:
-        monitor = "accuracy"
-    if monitor not in (None, loss):
-        panels.append({"train": monitor, "validation": monitor})
-
-    figure = Figure(figsize=(5.5 * len(panels), 3.8), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for names, axes in zip(panels, all_axes, strict=True):
-        for kind, name in names.items():
-            points = [r for r in history if r["kind"] == kind]
-            points = [r for r in points if r.get(name) is not None]
-            steps = np.array([r["step"] for r in points])
-            values = np.array([r[name] for r in points])
-            if not points:
-                continue
-            label = kind if name in (monitor, "loss") else f"{kind} ({name})"
-            (line,) = axes.plot(steps, values, label=label, linewidth=1.2)
-            if kind == "validation":
-                line.set(marker="o", markersize=3)
-                widths = np.array([r["half_width"][name] or 0.0 for r in points])
-                axes.fill_between(
-                    steps,
-                    values - widths,
-                    values + widths,
-                    color=line.get_color(),
-                    alpha=0.25,
-                    linewidth=0,
-                )
-        axes.set_xlabel("outer step")
-        axes.set_ylabel(names["train"])
-        axes.grid(alpha=0.3)
-        if axes.has_data():
-            axes.legend(title="band: 95 % interval of the mean over tasks")
-    temporary = _temporary(pathlib.Path(path))
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
 
 
 def _check_same_settings(path: pathlib.Path, settings: Record) -> None:

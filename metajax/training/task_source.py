@@ -40,7 +40,7 @@ def is_host(tasks: object) -> bool:
 
 
 class TaskSource:
-    """Feeds the program of `metajax.training.outer_loop.run_steps_fn` from either kind of tasks.
+    """Feeds `metajax.training.outer_loop.run_steps_fn` from either kind of tasks.
 
     Args:
       tasks: task distribution or host tasks.

@@ -1,38 +1,30 @@
 """Meta-training: any learner, any task distribution, any Optax optimizer.
 
-`train` is what stands around `metajax.training.outer_loop`: it compiles, validates on a fixed
-bank of tasks, keeps the best meta-parameters, writes the run folder, resumes, and stops
-at the first number that is not finite. Its result is a function of its arguments alone,
-bit for bit on one machine, however often the run was killed and resumed on the way. A
-run that was extended (`steps` has grown) has been validated at its former end, too.
+`train` is what stands around `metajax.training.outer_loop`: it compiles, validates on a
+fixed bank of tasks, keeps the best meta-parameters, writes the run folder, resumes, and
+stops at the first number that is not finite. Its result is a function of its arguments
+alone, bit for bit on one machine, however often the run was killed and resumed on the
+way. A run that was extended (`steps` has grown) has been validated at its former end,
+too.
 """
 
-import math
+import functools
 import os
-import pathlib
 import time
-import warnings
 from collections import deque
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from metajax.checks import check_integers, check_seed
-from metajax.compute import devices
 from metajax.compute.devices import TASK_AXIS, place, task_mesh
-from metajax.compute.program_costs import (
-    best_block,
-    mebibytes,
-    planned_memory,
-    slow_convolutions,
-)
+from metajax.compute.program_costs import best_block
 from metajax.evaluation.bank import VALIDATION_SEED, evaluate
-from metajax.evaluation.reports import Report
 from metajax.tasks.task_checks import check_task
+from metajax.training.history import Best, Journal
 from metajax.training.outer_loop import (
     TrainState,
     init_state,
@@ -41,26 +33,17 @@ from metajax.training.outer_loop import (
 )
 from metajax.training.progress import Progress
 from metajax.training.run_folder import Record, RunFolder, run_settings
-from metajax.training.task_source import HostTasks, TaskSource, is_host
+from metajax.training.stops import (
+    check_block,
+    check_memory,
+    check_types,
+    non_finite_error,
+    warn_of_slow_convolutions,
+)
+from metajax.training.task_source import HostTasks, TaskSource
 from metajax.types import Array, Estimator, Learner, PyTree, Task, TaskDistribution
 
-__all__ = ["NonFiniteError", "TrainResult", "train"]
-
-
-class NonFiniteError(FloatingPointError):
-    """Loss, gradient or updated meta-parameters held an infinity or NaN.
-
-    Attributes:
-      step: steps taken before it happened.
-      checkpoint: where the state after these steps was saved; None without `run_dir`.
-    """
-
-    def __init__(
-        self, message: str, *, step: int, checkpoint: pathlib.Path | None
-    ) -> None:
-        super().__init__(message)
-        self.step = step
-        self.checkpoint = checkpoint
+__all__ = ["TrainResult", "train"]
 
 
 class TrainResult(NamedTuple):
@@ -121,10 +104,10 @@ def train(
         overhead where a step takes less than about a millisecond. It puts the step into
         a loop, in which XLA's CPU backend runs plain convolutions tens of times slower.
       tasks_per_block: tasks that are adapted to at once on a device, see
-        `metajax.training.outer_loop.reverse_mode`; `"auto"` takes one after the other on CPU if
-        the learner convolves, and else all at once.
-      mesh: the devices, see `metajax.compute.devices`. `"auto"` takes as many as divide the
-        tasks evenly; None takes one.
+        `metajax.training.outer_loop.reverse_mode`; `"auto"` takes one after the other
+        on CPU if the learner convolves, and else all at once.
+      mesh: the devices, see `metajax.compute.devices`. `"auto"` takes as many as divide
+        the tasks evenly; None takes one.
       estimator: where the outer gradient comes from; reverse mode by default.
       validation: the distribution of validation tasks; none are held by default.
       validate_every: steps between validations; one more comes before the first step,
@@ -153,7 +136,8 @@ def train(
       TypeError: `learner`, `tasks` or `optimizer` is something else.
       NonFiniteError: training diverged. The last good state is saved first.
       MemoryError: a step needs more memory than the device has.
-      metajax.training.checkpoints.CheckpointError: no checkpoint of the run can be read.
+      metajax.training.checkpoints.CheckpointError: no checkpoint of the run can be
+      read.
       BlockingIOError: another process trains in `run_dir`.
     """
     counts = {
@@ -165,7 +149,7 @@ def train(
         "log_every": log_every,
         "checkpoint_every": checkpoint_every,
     }
-    _check_types(learner, tasks, optimizer, validation)
+    check_types(learner, tasks, optimizer, validation)
     check_integers(1, **counts)
     check_seed(seed)
     if monitor is not None and validation is None:
@@ -174,14 +158,129 @@ def train(
             f"None."
         )
     mesh = task_mesh(mesh, tasks_per_step)
-    num_devices = 1 if mesh is None else mesh.shape[TASK_AXIS]
+    tasks_on_device = tasks_per_step // (1 if mesh is None else mesh.shape[TASK_AXIS])
     if estimator is not None and tasks_per_block not in ("auto", None):
         raise ValueError(
             "`tasks_per_block` belongs to the default estimator; give either it or "
             "`estimator`."
         )
-    _check_block(tasks_per_block, tasks_per_step // num_devices)
+    check_block(tasks_per_block, tasks_on_device)
 
+    # Preparing: the first task, the state before the first step, the program of a step.
+    run, state = _prepare(
+        learner,
+        tasks,
+        optimizer,
+        estimator,
+        seed=seed,
+        tasks_per_step=tasks_per_step,
+        steps_per_dispatch=steps_per_dispatch,
+        tasks_per_block=tasks_per_block,
+        mesh=mesh,
+    )
+    warn_of_slow_convolutions(run.traced)
+    lowered = run.traced.lower()
+
+    # The journal: what was found so far, here and in the folder of the run.
+    folder, judge = None, None
+    if validation is not None:
+        judge = functools.partial(
+            evaluate,
+            learner,
+            tasks=validation,
+            num_tasks=num_validation_tasks,
+            seed=VALIDATION_SEED,
+            check_leakage=False,
+            mesh=mesh,
+        )
+    if run_dir is not None:
+        arguments = counts | {
+            "seed": seed,
+            "tasks_per_block": tasks_per_block,
+            "validate_every": None if validation is None else validate_every,
+            "monitor": monitor,
+        }
+        folder = _open_folder(
+            run_dir, arguments, config, learner, run, state, lowered, validation, mesh
+        )
+    journal = Journal(folder, judge, monitor)
+    step, state = journal.resume(state)
+
+    # The loop: steps up to the next log, validation or checkpoint, and what is due.
+    stops = (log_every, validate_every, checkpoint_every)
+    with Progress(step, steps, enabled=progress) as show:
+        if step:
+            show.say(f"going on from step {step} of the run in {run_dir}")
+        try:
+            if not journal.history:
+                journal.validate(state, step, show)
+            if step < steps:
+                with show.pause("compiling"):
+                    program = lowered.compile()
+                check_memory(program, run.tasks_per_block, tasks_on_device)
+                run.source.start(step, steps)
+            while step < steps:
+                began = time.monotonic()
+                stop = min(steps, *(step - step % every + every for every in stops))
+                state, metrics, taken = _take_steps(
+                    program, run.source, state, step, stop, show
+                )
+                step += taken
+                if taken:
+                    seconds = time.monotonic() - began
+                    journal.log_steps(metrics, taken, step, seconds)
+                    show.update(step, metrics["loss"][taken - 1])
+                if step < stop:
+                    saved = journal.save(state, step)
+                    raise non_finite_error(step, metrics, taken, saved)
+                if _is_due(step, steps, validate_every):
+                    journal.validate(state, step, show)
+                if _is_due(step, steps, checkpoint_every):
+                    journal.save(state, step)
+        finally:
+            journal.close()
+        best = journal.best
+        if best.value is None:
+            best = Best(state.meta_params, step, None)
+            show.say(f"finished after {step} steps")
+        else:
+            show.say(
+                f"finished after {step} steps; the best validation, {best.value:.4g}, "
+                f"was after {best.step}"
+            )
+    history = journal.history
+    return TrainResult(state.meta_params, best.params, best.step, history, state)
+
+
+class _Prepared(NamedTuple):
+    """What a run needs before its first step, beside its state.
+
+    Attributes:
+      source: where the tasks come from.
+      example: the first task.
+      traced: the program of `steps_per_dispatch` steps.
+      tasks_per_block: what `"auto"` came to.
+    """
+
+    source: TaskSource
+    example: Task
+    traced: jax.stages.Traced
+    tasks_per_block: int | str | None
+
+
+def _prepare(
+    learner: Learner,
+    tasks: TaskDistribution | HostTasks,
+    optimizer: optax.GradientTransformation,
+    estimator: Estimator | None,
+    *,
+    seed: int,
+    tasks_per_step: int,
+    steps_per_dispatch: int,
+    tasks_per_block: int | str | None,
+    mesh: Mesh | None,
+) -> tuple[_Prepared, TrainState]:
+    """Draws and checks the first task, makes the first state, traces a step."""
     key_init, key = jax.random.split(jax.random.key(seed))
     source = TaskSource(
         tasks,
@@ -192,17 +291,16 @@ def train(
     )
     example = source.example()
     check_task(example, "tasks")
-    block = tasks_per_block
     if estimator is None:
-        if block == "auto":
+        if tasks_per_block == "auto":
             params = jax.eval_shape(learner.init, key_init, example)
             loss = jax.make_jaxpr(learner.loss)(params, example, key=key)
-            block = best_block(loss.jaxpr)
-        estimator = reverse_mode(tasks_per_block=block)
+            tasks_per_block = best_block(loss.jaxpr)
+        assert not isinstance(tasks_per_block, str)
+        estimator = reverse_mode(tasks_per_block=tasks_per_block)
     state = place(init_state(key_init, learner, example, optimizer, estimator), mesh)
-
     source.start(0, 1)
-    traced = run_steps_fn(
+    run_steps = run_steps_fn(
         learner,
         optimizer,
         estimator,
@@ -211,104 +309,33 @@ def train(
         steps_per_dispatch=steps_per_dispatch,
         mesh=mesh,
         source_spec=source.spec,
-    ).trace(state, source.take(1), source.key, np.int32(0), np.int32(0))
-    _warn_of_slow_convolutions(traced)
-    lowered = traced.lower()
+    )
+    traced = run_steps.trace(
+        state, source.take(1), source.key, np.int32(0), np.int32(0)
+    )
+    return _Prepared(source, example, traced, tasks_per_block), state
 
-    step, best = 0, _Best(None, 0, None)
-    history: list[Record] = []
-    folder = None
-    if run_dir is not None:
-        arguments = counts | {
-            "seed": seed,
-            "tasks_per_block": tasks_per_block,
-            "validate_every": None if validation is None else validate_every,
-            "monitor": monitor,
-        }
-        programs, examples = [lowered], [example]
-        if validation is not None:
-            examples.append(validation(jax.random.key(VALIDATION_SEED)))
-            check_task(examples[-1], "validation")
-            programs.append(_lowered_answer(learner, state.meta_params, examples[-1]))
-        settings = run_settings(
-            arguments, config, state, programs, examples, num_devices
-        )
-        folder = RunFolder(run_dir, settings)
-        step, state, best, history = _resume(folder, state, best)
 
-    def log(record: Record) -> None:
-        history.append(record)
-        if folder is not None:
-            folder.log(record)
-
-    def validated(best: _Best, validation: TaskDistribution) -> _Best:
-        began = time.monotonic()
-        with show.pause("validating"):
-            report = evaluate(
-                learner,
-                state.meta_params,
-                validation,
-                num_tasks=num_validation_tasks,
-                seed=VALIDATION_SEED,
-                check_leakage=False,
-                mesh=mesh,
-            )
-        log(_validation_record(report, step, time.monotonic() - began))
-        name = _monitored(report, monitor)
-        value = report.mean[name]
-        show.validated(name, value, report.half_width[name])
-        if not _is_better(name, value, best.value):
-            return best
-        return _Best(jax.tree.map(jnp.copy, state.meta_params), step, value)
-
-    def save() -> pathlib.Path | None:
-        if folder is None:
-            return None
-        folder.draw(history, monitor)
-        record = {"best_step": best.step, "best_value": best.value}
-        return folder.save(step, _trees(state, best), record)
-
-    stops = (log_every, validate_every, checkpoint_every)
-    with Progress(step, steps, enabled=progress) as show:
-        if step:
-            show.say(f"going on from step {step} of the run in {run_dir}")
-        try:
-            if validation is not None and not history:
-                best = validated(best, validation)
-            if step < steps:
-                with show.pause("compiling"):
-                    program = lowered.compile()
-                _check_memory(program, block, tasks_per_step // num_devices)
-                source.start(step, steps)
-            while step < steps:
-                began = time.monotonic()
-                stop = min(steps, *(step - step % every + every for every in stops))
-                state, metrics, taken = _take_steps(
-                    program, source, state, step, stop, show
-                )
-                step += taken
-                if taken:
-                    seconds = time.monotonic() - began
-                    log(_train_record(metrics, taken, step, seconds))
-                    show.update(step, metrics["loss"][taken - 1])
-                if step < stop:
-                    raise _non_finite_error(step, metrics, taken, save())
-                if validation is not None and _is_due(step, steps, validate_every):
-                    best = validated(best, validation)
-                if _is_due(step, steps, checkpoint_every):
-                    save()
-        finally:
-            if folder is not None:
-                folder.close(history, monitor)
-        if best.value is None:
-            best = _Best(state.meta_params, step, None)
-            show.say(f"finished after {step} steps")
-        else:
-            show.say(
-                f"finished after {step} steps; the best validation, {best.value:.4g}, "
-                f"was after {best.step}"
-            )
-    return TrainResult(state.meta_params, best.params, best.step, history, state)
+def _open_folder(
+    run_dir: str | os.PathLike[str],
+    arguments: dict[str, Any],
+    config: dict[str, Any] | None,
+    learner: Learner,
+    run: _Prepared,
+    state: TrainState,
+    lowered: jax.stages.Lowered,
+    validation: TaskDistribution | None,
+    mesh: Mesh | None,
+) -> RunFolder:
+    """Opens the folder of a run, which knows the run by its settings and programs."""
+    programs, examples = [lowered], [run.example]
+    if validation is not None:
+        examples.append(validation(jax.random.key(VALIDATION_SEED)))
+        check_task(examples[-1], "validation")
+        programs.append(_lowered_answer(learner, state.meta_params, examples[-1]))
+    num_devices = 1 if mesh is None else mesh.shape[TASK_AXIS]
+    settings = run_settings(arguments, config, state, programs, examples, num_devices)
+    return RunFolder(run_dir, settings)
 
 
 def _lowered_answer(
@@ -322,14 +349,6 @@ def _lowered_answer(
         return learner.predict(adapted, query.x, mask=query.mask)
 
     return jax.jit(answer).lower(meta_params, task, jax.random.key(0))
-
-
-class _Best(NamedTuple):
-    """The best validation so far; `params` and `value` are None before it."""
-
-    params: PyTree
-    step: int
-    value: float | None
 
 
 def _take_steps(
@@ -373,180 +392,5 @@ def _take_steps(
     return state, history, taken
 
 
-def _train_record(
-    metrics: dict[str, np.ndarray], taken: int, step: int, seconds: float
-) -> Record:
-    return {
-        "kind": "train",
-        "step": step,
-        **{k: _or_none(np.mean(v[:taken], dtype=float)) for k, v in metrics.items()},
-        "timing": {"seconds": seconds, "steps_per_second": taken / seconds},
-    }
-
-
-def _validation_record(report: Report, step: int, seconds: float) -> Record:
-    return {
-        "kind": "validation",
-        "step": step,
-        **{name: _or_none(value) for name, value in report.mean.items()},
-        "half_width": {k: _or_none(v) for k, v in report.half_width.items()},
-        "timing": {"seconds": seconds},
-    }
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None  # JSON has no NaN
-
-
-def _monitored(report: Report, monitor: str | None) -> str:
-    names = list(report.mean)
-    if monitor is None:
-        return next((n for n in ("accuracy", "nll") if n in names), names[0])
-    if monitor not in names:
-        raise ValueError(
-            f"`monitor` must be a metric of the validation, {names}, got {monitor!r}."
-        )
-    return monitor
-
-
-def _is_better(name: str, value: float, best: float | None) -> bool:
-    if best is None:
-        return math.isfinite(value)
-    return value > best if "accuracy" in name else value < best
-
-
 def _is_due(step: int, steps: int, every: int) -> bool:
     return step % every == 0 or step == steps
-
-
-def _non_finite_error(
-    step: int,
-    metrics: dict[str, np.ndarray],
-    index: int,
-    checkpoint: pathlib.Path | None,
-) -> NonFiniteError:
-    loss, norm = metrics["loss"][index], metrics["gradient_norm"][index]
-    if not math.isfinite(loss):
-        what = f"loss is {loss}"
-        hint = "Lower the inner or the outer learning rate, and look for NaN in tasks."
-    elif not math.isfinite(norm):
-        what = f"loss is finite, but the norm of the gradient is {norm}"
-        hint = (
-            "To be differentiated, an inner Adam needs `eps_root` > 0 (1e-8, say), and "
-            "roots and norms of zero an epsilon; or lower the inner learning rate."
-        )
-        if "implicit_residual" in metrics:
-            residual = metrics["implicit_residual"][index]
-            what += f" (`implicit_residual` is {residual:.3g} in the mean over tasks)"
-            hint = (
-                "A linear solve did not reach `max_residual`: raise `strength`, "
-                "`damping` or `cg_steps`, take more inner steps, or leave such tasks "
-                "out by `skips_failed`."
-            )
-    else:
-        what = "loss and gradient are finite, but the updated meta-parameters are not"
-        hint = "Lower the outer learning rate, or clip the gradient."
-    where = "not saved, as there is no `run_dir`"
-    if checkpoint is not None:
-        where = f"saved in {checkpoint}"
-    return NonFiniteError(
-        f"Training stopped in outer step {step + 1}: {what}. The last good state, "
-        f"after {step} steps, was {where}. {hint}",
-        step=step,
-        checkpoint=checkpoint,
-    )
-
-
-def _trees(state: TrainState, best: _Best) -> dict[str, PyTree]:
-    """What a checkpoint holds; meta-parameters can be read without the rest."""
-    return {
-        "meta_params": state.meta_params,
-        "rest": state._replace(meta_params=()),
-        "best_params": state.meta_params if best.value is None else best.params,
-    }
-
-
-def _resume(
-    folder: RunFolder, state: TrainState, best: _Best
-) -> tuple[int, TrainState, _Best, list[Record]]:
-    """The latest checkpoint, or what came in if there is none."""
-    resumed, history = folder.resume(_trees(state, best))
-    if resumed is None:
-        return 0, state, best, history
-    step, trees, record = resumed
-    state = trees["rest"]._replace(meta_params=trees["meta_params"])
-    best = _Best(trees["best_params"], record["best_step"], record["best_value"])
-    return step, state, best, history
-
-
-def _check_types(
-    learner: object, tasks: object, optimizer: object, validation: object
-) -> None:
-    if not isinstance(learner, Learner):
-        raise TypeError(
-            f"`learner` must be a `metajax.Learner`, got {type(learner).__name__}; "
-            f"constructors such as `metajax.maml` make one."
-        )
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(
-            f"`optimizer` must be an Optax optimizer such as `optax.adam(1e-3)`, got "
-            f"{type(optimizer).__name__}."
-        )
-    if not callable(tasks) and not is_host(tasks):
-        raise TypeError(
-            f"`tasks` must be a function from a key to a `Task`, or have `batches` as "
-            f"`HostTasks` describes, got {type(tasks).__name__}."
-        )
-    if validation is not None and not callable(validation):
-        raise TypeError(
-            f"`validation` must be a function from a key to a `Task`, got "
-            f"{type(validation).__name__}."
-        )
-
-
-def _warn_of_slow_convolutions(traced: jax.stages.Traced) -> None:
-    count = slow_convolutions(traced.jaxpr.jaxpr, jax.default_backend())
-    if count:
-        warnings.warn(
-            f"{count} convolutions of this program will be slow: XLA's own, in groups "
-            "because each task has its own kernel, or in a loop on CPU. Let the model "
-            "use metajax.models.convolution.Conv, which has the parameters and outputs "
-            "of flax.linen.Conv, or `convolve` from there.",
-            stacklevel=3,
-        )
-
-
-def _check_memory(
-    program: jax.stages.Compiled, tasks_per_block: int | str | None, num_tasks: int
-) -> None:
-    limit = devices.memory_limit()
-    planned, temporary = planned_memory(program)
-    if limit is None or planned <= limit:
-        return
-    block = tasks_per_block if isinstance(tasks_per_block, int) else num_tasks
-    fitting = [
-        size
-        for size in range(1, block)
-        if num_tasks % size == 0
-        and planned - temporary + temporary * size / block <= limit
-    ]
-    remedy = "Not even one task at a time would fit; try"
-    if fitting:
-        remedy = f"`tasks_per_block={fitting[-1]}` should fit, or try"
-    raise MemoryError(
-        f"A step needs {mebibytes(planned)}, and the device has {mebibytes(limit)}. "
-        f"{remedy} gradient='remat', fewer inner steps or a smaller model; "
-        "`metajax.explain` compares them."
-    )
-
-
-def _check_block(tasks_per_block: int | str | None, num_tasks: int) -> None:
-    if tasks_per_block in ("auto", None):
-        return
-    divisors = [d for d in range(1, num_tasks + 1) if num_tasks % d == 0]
-    if tasks_per_block not in divisors:
-        raise ValueError(
-            f"`tasks_per_block` must divide the {num_tasks} tasks of a step on each "
-            f"device, got {tasks_per_block!r}; it can be 'auto', None (all at once) or "
-            f"one of {divisors}."
-        )

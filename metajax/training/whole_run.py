@@ -1,9 +1,9 @@
 """Whole runs as one pure function: for many seeds and hyper-parameters at once.
 
-`metajax.training.trainer.train` is for one long run with files and a display. Here a run is a
-function of a key and hyper-parameters that `jit` compiles from the first task to the
-last validation, and `vmap` runs many times side by side, which pays where one run of a
-small network leaves the device idle.
+`metajax.training.trainer.train` is for one long run with files and a display. Here a
+run is a function of a key and hyper-parameters that `jit` compiles from the first task
+to the last validation, and `vmap` runs many times side by side, which pays where one
+run of a small network leaves the device idle.
 
     def make(hyper):
         inner = optax.sgd(hyper["inner_rate"])
@@ -40,9 +40,9 @@ class WholeRun(NamedTuple):
 
     Attributes:
       meta_params: after the last step.
-      training: metrics `[steps]` of every step, as `metajax.training.outer_loop.outer_step`
-        gives them. Where `is_finite` is False the step was not taken, and the steps
-        after it start from the last good state.
+      training: metrics `[steps]` of every step, as
+        `metajax.training.outer_loop.outer_step` gives them. Where `is_finite` is False
+        the step was not taken, and the steps after it start from the last good state.
       validation: means over the validation tasks `[rounds]`, after every
         `validate_every` steps; empty without validation.
     """

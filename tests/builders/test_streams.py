@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learners.registry import REGISTRY, pad, sample
+from learners.entry import pad, sample
+from learners.registry import REGISTRY
 
 import metajax
 from metajax.builders.streams import Reader, stream_learner
@@ -39,9 +40,9 @@ def built(name: str) -> tuple[Learner, chex.ArrayTree, Examples, Task]:
 @pytest.mark.parametrize("name", STREAMS)
 def test_stream_is_adapt_and_predict_is_its_answer(name):
     learner, params, sequence, _ = built(name)
-    adapted, outputs = jax.jit(lambda p, s: metajax.prequential(learner, p, s))(
-        params, sequence
-    )
+    adapted, outputs = jax.jit(
+        lambda p, s: metajax.evaluation.prequential(learner, p, s)
+    )(params, sequence)
     first = learner.stream.start(params)
     chex.assert_trees_all_equal_shapes_and_dtypes(first, adapted)
     predict = jax.jit(learner.predict)
@@ -61,7 +62,7 @@ def test_later_examples_change_no_earlier_answer(name):
 
     @jax.jit
     def answers(x, y):
-        _, outputs = metajax.prequential(learner, params, Examples(x, y))
+        _, outputs = metajax.evaluation.prequential(learner, params, Examples(x, y))
         return jnp.where(jnp.isfinite(outputs), outputs, 0)
 
     # By gradients: [answer, output, input, feature].
@@ -119,7 +120,7 @@ def test_loss_of_a_sequence_counts_every_example_once(key):
     learner, params, sequence, task = built("mann")
     support, query = pad(sequence, 2), pad(task.query, 3)
     value, metrics = learner.loss(params, Task(support, query))
-    adapted, outputs = metajax.prequential(learner, params, sequence)
+    adapted, outputs = metajax.evaluation.prequential(learner, params, sequence)
     asked = learner.predict(adapted, task.query.x)
     logits = np.concatenate([outputs, asked])
     labels = np.concatenate([sequence.y, task.query.y])
@@ -144,9 +145,9 @@ def test_a_key_draws_the_order(key):
 
 
 def test_regression_targets(key):
-    tasks = metajax.sinusoid(shot=4, num_queries=3)
-    learner = metajax.in_context(
-        metajax.identity(),
+    tasks = metajax.tasks.sinusoid(shot=4, num_queries=3)
+    learner = metajax.learners.in_context(
+        metajax.models.identity(),
         way=None,
         size=8,
         layers=1,
@@ -155,7 +156,7 @@ def test_regression_targets(key):
     )
     task = tasks(key)
     params = learner.init(key, task)
-    _, outputs = metajax.prequential(learner, params, task.support)
+    _, outputs = metajax.evaluation.prequential(learner, params, task.support)
     asked = learner.predict(learner.adapt(params, task.support), task.query.x)
     expected = np.mean(
         np.square(
@@ -198,7 +199,7 @@ def test_instance_accuracy_counts_instances(key):
         support = Examples(x, jnp.repeat(jnp.arange(4), 3))
         return Task(support, support)
 
-    found = metajax.instance_accuracy(
+    found = metajax.evaluation.instance_accuracy(
         _by_heart(), (), tasks, num_tasks=30, tasks_per_block=20
     )
     assert found.num_tasks == 40
@@ -221,7 +222,7 @@ def test_instance_accuracy_reads_in_random_order(key):
         return adapted + 1, jax.nn.one_hot(adapted // 2, 2)
 
     learner = Learner(None, None, None, None, stream=Stream(start, observe))
-    found = metajax.instance_accuracy(learner, (), tasks, num_tasks=200)
+    found = metajax.evaluation.instance_accuracy(learner, (), tasks, num_tasks=200)
     assert np.all(np.abs(found.mean - 0.5) < 4 * found.half_width / 1.96)
     assert np.all(found.half_width > 0.02)
 
@@ -239,21 +240,28 @@ def _echo(**changes) -> Learner:
         "objective": metajax.objectives.cross_entropy,
         "trains_on": "query",
     }
-    return stream_learner(metajax.identity(), reader, **(arguments | changes))
+    return stream_learner(metajax.models.identity(), reader, **(arguments | changes))
 
 
 BAD = {
     "objective": (
-        lambda: metajax.lstm_learner(metajax.identity(), way=None),
+        lambda: metajax.learners.lstm_learner(metajax.models.identity(), way=None),
         "way=None means regression targets, and the objective is cross_entropy",
     ),
-    "way": (lambda: metajax.mann(metajax.identity(), way=0), "`way` must be None or"),
+    "way": (
+        lambda: metajax.learners.mann(metajax.models.identity(), way=0),
+        "`way` must be None or",
+    ),
     "trains on": (
-        lambda: metajax.mann(metajax.identity(), way=2, trains_on="support"),
+        lambda: metajax.learners.mann(
+            metajax.models.identity(), way=2, trains_on="support"
+        ),
         "`trains_on` must be one of query, sequence",
     ),
     "batch statistics": (
-        lambda: metajax.mann(metajax.mlp(4, normalization="batch"), way=2),
+        lambda: metajax.learners.mann(
+            metajax.models.mlp(4, normalization="batch"), way=2
+        ),
         "normalization='batch', by which a later example changes .* Use 'layer'",
     ),
     "no answers": (
@@ -288,14 +296,14 @@ def test_bad_targets_and_sizes(key):
 def test_what_is_no_stream(key):
     learner = _echo()
     with pytest.raises(ValueError, match=re.escape("its `stream` is None")):
-        metajax.prequential(learner, (), sample(key).support)
+        metajax.evaluation.prequential(learner, (), sample(key).support)
     learner, params, sequence, _ = built("mann")
     with pytest.raises(ValueError, match="has no padding; leave out its mask"):
-        metajax.prequential(learner, params, pad(sequence, 1))
+        metajax.evaluation.prequential(learner, params, pad(sequence, 1))
 
     def uneven(key):
         support = Examples(jnp.zeros((3, 4)), jnp.asarray([0, 0, 1]))
         return Task(support, support)
 
     with pytest.raises(ValueError, match=r"the same number .* got \[2, 1\]"):
-        metajax.instance_accuracy(learner, params, uneven)
+        metajax.evaluation.instance_accuracy(learner, params, uneven)

@@ -436,11 +436,15 @@ def test_every_learner_is_built_from_json(name):
 def test_an_optimizer_is_learned_where_that_is_possible():
     for name in ("sgd", "momentum", "adam", "lstm"):
         built = InnerOptimizer(name=name, learned="leaf").build()
-        assert isinstance(built, metajax.LearnedOptimizer)
+        assert isinstance(built, metajax.optimizers.LearnedOptimizer)
     optimizer = InnerOptimizer(learned="optimizer").build()
-    for refuses in (metajax.reptile, metajax.cavia, metajax.proto_maml):
+    for refuses in (
+        metajax.learners.reptile,
+        metajax.learners.cavia,
+        metajax.learners.proto_maml,
+    ):
         with pytest.raises(ValueError, match="does not learn its inner optimizer"):
-            refuses(metajax.mlp(2), optimizer, steps=2)
+            refuses(metajax.models.mlp(2), optimizer, steps=2)
 
 
 def test_only_the_head_adapts():

@@ -11,7 +11,8 @@ from metajax.command_line.catalogue import ARGUMENTS
 from metajax.command_line.cli import main
 from metajax.command_line.main_job import Sizes
 from metajax.evaluation.bank import evaluate
-from metajax.tasks.images.class_table import class_table, few_shot
+from metajax.tasks.images.class_table import class_table
+from metajax.tasks.images.few_shot import few_shot
 
 TINY = Sizes(
     features=8,

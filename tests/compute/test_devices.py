@@ -21,7 +21,8 @@ from metajax.learners.gradient.maml import maml
 from metajax.models.adapters import from_linen
 from metajax.models.convolution import Conv
 from metajax.models.networks import mlp
-from metajax.tasks.images.class_table import ClassTable, class_table, few_shot
+from metajax.tasks.images.class_table import ClassTable, class_table
+from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.grain_source import on_host
 from metajax.training.outer_loop import (
     init_state,

@@ -13,7 +13,8 @@ from metajax.learners.metric.prototypical import prototypical
 from metajax.models.adapters import from_linen
 from metajax.models.convolution import Conv, convolve
 from metajax.models.networks import conv4
-from metajax.tasks.images.class_table import class_table, few_shot
+from metajax.tasks.images.class_table import class_table
+from metajax.tasks.images.few_shot import few_shot
 from metajax.training.outer_loop import reverse_mode
 from metajax.training.trainer import train
 

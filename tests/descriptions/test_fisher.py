@@ -19,7 +19,7 @@ from metajax.models.adapters import from_functions
 from metajax.types import Examples
 
 ROWS, COLUMNS, WAY, STRENGTH = 12, 4, 3, 0.05
-PROBE = metajax.mlp(5, hidden=(6,))
+PROBE = metajax.models.mlp(5, hidden=(6,))
 
 
 def examples(seed=0):
@@ -153,9 +153,11 @@ def test_monte_carlo_approaches_the_expectation():
 
 
 def test_statistics_are_used_and_not_described():
-    probe = metajax.mlp(5, hidden=(6,), normalization="calibrated")
+    probe = metajax.models.mlp(5, hidden=(6,), normalization="calibrated")
     params = probe.init(jax.random.key(0), examples().x)
-    with pytest.raises(ValueError, match="no statistics yet; call `metajax.calibrate`"):
+    with pytest.raises(
+        ValueError, match="no statistics yet; call `metajax.models.calibrate`"
+    ):
         task2vec(probe, params, examples(), way=WAY)
     frozen = probe.statistics(params, examples().x)
     found = embed(probe, frozen, examples())
@@ -199,8 +201,14 @@ def test_distances():
         ({"num_samples": 0}, "`num_samples` must be an integer of at least 1"),
         ({"num_samples": 3}, "give both, or neither .* num_samples=3 and no key"),
         ({"key": jax.random.key(0)}, "got num_samples=None and key"),
-        ({"model": metajax.mlp(5, normalization="batch")}, "'batch' an embedding dep"),
-        ({"model": metajax.identity(), "params": {}}, "no array of two axes or more"),
+        (
+            {"model": metajax.models.mlp(5, normalization="batch")},
+            "'batch' an embedding dep",
+        ),
+        (
+            {"model": metajax.models.identity(), "params": {}},
+            "no array of two axes or more",
+        ),
     ],
 )
 def test_bad_input(changes, message):

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from metajax.evaluation.bank import NUM_BINS, bank_task, evaluate, leakage
+from metajax.evaluation.bank import bank_task, evaluate
+from metajax.evaluation.metrics import NUM_BINS
 from metajax.evaluation.reports import compare
+from metajax.evaluation.transduction import leakage
 from metajax.objectives import query_loss, squared_error
 from metajax.types import Examples, Learner, Task
 

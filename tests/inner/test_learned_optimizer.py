@@ -142,11 +142,11 @@ def test_granularity_is_that_of_the_arrays(key):
 
 
 def test_rates_belong_to_what_adapts_only(key):
-    learner = metajax.maml(
-        metajax.mlp(3, hidden=(4,)),
+    learner = metajax.learners.maml(
+        metajax.models.mlp(3, hidden=(4,)),
         learned(optax.sgd, learning_rate=HyperParameter(0.1, per="leaf")),
         steps=1,
-        adapts=metajax.only("head"),
+        adapts=metajax.filters.only("head"),
     )
     examples = metajax.Examples(jnp.ones((2, 3)), jnp.array([0, 1]))
     meta_params = learner.init(key, metajax.Task(examples, examples))

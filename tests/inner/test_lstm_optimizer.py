@@ -11,7 +11,7 @@ import metajax
 from metajax.inner.lstm_cells import log_and_sign
 from metajax.objectives import squared_error
 
-OPTIMIZER = metajax.lstm_optimizer(hidden=(4, 3), output_scale=0.1)
+OPTIMIZER = metajax.optimizers.lstm_optimizer(hidden=(4, 3), output_scale=0.1)
 WEIGHTS = jax.jit(OPTIMIZER.init)(jax.random.key(0), jnp.zeros(1))
 
 
@@ -92,7 +92,9 @@ def test_output_scale_is_a_factor(key):
     gradient = jax.random.normal(key, (4,))
 
     def update(scale):
-        build = metajax.lstm_optimizer(hidden=(4, 3), output_scale=scale).build(WEIGHTS)
+        build = metajax.optimizers.lstm_optimizer(
+            hidden=(4, 3), output_scale=scale
+        ).build(WEIGHTS)
         return build.update(gradient, build.init(gradient))[0]
 
     np.testing.assert_allclose(update(0.3), 3 * update(0.1), rtol=1e-5)
@@ -100,9 +102,9 @@ def test_output_scale_is_a_factor(key):
 
 def test_every_weight_learns():
     """With second derivatives, and where one gradient is 0."""
-    learner = metajax.learn_optimizer(
+    learner = metajax.learners.optimizer_learner(
         constant_model((0.5, -2.0)),  # the first coordinate starts where it should be
-        metajax.lstm_optimizer(hidden=(3,)),
+        metajax.optimizers.lstm_optimizer(hidden=(3,)),
         steps=2,
         objective=squared_error,
     )
@@ -127,4 +129,4 @@ ERRORS = {
 def test_bad_configuration_is_explained(name):
     changes, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
-        metajax.lstm_optimizer(**changes)
+        metajax.optimizers.lstm_optimizer(**changes)

@@ -10,7 +10,7 @@ SUPPORT, QUERY = jnp.array([0.5, 3.0]), jnp.array([2.0, -1.0])
 
 def constant_model(start: tuple[float, ...] = (0.0, 0.0)) -> Model:
     """Answers every input `[n, 1]` with its parameters `[2]`, at first `start`."""
-    return metajax.from_functions(
+    return metajax.models.from_functions(
         lambda key, x: jnp.array(start),
         lambda params, x: jnp.broadcast_to(params[None, :], (len(x), len(start))),
     )

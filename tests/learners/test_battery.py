@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from learners.registry import REGISTRY, pad
+from learners.entry import pad
+from learners.registry import REGISTRY
 
-from metajax.evaluation.bank import leakage
+from metajax.evaluation.transduction import leakage
 from metajax.objectives import cross_entropy
 from metajax.training.checkpoints import Checkpoints
 from metajax.training.outer_loop import init_state, outer_step, reverse_mode

@@ -10,7 +10,7 @@ import metajax
 def test_every_exported_learner_is_in_the_registry():
     exported = {
         name
-        for name, value in vars(metajax).items()
+        for name, value in vars(metajax.learners).items()
         if inspect.isfunction(value)
         and inspect.signature(value).return_annotation is metajax.Learner
     }

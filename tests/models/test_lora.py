@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from learners.registry import sample
+from learners.entry import sample
 
 import metajax
 from metajax.models.lora import merge_lora, with_lora
@@ -25,7 +25,7 @@ def moved(params, key):
 
 
 def test_starts_as_the_base_model(key):
-    base, x = metajax.mlp(3, hidden=(8,)), jax.random.normal(key, (5, 4))
+    base, x = metajax.models.mlp(3, hidden=(8,)), jax.random.normal(key, (5, 4))
     model = with_lora(base, rank=2)
     params = model.init(key, x)
     assert set(params["lora"]) == {"params/Dense_0/kernel", "params/head/kernel"}
@@ -39,7 +39,7 @@ def test_starts_as_the_base_model(key):
 
 
 def test_merged_weights_are_the_formula(key):
-    base, x = metajax.mlp(3, hidden=(8,)), jax.random.normal(key, (5, 4))
+    base, x = metajax.models.mlp(3, hidden=(8,)), jax.random.normal(key, (5, 4))
     model = with_lora(base, rank=2, scale=0.5)
     params = moved(model.init(key, x), key)
     merged = merge_lora(params, 0.5)
@@ -55,7 +55,7 @@ def test_merged_weights_are_the_formula(key):
 
 
 def test_gradients_reach_base_and_factors(key):
-    model = with_lora(metajax.mlp(3, hidden=(8,)), rank=2)
+    model = with_lora(metajax.models.mlp(3, hidden=(8,)), rank=2)
     x = jax.random.normal(key, (5, 4))
     params = model.init(key, x)
 
@@ -70,8 +70,10 @@ def test_gradients_reach_base_and_factors(key):
 
 
 def test_only_the_factors_adapt(key):
-    model = with_lora(metajax.mlp(3, hidden=(8,)), rank=2)
-    learner = metajax.maml(model, optax.sgd(0.1), steps=3, adapts=metajax.only("lora"))
+    model = with_lora(metajax.models.mlp(3, hidden=(8,)), rank=2)
+    learner = metajax.learners.maml(
+        model, optax.sgd(0.1), steps=3, adapts=metajax.filters.only("lora")
+    )
     task = sample(key)
     params = learner.init(key, task)
     adapted = learner.adapt(params, task.support)
@@ -86,8 +88,8 @@ def test_only_the_factors_adapt(key):
 
 def test_a_filter_says_which_weights_have_factors(key):
     x = jnp.zeros((2, 28, 28, 1))
-    net = metajax.conv4(5, features=8, pooling="stride")
-    dense = with_lora(net, rank=2, where=metajax.only("head"))
+    net = metajax.models.conv4(5, features=8, pooling="stride")
+    dense = with_lora(net, rank=2, where=metajax.filters.only("head"))
     dense = jax.eval_shape(dense.init, key, x)
     assert set(dense["lora"]) == {"params/head/kernel"}
     all_of_them = jax.eval_shape(with_lora(net, rank=3).init, key, x)["lora"]
@@ -97,7 +99,7 @@ def test_a_filter_says_which_weights_have_factors(key):
 
 
 def test_thin_matrices_have_factors_of_their_own_rank(key):
-    lora = with_lora(metajax.mlp(1), rank=2).init(key, jnp.zeros((2, 1)))["lora"]
+    lora = with_lora(metajax.models.mlp(1), rank=2).init(key, jnp.zeros((2, 1)))["lora"]
     chex.assert_shape(lora["params/head/kernel"]["down"], (40, 1))
     chex.assert_shape(lora["params/Dense_1/kernel"]["down"], (40, 2))
 
@@ -116,7 +118,7 @@ def test_convolutions_change_as_matrices(key):
 
 
 def test_support_statistics_are_those_of_the_merged_weights(key):
-    base = metajax.mlp(3, hidden=(8,), normalization="support")
+    base = metajax.models.mlp(3, hidden=(8,), normalization="support")
     model = with_lora(base, rank=2, scale=2.0)
     assert model.normalization == "support"
     x = jax.random.normal(key, (6, 4))
@@ -130,11 +132,11 @@ def test_support_statistics_are_those_of_the_merged_weights(key):
 
 
 def test_can_be_calibrated(key):
-    base = metajax.mlp(3, hidden=(8,), normalization="calibrated")
+    base = metajax.models.mlp(3, hidden=(8,), normalization="calibrated")
     model = with_lora(base, rank=2)
     params = model.init(key, sample(key).support.x)
-    frozen = metajax.calibrate(model, params, sample, key, num_tasks=2)
-    expected = metajax.calibrate(base, params["base"], sample, key, num_tasks=2)
+    frozen = metajax.models.calibrate(model, params, sample, key, num_tasks=2)
+    expected = metajax.models.calibrate(base, params["base"], sample, key, num_tasks=2)
     x = sample(key).query.x
     chex.assert_trees_all_close(model.apply(frozen, x), base.apply(expected, x))
 
@@ -144,7 +146,10 @@ ERRORS = {
     "type": ({"rank": 2.0}, "`rank` must be an integer of at least 1, got 2.0"),
     "scale": ({"scale": 0.0}, "`scale` must be finite and not 0, got 0.0"),
     "too much": ({"rank": 9}, "`rank` is 9, but the largest .* is 4: .*Lower `rank`"),
-    "no match": ({"where": metajax.only("classifier")}, "none.*params/head/kernel"),
+    "no match": (
+        {"where": metajax.filters.only("classifier")},
+        "none.*params/head/kernel",
+    ),
 }
 
 
@@ -152,6 +157,6 @@ ERRORS = {
 def test_bad_configuration_is_explained(name, key):
     changes, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
-        with_lora(metajax.mlp(3, hidden=(8,)), **{"rank": 1} | changes).init(
+        with_lora(metajax.models.mlp(3, hidden=(8,)), **{"rank": 1} | changes).init(
             key, jnp.zeros((2, 4))
         )

@@ -8,7 +8,8 @@ from metajax.learners.gradient.maml import maml
 from metajax.models.networks import mlp
 from metajax.models.normalization import calibrate
 from metajax.models.precision import with_precision
-from metajax.tasks.images.class_table import class_table, few_shot
+from metajax.tasks.images.class_table import class_table
+from metajax.tasks.images.few_shot import few_shot
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 4, 4, 1), np.uint8)
 TASKS = few_shot(class_table(IMAGES), way=3, shot=2, num_queries=4)

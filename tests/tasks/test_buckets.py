@@ -28,7 +28,7 @@ def tasks():
     """Tasks of 2 to 6 classes, up to 40 support and 30 query rows."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 14, 3, 3, 1), dtype=np.uint8)
-    return metajax.meta_dataset_tasks(
+    return metajax.tasks.meta_dataset_tasks(
         class_table(images), way=(2, 6), max_support=40, num_queries=5
     )
 
@@ -85,7 +85,9 @@ def of_each_bucket(tasks):
 @pytest.fixture(scope="module")
 def learner():
     """One whose adapted state has a row for each support row."""
-    return metajax.prototypical(metajax.mlp(4, hidden=(5,), normalization="support"))
+    return metajax.learners.prototypical(
+        metajax.models.mlp(4, hidden=(5,), normalization="support")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +210,7 @@ def test_fitted_buckets_save_rows(tasks, key):
 
 
 def test_tasks_of_one_size_need_no_bucket(key):
-    tasks = metajax.sinusoid()
+    tasks = metajax.tasks.sinusoid()
     assert fit_buckets(tasks, 3, key, num_tasks=5) == ()
 
 

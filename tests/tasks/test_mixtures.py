@@ -97,7 +97,7 @@ def test_only_one_set_may_need_padding(key):
 
 
 def test_trains_on_several_domains():
-    learner = metajax.prototypical(metajax.mlp(2, hidden=()), way=3)
+    learner = metajax.learners.prototypical(metajax.models.mlp(2, hidden=()), way=3)
     result = metajax.train(
         learner,
         mixture([constant(1.0), constant(2.0, support=2)]),
@@ -116,7 +116,7 @@ def state_task(key):
 BAD = {
     "nothing": ({"tasks": []}, "at least one distribution, got none"),
     "no list": (
-        {"tasks": metajax.sinusoid()},
+        {"tasks": metajax.tasks.sinusoid()},
         "a list of at least one .* got Sinusoid",
     ),
     "no function": ({"tasks": [constant(1.0), 7]}, "number 1 is a int"),

@@ -24,11 +24,11 @@ def sample(key):
 
 
 def make(gradient, rate=0.5, steps=4):
-    model = metajax.from_functions(
+    model = metajax.models.from_functions(
         lambda key, x: jnp.zeros(2),
         lambda params, x: jnp.broadcast_to(params[None, :], (len(x), 2)),
     )
-    return metajax.maml(
+    return metajax.learners.maml(
         model,
         optax.sgd(rate),
         steps=steps,

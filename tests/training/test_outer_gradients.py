@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from learners.constant import SUPPORT, constant_model, constant_task
-from learners.registry import sample
+from learners.entry import sample
 from quadratic import quadratic, same_bits
 from quadratic import sample as sample_centres
 
@@ -23,14 +23,14 @@ STEPS, START, RATE = 4, (1.0, -2.0), 0.3
 
 def quadratic_maml():
     """Its loss is quadratic in theta, and theta counts at the start alone."""
-    return metajax.maml(
+    return metajax.learners.maml(
         constant_model(START), optax.sgd(RATE), steps=STEPS, objective=squared_error
     )
 
 
 def quadratic_rate(judges, model=None):
     """The learned rate counts in every step."""
-    return metajax.learn_optimizer(
+    return metajax.learners.optimizer_learner(
         constant_model(START) if model is None else model,
         learned(optax.sgd, learning_rate=HyperParameter(RATE)),
         steps=STEPS,
@@ -194,7 +194,7 @@ def test_truncated_is_exact_for_the_whole_and_biased_for_less(steps, key):
 @pytest.mark.parametrize("judges", ["path", "query"])
 def test_truncated_by_the_whole_loop_is_reverse_mode(judges, key):
     """On several tasks, which start anew each time."""
-    learner = metajax.learn_optimizer(
+    learner = metajax.learners.optimizer_learner(
         constant_model((1.0, -1.0, 0.5)),
         learned(
             optax.sgd,
@@ -223,18 +223,18 @@ def test_truncated_by_the_whole_loop_is_reverse_mode(judges, key):
 
 SEGMENTED = {
     "maml": quadratic_maml,
-    "maml, head only, learned": lambda: metajax.maml(
-        metajax.mlp(3, hidden=(4,), normalization="support"),
+    "maml, head only, learned": lambda: metajax.learners.maml(
+        metajax.models.mlp(3, hidden=(4,), normalization="support"),
         learned(
             optax.sgd,
             learning_rate=HyperParameter(0.1, per="leaf", steps=3),
             momentum=HyperParameter(0.9),
         ),
         steps=STEPS,
-        adapts=metajax.only("head"),
+        adapts=metajax.filters.only("head"),
     ),
     "path": lambda: quadratic_rate("path"),
-    "query, adam": lambda: metajax.learn_optimizer(
+    "query, adam": lambda: metajax.learners.optimizer_learner(
         constant_model(START),
         learned(optax.adam, learning_rate=HyperParameter(0.1), eps_root=1e-8),
         steps=STEPS,
@@ -396,4 +396,4 @@ def test_bad_configuration_is_explained(name):
 
 def test_a_model_is_no_learner():
     with pytest.raises(TypeError, match="`learner` must be a metajax Learner, got Mod"):
-        truncated(metajax.mlp(2), steps=1, num_tasks=1)
+        truncated(metajax.models.mlp(2), steps=1, num_tasks=1)

@@ -7,12 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from metajax.training.run_folder import (
-    RunFolder,
-    plot_learning_curve,
-    read_metrics,
-    run_settings,
-)
+from metajax.plots import plot_learning_curve
+from metajax.training.run_folder import RunFolder, read_metrics, run_settings
 
 
 def settings(rate=0.1, config=None, example=0.0, num_devices=1, **arguments):

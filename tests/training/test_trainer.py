@@ -18,7 +18,8 @@ from quadratic import DIM, quadratic, same_bits, sample
 from metajax.training import trainer
 from metajax.training.checkpoints import load_meta_params
 from metajax.training.run_folder import read_metrics
-from metajax.training.trainer import NonFiniteError, train
+from metajax.training.stops import NonFiniteError
+from metajax.training.trainer import train
 from metajax.types import Estimator, Examples, Learner, Task
 
 NUM_TASKS = 4

@@ -51,7 +51,8 @@ def cavia(
       steps: inner steps in training, at least 0.
       eval_steps: inner steps of `adapt`; None means `steps`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
+      gradient: how the outer gradient passes the inner loop; see
+        `metajax.inner.unroll`.
       check_mixed: see `metajax.inner.unroll.unroll`.
 
     Returns:
@@ -64,7 +65,8 @@ def cavia(
 
     Example:
       >>> import optax
-      >>> from metajax import cavia, mlp
+      >>> from metajax.learners import cavia
+      >>> from metajax.models import mlp
       >>> from metajax.objectives import squared_error
       >>> learner = cavia(mlp(1), optax.sgd(1.0), objective=squared_error)
     """

@@ -8,7 +8,8 @@ NeurIPS 2019, https://arxiv.org/abs/1909.04630, Algorithms 1 and 2.
             d phi* / d theta = (I + 1 / lambda * grad^2 L_support(phi*))^-1      Eq. (6)
 
 theta is `meta_params`, phi* what `adapt` returns, lambda `strength`. The inverse is
-applied by conjugate gradients (`metajax.inner.implicit`), so that the inner steps are not
+applied by conjugate gradients (`metajax.inner.implicit`), so that the inner steps are
+not
 differentiated: memory does not grow with them, and any optimizer may take them. phi* is
 as good as the inner steps make it, and so is the gradient. Differs from the paper:
 lambda is not learned, and Eq. (6) may have a larger one than the inner problem, as the
@@ -80,8 +81,9 @@ def imaml(
         as if it had not been drawn, but that the mean is still over all tasks. Networks
         with batch statistics meet such a task now and then.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: `"implicit"`, or one of `metajax.inner.unroll.GRADIENT_MODES` to differentiate
-        through the inner steps on the same problem, undamped, for comparison.
+      gradient: `"implicit"`, or one of `metajax.inner.unroll.GRADIENT_MODES` to
+        differentiate through the inner steps on the same problem, undamped, for
+        comparison.
 
     Returns:
       A learner whose `meta_params` and `adapted` are parameters of `model`. Its loss
@@ -95,7 +97,8 @@ def imaml(
 
     Example:
       >>> import optax
-      >>> from metajax import imaml, mlp
+      >>> from metajax.learners import imaml
+      >>> from metajax.models import mlp
       >>> learner = imaml(mlp(5), optax.sgd(0.1), steps=16)
     """
     is_implicit = gradient == "implicit"

@@ -116,7 +116,8 @@ def leo(
       orthogonality: lambda_2 of the paper, at least 0.
       train_embedding: whether the outer loop trains the embedding, or leaves it as it
         is, as the paper does.
-      gradient: how the outer gradient passes the inner loops; see `metajax.inner.unroll`.
+      gradient: how the outer gradient passes the inner loops; see
+        `metajax.inner.unroll`.
 
     Returns:
       A learner whose `meta_params` are `MetaParams` and whose `adapted` is
@@ -130,7 +131,8 @@ def leo(
       ValueError: if a number is out of range.
 
     Example:
-      >>> from metajax import conv4, leo
+      >>> from metajax.learners import leo
+      >>> from metajax.models import conv4
       >>> learner = leo(conv4(normalization="layer"), way=5, train_embedding=True)
     """
     check_way(way)

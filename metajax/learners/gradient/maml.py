@@ -50,7 +50,8 @@ def maml(
       steps: inner steps in training, at least 0; 0 is ordinary joint training.
       eval_steps: inner steps of `adapt`; None means `steps`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
+      gradient: how the outer gradient passes the inner loop; see
+        `metajax.inner.unroll`.
       adapts: which parameters adapt; see `metajax.filters`. `only("head")` is ANIL,
         `all_but("head")` is BOIL.
       check_mixed: whether a loss with custom derivatives is checked for `"mixed"`; see
@@ -69,7 +70,8 @@ def maml(
 
     Example:
       >>> import optax
-      >>> from metajax import conv4, maml
+      >>> from metajax.learners import maml
+      >>> from metajax.models import conv4
       >>> model = conv4(5, pooling="stride")
       >>> learner = maml(model, optax.sgd(0.4), steps=1, eval_steps=3)
     """

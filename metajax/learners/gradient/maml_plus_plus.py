@@ -96,7 +96,8 @@ def maml_plus_plus(
       per_step_normalization: whether normalisation weights are per step. They are those
         of layers whose name starts with `Normalize`, as Linen names ours.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
+      gradient: how the outer gradient passes the inner loop; see
+        `metajax.inner.unroll`.
 
     Returns:
       A learner with `scheduled_loss`, whose `meta_params` are `MetaParams` and whose
@@ -108,7 +109,8 @@ def maml_plus_plus(
         to be per step and the model has none.
 
     Example:
-      >>> from metajax import conv4, maml_plus_plus
+      >>> from metajax.learners import maml_plus_plus
+      >>> from metajax.models import conv4
       >>> model = conv4(5, pooling="stride")
       >>> learner = maml_plus_plus(model, multi_step_until=1000)
     """

@@ -49,7 +49,8 @@ def meta_curvature(
       steps: inner steps in training, at least 1.
       eval_steps: inner steps of `adapt`; None means `steps`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
+      gradient: how the outer gradient passes the inner loop; see
+        `metajax.inner.unroll`.
       adapts: which parameters adapt; see `metajax.filters`.
 
     Returns:
@@ -60,7 +61,8 @@ def meta_curvature(
       ValueError: if a number is out of range.
 
     Example:
-      >>> from metajax import meta_curvature, mlp
+      >>> from metajax.learners import meta_curvature
+      >>> from metajax.models import mlp
       >>> learner = meta_curvature(mlp(5), rate=0.1)
     """
     check_integers(1, steps=steps)

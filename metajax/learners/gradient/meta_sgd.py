@@ -12,8 +12,8 @@ the paper: all rates start from one value, not from random ones, and more than o
 step may be taken, all with the same alpha.
 
 It is `maml` with `learned(optax.sgd, learning_rate=HyperParameter(rate,
-per="parameter"))`, see `metajax.inner.learned_optimizer`. Checked against the sinusoid and
-Omniglot results; see the README's table.
+per="parameter"))`, see `metajax.inner.learned_optimizer`. Checked against the sinusoid
+and Omniglot results; see the README's table.
 """
 
 from collections.abc import Callable
@@ -53,8 +53,8 @@ def meta_sgd(
       eval_steps: inner steps of `adapt`; None means `steps`. The rates belong to the
         number of steps they were learned for: with more, tasks may diverge.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
-        First order still learns the rates.
+      gradient: how the outer gradient passes the inner loop; see
+        `metajax.inner.unroll`. First order still learns the rates.
       adapts: which parameters adapt; see `metajax.filters`.
 
     Returns:
@@ -66,7 +66,8 @@ def meta_sgd(
       ValueError: if `rate`, `steps`, `eval_steps` or `gradient` is out of range.
 
     Example:
-      >>> from metajax import conv4, meta_sgd
+      >>> from metajax.learners import meta_sgd
+      >>> from metajax.models import conv4
       >>> learner = meta_sgd(conv4(5, pooling="stride"), rate=0.4)
     """
     check_integers(1, steps=steps)

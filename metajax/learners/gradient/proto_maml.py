@@ -50,7 +50,8 @@ def proto_maml(
       eval_steps: inner steps of `adapt`; None means `steps`.
       way: the most classes a task may have, N; labels are below it. None takes the
         number of support examples, which always suffices.
-      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
+      gradient: how the outer gradient passes the inner loop; see
+        `metajax.inner.unroll`.
       adapts: which parameters adapt, by paths that start with `embedding` or `head`:
         `all_but("embedding")` adapts the classifier alone.
       check_mixed: see `metajax.inner.unroll.unroll`.
@@ -67,7 +68,8 @@ def proto_maml(
 
     Example:
       >>> import optax
-      >>> from metajax import conv4, proto_maml
+      >>> from metajax.learners import proto_maml
+      >>> from metajax.models import conv4
       >>> learner = proto_maml(conv4(normalization="layer"), optax.sgd(0.1), steps=3)
     """
     check_way(way)

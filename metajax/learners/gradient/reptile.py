@@ -88,7 +88,8 @@ def reptile(
 
     Example:
       >>> import optax
-      >>> from metajax import conv4, reptile
+      >>> from metajax.learners import reptile
+      >>> from metajax.models import conv4
       >>> inner_optimizer = optax.adam(1e-3, b1=0.0)
       >>> learner = reptile(conv4(5, pooling="stride"), inner_optimizer, batch_size=10)
     """

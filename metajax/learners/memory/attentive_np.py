@@ -141,7 +141,7 @@ def attentive_np(
         inputs have other shapes than `num_outputs` and `init` say.
 
     Example:
-      >>> from metajax import attentive_np
+      >>> from metajax.learners import attentive_np
       >>> learner = attentive_np(latent=True)
     """
     check_network(

@@ -74,16 +74,17 @@ def class_np(
       decoder_layers: hidden layers of g, at least 1.
 
     Returns:
-      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`; `predict` gives
-      logits `[n, N]`, minus infinity for classes without a support example. The order
-      of the support set does not matter; the numbers of classes do.
+      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`; `predict`
+      gives logits `[n, N]`, minus infinity for classes without a support example. The
+      order of the support set does not matter; the numbers of classes do.
 
     Raises:
       ValueError: if an argument is out of range; in all four functions, if embeddings
         are no vectors.
 
     Example:
-      >>> from metajax import class_np, conv4
+      >>> from metajax.learners import class_np
+      >>> from metajax.models import conv4
       >>> learner = class_np(conv4(normalization="calibrated"), way=5)
     """
     check_integers(

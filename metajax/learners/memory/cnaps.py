@@ -117,7 +117,8 @@ def cnaps(
         accepts no parameter.
 
     Example:
-      >>> from metajax import cnaps, conv4
+      >>> from metajax.learners import cnaps
+      >>> from metajax.models import conv4
       >>> learner = cnaps(conv4(normalization="layer"))
     """
     check_way(way)

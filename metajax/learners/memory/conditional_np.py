@@ -76,7 +76,8 @@ def conditional_np(
 
     Returns:
       A learner for tasks with real targets `[n, d]`. `predict` gives a `Gaussian`, mean
-      and scale `[n, d]`; see `metajax.builders.neural_processes`. A support set may be empty.
+      and scale `[n, d]`; see `metajax.builders.neural_processes`. A support set may be
+      empty.
 
     Raises:
       ValueError: if an argument is out of range; in all four functions, if targets or
@@ -84,7 +85,8 @@ def conditional_np(
 
     Example:
       >>> import jax
-      >>> from metajax import conditional_np, gaussian_process
+      >>> from metajax.learners import conditional_np
+      >>> from metajax.tasks import gaussian_process
       >>> learner, tasks = conditional_np(), gaussian_process()
       >>> task = tasks(jax.random.key(0))
       >>> meta_params = learner.init(jax.random.key(1), task)

@@ -4,8 +4,8 @@ D. Ha, A. Dai, Q. Le, "HyperNetworks", ICLR 2017, https://arxiv.org/abs/1609.091
 weights that a network generates; there they depend on a layer or a time step, here on a
 support set, which Deep Sets encode (`metajax.models.deep_sets`).
 
-    c = encoder({(x_i, y_i)}),   phi = theta + V^T c           (`metajax.builders.weight_generators`)
-    outputs = model(phi, x)
+    c = encoder({(x_i, y_i)}),   phi = theta + V^T c
+    (`metajax.builders.weight_generators`) outputs = model(phi, x)
 
 What is generated is all of a small network, or a part of a larger one: `generates=
 only("scale", "bias")` of a network with normalisation is feature-wise modulation. No
@@ -80,7 +80,8 @@ def hypernetwork(
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import hypernetwork, mlp
+      >>> from metajax.learners import hypernetwork
+      >>> from metajax.models import mlp
       >>> from metajax.objectives import squared_error
       >>> learner = hypernetwork(mlp(1), way=None, objective=squared_error)
     """

@@ -96,7 +96,8 @@ def in_context(
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import identity, in_context
+      >>> from metajax.learners import in_context
+      >>> from metajax.models import identity
       >>> learner = in_context(identity(), way=5, context=25)
     """
     check_integers(1, size=size, layers=layers)

@@ -93,8 +93,8 @@ def latent_np(
     Returns:
       A learner for tasks with real targets `[n, d]`. `predict` gives a `Mixture`, means
       and scales `[n, S, d]`; without a key for `adapt`, `[n, 1, d]` at the mean of
-      q(z | S), in place of samples. See `metajax.builders.neural_processes`, also for what the
-      loss reports. A support set may be empty.
+      q(z | S), in place of samples. See `metajax.builders.neural_processes`, also for
+      what the loss reports. A support set may be empty.
 
     Raises:
       ValueError: if an argument is out of range; in all four functions, if targets or
@@ -102,7 +102,8 @@ def latent_np(
 
     Example:
       >>> import jax
-      >>> from metajax import gaussian_process, latent_np
+      >>> from metajax.learners import latent_np
+      >>> from metajax.tasks import gaussian_process
       >>> from metajax.distributions import moments
       >>> learner, tasks = latent_np(), gaussian_process()
       >>> task = tasks(jax.random.key(0))

@@ -38,14 +38,15 @@ def lstm_learner(
       objective: `(outputs, y) -> [n]`, the loss of every example.
 
     Returns:
-      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The order of the
-      support set matters.
+      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The
+      order of the support set matters.
 
     Raises:
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import identity, lstm_learner
+      >>> from metajax.learners import lstm_learner
+      >>> from metajax.models import identity
       >>> learner = lstm_learner(identity(), way=5)
     """
     nothing = Memory(

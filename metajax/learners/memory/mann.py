@@ -4,8 +4,8 @@ A. Santoro, S. Bartunov, M. Botvinick, D. Wierstra, T. Lillicrap, "Meta-Learning
 Memory-Augmented Neural Networks", ICML 2016,
 https://proceedings.mlr.press/v48/santoro16.html.
 
-The controller (`metajax.builders.controllers`) gives each of its heads a key k_t, what to write
-a_t, a gate alpha_t and a strength beta_t in every step. In order:
+The controller (`metajax.builders.controllers`) gives each of its heads a key k_t, what
+to write a_t, a gate alpha_t and a strength beta_t in every step. In order:
 
     w^w_t = sigma(alpha_t) w^r_{t-1} + (1 - sigma(alpha_t)) w^lu_{t-1}          Eq. (7)
     M_t(i) = M_{t-1}(i) + w^w_t(i) a_t, least used slots set to 0 before        Eq. (8)
@@ -98,14 +98,15 @@ def mann(
       objective: `(outputs, y) -> [n]`, the loss of every example.
 
     Returns:
-      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The order of the
-      support set matters.
+      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The
+      order of the support set matters.
 
     Raises:
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import identity, mann
+      >>> from metajax.learners import mann
+      >>> from metajax.models import identity
       >>> learner = mann(identity(), way=5)
     """
     memory = slot_memory(

@@ -86,14 +86,15 @@ def meta_net(
       scale: s at first, above 0.
 
     Returns:
-      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`; `predict` gives
-      logits `[n, N]`, minus infinity for classes without a support example.
+      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`; `predict`
+      gives logits `[n, N]`, minus infinity for classes without a support example.
 
     Raises:
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, meta_net
+      >>> from metajax.learners import meta_net
+      >>> from metajax.models import conv4
       >>> learner = meta_net(conv4(normalization="calibrated"), way=5)
     """
     check_integers(1, way=way, units=units, hidden=hidden)

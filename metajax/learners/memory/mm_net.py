@@ -89,15 +89,16 @@ def mm_net(
       scale: s at first, above 0; it is learned.
 
     Returns:
-      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. `predict` gives
-      log probabilities `[n, N]`, minus infinity for classes without a slot. The order
-      of the support set matters.
+      A learner with a `stream`; see `metajax.builders.streams.stream_learner`.
+      `predict` gives log probabilities `[n, N]`, minus infinity for classes without a
+      slot. The order of the support set matters.
 
     Raises:
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, mm_net
+      >>> from metajax.learners import mm_net
+      >>> from metajax.models import conv4
       >>> learner = mm_net(conv4(normalization="calibrated"), way=5)
     """
     check_integers(1, way=way, slots=slots, size=size, hidden=hidden, rank=rank)

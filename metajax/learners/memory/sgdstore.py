@@ -4,8 +4,8 @@ A. Nichol, "sgdstore", 2017, https://github.com/unixpickle/sgdstore; T. Munkhdal
 A. Sordoni, T. Wang, A. Trischler, "Metalearned Neural Memory", NeurIPS 2019,
 https://arxiv.org/abs/1907.09720, is the same idea at greater length.
 
-The controller (`metajax.builders.controllers`) gives keys k with targets v, a rate eta and
-queries q in every step:
+The controller (`metajax.builders.controllers`) gives keys k with targets v, a rate eta
+and queries q in every step:
 
     write   phi_t = phi_{t-1} - eta_t grad of mean over i |g(phi, k_i) - v_i|^2 / 2
     read    r_t = g(phi_t, q_1), g(phi_t, q_2), ..
@@ -67,14 +67,15 @@ def sgdstore(
       objective: `(outputs, y) -> [n]`, the loss of every example.
 
     Returns:
-      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The order of the
-      support set matters.
+      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The
+      order of the support set matters.
 
     Raises:
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import identity, sgdstore
+      >>> from metajax.learners import sgdstore
+      >>> from metajax.models import identity
       >>> learner = sgdstore(identity(), way=5)
     """
     memory = network_memory(

@@ -76,14 +76,15 @@ def snail(
       objective: `(outputs, y) -> [n]`, the loss of every example.
 
     Returns:
-      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The order of the
-      support set matters.
+      A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The
+      order of the support set matters.
 
     Raises:
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, snail
+      >>> from metajax.learners import snail
+      >>> from metajax.models import conv4
       >>> learner = snail(conv4(normalization="calibrated"), way=5, context=5)
     """
     check_integers(2, context=context)

@@ -101,14 +101,15 @@ def transformer_np(
 
     Returns:
       A learner for tasks with real targets `[n, d]`. `predict` gives a `Gaussian`, mean
-      and scale `[n, d]`; see `metajax.builders.neural_processes`. A support set may be empty.
+      and scale `[n, d]`; see `metajax.builders.neural_processes`. A support set may be
+      empty.
 
     Raises:
       ValueError: if an argument is out of range; in all four functions, if targets or
         inputs have other shapes than `num_outputs` and `init` say.
 
     Example:
-      >>> from metajax import transformer_np
+      >>> from metajax.learners import transformer_np
       >>> learner = transformer_np(layers=4)
     """
     check_network(

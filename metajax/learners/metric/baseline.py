@@ -109,7 +109,8 @@ def baseline(
       TypeError: if `inner_optimizer` is none of Optax.
 
     Example:
-      >>> from metajax import baseline, conv4
+      >>> from metajax.learners import baseline
+      >>> from metajax.models import conv4
       >>> learner = baseline(conv4(normalization="calibrated"), num_classes=4112)
     """
     check_integers(1, num_classes=num_classes)

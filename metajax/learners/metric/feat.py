@@ -82,7 +82,8 @@ def feat(
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, feat
+      >>> from metajax.learners import feat
+      >>> from metajax.models import conv4
       >>> learner = feat(conv4(normalization="calibrated"))
     """
     check_positive(temperature=temperature)

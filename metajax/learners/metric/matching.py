@@ -69,7 +69,8 @@ def matching(
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, matching
+      >>> from metajax.learners import matching
+      >>> from metajax.models import conv4
       >>> learner = matching(conv4(normalization="calibrated"))
     """
     check_choice(SIMILARITIES, similarity=similarity)

@@ -55,7 +55,8 @@ def prototypical(
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, prototypical
+      >>> from metajax.learners import prototypical
+      >>> from metajax.models import conv4
       >>> learner = prototypical(conv4(normalization="calibrated"))
     """
     check_choice(DISTANCES, distance=distance)

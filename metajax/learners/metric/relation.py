@@ -112,7 +112,8 @@ def relation(
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, relation
+      >>> from metajax.learners import relation
+      >>> from metajax.models import conv4
       >>> learner = relation(conv4(pooling="maps", normalization="calibrated"), way=5)
     """
     check_integers(1, features=features, hidden=hidden)

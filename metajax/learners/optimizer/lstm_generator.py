@@ -86,8 +86,8 @@ def lstm_generator(
     or generate some of them.
 
     Args:
-      model: the network, such as `metajax.lstm`; any model of arrays `[n, T, F]`, or of
-        inputs without a time axis.
+      model: the network, such as `metajax.models.lstm`; any model of arrays `[n, T,
+        F]`, or of inputs without a time axis.
       inner_optimizer: what adapts what is generated, such as `optax.sgd(0.1)`, or a
         `LearnedOptimizer`.
       steps: inner steps in training, at least 0.
@@ -99,7 +99,8 @@ def lstm_generator(
       offset_scale: size of an offset V^T c at first, for codes of unit size; above 0,
         as the generator could not learn from 0 at both of its sides.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
+      gradient: how the outer gradient passes the inner loop; see
+        `metajax.inner.unroll`.
       generates: which parameters have an offset; see `metajax.filters`.
       adapts: which parameters the inner steps adapt.
       check_mixed: see `metajax.inner.unroll.unroll`.
@@ -115,7 +116,8 @@ def lstm_generator(
 
     Example:
       >>> import optax
-      >>> from metajax import lstm, lstm_generator
+      >>> from metajax.learners import lstm_generator
+      >>> from metajax.models import lstm
       >>> from metajax.objectives import squared_error
       >>> model, optimizer = lstm(1), optax.sgd(0.1)
       >>> learner = lstm_generator(model, optimizer, steps=1, objective=squared_error)

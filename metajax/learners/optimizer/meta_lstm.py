@@ -110,7 +110,8 @@ def meta_lstm(
       ValueError: if a number is out of range.
 
     Example:
-      >>> from metajax import conv4, meta_lstm
+      >>> from metajax.learners import meta_lstm
+      >>> from metajax.models import conv4
       >>> learner = meta_lstm(conv4(5, pooling="stride"), rate=0.4)
     """
     check_integers(1, steps=steps)

@@ -128,7 +128,8 @@ def arml(
         By the official code sqrt(2) for regression, sqrt(8) for images.
       reconstruction_weight: mu, at least 0.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      gradient: how the outer gradient passes the inner loop; see `metajax.inner.unroll`.
+      gradient: how the outer gradient passes the inner loop; see
+        `metajax.inner.unroll`.
       gates: which parameters are gated; see `metajax.filters`.
       adapts: which parameters the inner steps adapt.
       check_mixed: see `metajax.inner.unroll.unroll`.
@@ -146,7 +147,8 @@ def arml(
 
     Example:
       >>> import optax
-      >>> from metajax import arml, mlp
+      >>> from metajax.learners import arml
+      >>> from metajax.models import mlp
       >>> from metajax.objectives import squared_error
       >>> learner = arml(mlp(1), optax.sgd(0.001), steps=5, objective=squared_error)
     """

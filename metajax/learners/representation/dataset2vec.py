@@ -17,8 +17,8 @@ by cross-entropy, over as many pairs of one table as of two.
 
 In terms of a `Learner`, the support set is one sample of a table, which `adapt` embeds;
 a query is another sample, its target whether it is of the same table (1) or not (0);
-`predict` gives log(1 - p) and log p. `metajax.table_pairs` draws such tasks. For the
-embedding alone, `adapt` takes the support set of any classification task:
+`predict` gives log(1 - p) and log p. `metajax.tasks.table_pairs` draws such tasks. For
+the embedding alone, `adapt` takes the support set of any classification task:
 
     e = learner.adapt(meta_params, support).embedding
 
@@ -143,7 +143,8 @@ def dataset2vec(
         does not consist of samples of tables or `x` of a table is not `[n, D]`.
 
     Example:
-      >>> from metajax import dataset2vec, table_pairs
+      >>> from metajax.learners import dataset2vec
+      >>> from metajax.tasks import table_pairs
       >>> pairs = table_pairs(tables, rows=(20, 40))
       >>> learner = dataset2vec(num_classes=3)
       >>> task = pairs(jax.random.key(0))
@@ -192,7 +193,7 @@ def _check_samples(inputs: Any) -> None:
         raise ValueError(
             "Queries of Dataset2Vec are samples of tables, `Examples` with a leading "
             f"axis of samples in place of inputs, got {type(inputs).__name__}; "
-            "`metajax.table_pairs` draws such tasks."
+            "`metajax.tasks.table_pairs` draws such tasks."
         )
 
 

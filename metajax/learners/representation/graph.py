@@ -88,7 +88,8 @@ def graph(
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, graph
+      >>> from metajax.learners import graph
+      >>> from metajax.models import conv4
       >>> learner = graph(conv4(normalization="calibrated"), way=5)
     """
     check_integers(1, way=way, layers=layers)

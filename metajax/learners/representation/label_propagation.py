@@ -62,7 +62,8 @@ def label_propagation(
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, label_propagation
+      >>> from metajax.learners import label_propagation
+      >>> from metajax.models import conv4
       >>> learner = label_propagation(conv4(normalization="calibrated"), way=5)
     """
     check_integers(1, neighbors=neighbors)

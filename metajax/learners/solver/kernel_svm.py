@@ -101,7 +101,8 @@ def kernel_svm(
     padded to one width by columns of 0. There, a mix such as `width=(0.7, 1.4, 0.7,
     1.4), relevance=(0, 0, 0.5, 0.5), penalty=3` did better on PMLB's tables than one
     kernel, see `benchmarks/kernel_svm.py`. Columns should be standardised, as
-    `metajax.table_tasks` does. Tables of text, gaps and files: `metajax.from_table`.
+    `metajax.tasks.table_tasks` does. Tables of text, gaps and files:
+    `metajax.tasks.from_table`.
 
     Args:
       way: the most classes a task may have, N; labels are below it. None takes the
@@ -121,10 +122,10 @@ def kernel_svm(
       steps: iterations of the solver, at least 1. A high C or a large width needs more.
 
     Returns:
-      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`: `head` is a dict of
-      `log_penalty`, `log_scale` (scalars), `log_width`, `relevance`, `log_weights`
-      `[M]` (of which the softmax is beta) and `log_scales` `[D]`, of those that are
-      learned, and `embedding` is empty. `adapted` holds a `Machine` as
+      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`: `head` is a
+      dict of `log_penalty`, `log_scale` (scalars), `log_width`, `relevance`,
+      `log_weights` `[M]` (of which the softmax is beta) and `log_scales` `[D]`, of
+      those that are learned, and `embedding` is empty. `adapted` holds a `Machine` as
       `fitted`; `predict` takes rows `[n, D]` and gives logits `[n, N]`, scale f(x),
       minus infinity for classes without a support example. Its loss reports
       `duality_gap`, (primal - dual) / primal over the machines of all classes: above
@@ -135,7 +136,8 @@ def kernel_svm(
         rows `[n, D]`, or not of as many columns as there are scales.
 
     Example:
-      >>> from metajax import kernel_svm, row_tasks
+      >>> from metajax.learners import kernel_svm
+      >>> from metajax.tasks import row_tasks
       >>> tasks = row_tasks(tables, rows=(20, 40), num_queries=30)
       >>> learner = kernel_svm(way=3, width=(0.5, 2), learn=("penalty", "weights"))
       >>> key = jax.random.key(0)

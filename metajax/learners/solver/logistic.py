@@ -57,7 +57,8 @@ def logistic(
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, logistic
+      >>> from metajax.learners import logistic
+      >>> from metajax.models import conv4
       >>> learner = logistic(conv4(normalization="calibrated"), way=5)
     """
     check_integers(1, steps=steps)

@@ -54,7 +54,8 @@ def ridge(
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, ridge
+      >>> from metajax.learners import ridge
+      >>> from metajax.models import conv4
       >>> learner = ridge(conv4(normalization="calibrated"), way=5)
     """
 

@@ -64,7 +64,8 @@ def svm(
       ValueError: if an argument is out of range.
 
     Example:
-      >>> from metajax import conv4, svm
+      >>> from metajax.learners import svm
+      >>> from metajax.models import conv4
       >>> learner = svm(conv4(normalization="calibrated"), way=5)
     """
     check_integers(1, steps=steps)

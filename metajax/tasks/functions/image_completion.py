@@ -24,10 +24,10 @@ from metajax.tasks.images.class_table import (
     as_floats,
     check_arrays,
     check_floating,
-    distinct,
     quarter_turns,
     take_images,
 )
+from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range, size_masks
 from metajax.types import Array, Examples, Task
 
@@ -104,7 +104,7 @@ def image_completion(
     Classes are uniform, and so are the images of each; labels are not used.
 
     Args:
-      table: images by class, such as `metajax.omniglot` or `from_arrays` give.
+      table: images by class, such as `metajax.tasks.omniglot` or `from_arrays` give.
       shot: pixels of the support set, K, at least 1; or an inclusive range, uniform, up
         to whose end tasks are padded. At most all pixels.
       num_queries: None to ask for all pixels, or how many are asked for, at random and

@@ -61,7 +61,7 @@ def embed_table(
     if kind == "calibrated" and STATISTICS not in params:
         raise ValueError(
             "The parameters of a model with normalization='calibrated' hold no "
-            "statistics yet; call `metajax.calibrate` first."
+            "statistics yet; call `metajax.models.calibrate` first."
         )
     images = jnp.asarray(table.images)
     rows, most, turns = images.shape[0], images.shape[1], table.rotations

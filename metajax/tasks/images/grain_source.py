@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from metajax.checks import check_integers
-from metajax.tasks.images.class_table import ClassTableTasks
+from metajax.tasks.images.few_shot import ClassTableTasks
 from metajax.tasks.images.variable_tasks import MetaDatasetTasks
 from metajax.types import Array, Task
 

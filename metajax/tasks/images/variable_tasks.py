@@ -20,8 +20,8 @@ ImageNet, nodes of WordNet, is not here.
 
 All tasks have one shape: support sets are packed, class after class, into as many rows
 as the largest may have (500 and not 50 times 100), query sets have Q rows for each of
-the N classes of the widest task, and masks say what is real. `metajax.tasks.buckets` keeps
-small tasks from paying for rows that they do not fill.
+the N classes of the widest task, and masks say what is real. `metajax.tasks.buckets`
+keeps small tasks from paying for rows that they do not fill.
 """
 
 import dataclasses
@@ -37,15 +37,14 @@ import numpy as np
 
 from metajax.checks import check_integers
 from metajax.tasks.images.class_table import (
-    Augment,
     ClassTable,
     as_floats,
     check_arrays,
     check_floating,
-    distinct,
     quarter_turns,
     take_images,
 )
+from metajax.tasks.images.few_shot import Augment, distinct
 from metajax.tasks.sizes import as_range
 from metajax.types import Array, Examples, Task
 
@@ -350,8 +349,9 @@ def _distinct_in_groups(
 ) -> Array:
     """Draws integers that differ within each group, uniform over all ordered choices.
 
-    As `metajax.tasks.images.class_table.distinct`, for groups with other numbers of draws:
-    draw number `i` of a group is an index into the `size - i` integers that the group
+    As `metajax.tasks.images.class_table.distinct`, for groups with other numbers of
+    draws: draw number `i` of a group is an index into the `size - i` integers that the
+      group
     has not drawn yet, and earlier draws are put back, the latest first.
 
     Args:

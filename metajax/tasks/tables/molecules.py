@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.checks import check_integers
-from metajax.tasks.images.class_table import distinct
+from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.tasks.tables.delimited import check_distinct, listing, read_delimited
 from metajax.types import Array, Examples, Task

@@ -122,7 +122,7 @@ def synthetic_table(
 
     Example:
       >>> import jax
-      >>> from metajax import synthetic_table
+      >>> from metajax.tasks import synthetic_table
       >>> task = synthetic_table(family=0)(jax.random.key(0))
       >>> task.support.x.shape
       (32, 20)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.checks import check_integers
-from metajax.tasks.images.class_table import distinct
+from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range
 from metajax.tasks.tables.delimited import listing
 from metajax.tasks.tables.table_tasks import StackedTables, as_tables, stack_tables

@@ -24,7 +24,7 @@ import numpy as np
 
 from metajax.checks import check_choice, check_integers, is_integer
 from metajax.masks import hide_padding
-from metajax.tasks.images.class_table import distinct
+from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.tasks.tables.delimited import listing
 from metajax.tasks.tables.tables import Table

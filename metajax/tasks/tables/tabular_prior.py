@@ -5,7 +5,8 @@ Bayesian Inference", ICLR 2022, https://arxiv.org/abs/2112.10510, and N. Hollman
 S. Müller, K. Eggensperger, F. Hutter, "TabPFN", ICLR 2023,
 https://arxiv.org/abs/2207.01848, section 4, whose idea it follows in a smaller form. A
 network that is trained on its tasks and then asked about a real table has a prior over
-tables in place of a method for them (`metajax.in_context` with `context=None`).
+tables in place of a method for them (`metajax.learners.in_context` with
+`context=None`).
 
 A task is drawn inside `jit`:
 
@@ -151,7 +152,7 @@ def tabular_prior(
 
     Example:
       >>> import jax
-      >>> from metajax import tabular_prior
+      >>> from metajax.tasks import tabular_prior
       >>> task = tabular_prior(rows=30, columns=8)(jax.random.key(0))
       >>> task.support.x.shape, task.query.y.shape
       ((30, 8), (50,))

@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 from metajax.tasks.images.class_table import (
     ClassTable,
     class_table,
-    distinct,
-    few_shot,
     join_classes,
     split_classes,
-    whole_classes,
 )
+from metajax.tasks.images.few_shot import distinct, few_shot, whole_classes
 
 
 def numbered(rows, size, *, counts=None, rotations=1, side=3):

@@ -16,23 +16,29 @@ def a_table(rotations=4):
 
 
 @pytest.mark.parametrize("rotations", [1, 4])
-@pytest.mark.parametrize("make", [metajax.prototypical, metajax.ridge])
+@pytest.mark.parametrize(
+    "make", [metajax.learners.prototypical, metajax.learners.ridge]
+)
 def test_the_same_answers_as_from_images(make, rotations, key):
     table = a_table(rotations)
-    model = metajax.mlp(7, hidden=(6,), normalization="layer")
-    tasks = metajax.few_shot(table, way=3, shot=2, num_queries=3)
+    model = metajax.models.mlp(7, hidden=(6,), normalization="layer")
+    tasks = metajax.tasks.few_shot(table, way=3, shot=2, num_queries=3)
     learner = make(model, way=3)
     meta_params = learner.init(key, tasks(key))
     params = getattr(meta_params, "embedding", meta_params)
     features = embed_table(model, params, table, batch_size=13)
     assert features.images.shape == (4 * rotations, 6, 7)
     assert np.all(np.asarray(features.images[rotations, 5]) == 0)
-    cached = metajax.few_shot(features, way=3, shot=2, num_queries=3)
+    cached = metajax.tasks.few_shot(features, way=3, shot=2, num_queries=3)
     expected, got = (
         metajax.evaluate(*arguments, num_tasks=20)
         for arguments in (
             (learner, meta_params, tasks),
-            (make(metajax.identity(), way=3), without_embedding(meta_params), cached),
+            (
+                make(metajax.models.identity(), way=3),
+                without_embedding(meta_params),
+                cached,
+            ),
         )
     )
     for name, values in expected.values.items():
@@ -40,7 +46,7 @@ def test_the_same_answers_as_from_images(make, rotations, key):
 
 
 def test_rotations_are_rows_with_names(key):
-    model = metajax.identity()
+    model = metajax.models.identity()
     flat = model._replace(apply=lambda params, x, **_: x.reshape(len(x), -1))
     features = embed_table(flat, {}, a_table())
     assert features.class_names[4:7] == ("b 0", "b 90", "b 180")
@@ -51,13 +57,15 @@ def test_rotations_are_rows_with_names(key):
 
 
 def test_calibrated_statistics_are_used(key):
-    model = metajax.mlp(7, hidden=(6,), normalization="calibrated")
+    model = metajax.models.mlp(7, hidden=(6,), normalization="calibrated")
     table = a_table(1)
-    tasks = metajax.few_shot(table, way=3, shot=2, num_queries=3)
+    tasks = metajax.tasks.few_shot(table, way=3, shot=2, num_queries=3)
     params = model.init(key, tasks(key).support.x)
-    with pytest.raises(ValueError, match="no statistics yet; call `metajax.calibrate`"):
+    with pytest.raises(
+        ValueError, match="no statistics yet; call `metajax.models.calibrate`"
+    ):
         embed_table(model, params, table)
-    params = metajax.calibrate(model, params, tasks, key)
+    params = metajax.models.calibrate(model, params, tasks, key)
     features = embed_table(model, params, table)
     alone = model.apply(params, np.asarray(table.images[2, 3:4], np.float32) / 255)
     np.testing.assert_allclose(features.images[2, 3], alone[0], rtol=1e-4, atol=1e-5)
@@ -65,21 +73,21 @@ def test_calibrated_statistics_are_used(key):
 
 @pytest.mark.parametrize("kind", ["batch", "support"])
 def test_embeddings_of_a_task_are_refused(kind):
-    model = metajax.mlp(7, normalization=kind)
+    model = metajax.models.mlp(7, normalization=kind)
     with pytest.raises(ValueError, match=f"'{kind}' an embedding depends"):
         embed_table(model, {}, a_table())
 
 
 def test_other_bad_input():
     with pytest.raises(ValueError, match="`batch_size` must be an integer of at least"):
-        embed_table(metajax.identity(), {}, a_table(), batch_size=0)
+        embed_table(metajax.models.identity(), {}, a_table(), batch_size=0)
     with pytest.raises(ValueError, match=r"vectors, and the model gives \[5, 5, 1\]"):
-        embed_table(metajax.identity(), {}, a_table())
+        embed_table(metajax.models.identity(), {}, a_table())
     with pytest.raises(ValueError, match=r"no rotations, got shape \(2, 3, 4\) and 4"):
         class_table(np.zeros((2, 3, 4)), rotations=4)
 
 
 def test_only_bytes_are_scaled():
     values = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
-    features = embed_table(metajax.identity(), {}, class_table(values))
+    features = embed_table(metajax.models.identity(), {}, class_table(values))
     np.testing.assert_array_equal(features.images, values)

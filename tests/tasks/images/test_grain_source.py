@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from metajax.tasks.images.class_table import ClassTable, class_table, few_shot
+from metajax.tasks.images.class_table import ClassTable, class_table
+from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.grain_source import on_host
 
 pytest.importorskip("grain")

@@ -7,7 +7,9 @@ import pytest
 
 import metajax
 
-PRIOR = metajax.tabular_prior(way=(2, 4), rows=(10, 30), columns=(2, 6), num_queries=8)
+PRIOR = metajax.tasks.tabular_prior(
+    way=(2, 4), rows=(10, 30), columns=(2, 6), num_queries=8
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def test_shapes_and_masks(batch):
     # Real rows come first, and padding is 0.
     assert np.all(support.mask[:, :-1] >= support.mask[:, 1:])
     assert np.all(np.where(support.mask[..., None], 0, support.x) == 0)
-    fixed = metajax.tabular_prior(rows=20, columns=3)(jax.random.key(0))
+    fixed = metajax.tasks.tabular_prior(rows=20, columns=3)(jax.random.key(0))
     assert fixed.support.mask is None
     assert fixed.support.x.shape == (20, 3)
 
@@ -50,7 +52,9 @@ def test_columns_and_classes_differ_by_task(batch):
 
 
 def test_few_columns_and_classes_are_usual():
-    tasks = metajax.tabular_prior(way=(2, 8), rows=100, columns=(2, 32), num_queries=1)
+    tasks = metajax.tasks.tabular_prior(
+        way=(2, 8), rows=100, columns=(2, 32), num_queries=1
+    )
     support = jax.jit(jax.vmap(tasks))(jax.random.split(jax.random.key(0), 200)).support
     num_columns = np.any(support.x != 0, axis=1).sum(axis=1)
     # Log-uniform: as many up to the geometric mean of the ends as beyond it.
@@ -62,7 +66,7 @@ def test_few_columns_and_classes_are_usual():
 def test_some_classes_have_an_order_and_others_none():
     """How much of the target's variance is between classes: most of it if it is cut."""
     nodes = jax.random.normal(jax.random.key(0), (200, 96))
-    prior = metajax.tabular_prior(way=3)
+    prior = metajax.tasks.tabular_prior(way=3)
     keys = jax.random.split(jax.random.key(1), 300)
     labels = jax.jit(jax.vmap(lambda k: prior._labels(k, nodes, jnp.asarray(30))))(keys)
     values = np.asarray(nodes[:, 30])
@@ -75,7 +79,7 @@ def test_some_classes_have_an_order_and_others_none():
 
 
 def test_some_columns_have_few_levels_and_some_tasks_no_others():
-    tasks = metajax.tabular_prior(rows=200, columns=12, num_queries=1)
+    tasks = metajax.tasks.tabular_prior(rows=200, columns=12, num_queries=1)
     found = jax.jit(jax.vmap(tasks))(jax.random.split(jax.random.key(3), 100)).support
     counts = np.asarray([[len(np.unique(c)) for c in x.T] for x in found.x])
     is_cut = counts <= 5
@@ -99,7 +103,7 @@ def test_there_is_something_to_learn():
     """A forest that is fitted to the support set does better than the largest class."""
     from sklearn.ensemble import RandomForestClassifier
 
-    tasks = metajax.tabular_prior(way=3, rows=100, columns=12, num_queries=50)
+    tasks = metajax.tasks.tabular_prior(way=3, rows=100, columns=12, num_queries=50)
     tasks = jax.jit(jax.vmap(tasks))(jax.random.split(jax.random.key(1), 60))
     gains = []
     for i in range(60):
@@ -132,4 +136,4 @@ BAD = {
 def test_bad_arguments(name):
     changes, message = BAD[name]
     with pytest.raises(ValueError, match=message):
-        metajax.tabular_prior(**changes)
+        metajax.tasks.tabular_prior(**changes)

@@ -1,0 +1,86 @@
+"""What the battery needs of a learner: how to build it, and on which tasks.
+
+A test file of learners has `ENTRIES`, name -> `Entry`; `learners.registry` finds them.
+A name is that of a constructor, or it and a variant after a comma.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import metajax
+from metajax.types import Array, Examples, Learner, Model, Task
+
+WAY, SHOT, NUM_QUERIES, SIZE = 3, 2, 3, 4
+
+
+def sample(key: Array) -> Task:
+    """Gaussian blobs: `WAY` classes around centres in `SIZE` dimensions."""
+    key_centers, key_noise = jax.random.split(key)
+    centers = 2 * jax.random.normal(key_centers, (WAY, 1, SIZE))
+    noise = jax.random.normal(key_noise, (WAY, SHOT + NUM_QUERIES, SIZE))
+    x = centers + 0.3 * noise
+    labels = jnp.arange(WAY)
+
+    def examples(x: Array) -> Examples:
+        return Examples(x.reshape(-1, SIZE), jnp.repeat(labels, x.shape[1]))
+
+    return Task(examples(x[:, :SHOT]), examples(x[:, SHOT:]))
+
+
+def sample_pair(key: Array) -> Task:
+    """Two of the above are the tables: a sample of one, and one more of each."""
+    first, second = (sample(key) for key in jax.random.split(key))
+    queries = jax.tree.map(lambda *leaves: jnp.stack(leaves), first.query, second.query)
+    return Task(first.support, Examples(queries, jnp.asarray([1, 0])))
+
+
+def sample_points(key: Array) -> Task:
+    """Points of one function of `SIZE` inputs with two targets."""
+    key_x, key_slope = jax.random.split(key)
+    x = jax.random.normal(key_x, (WAY * (SHOT + NUM_QUERIES), SIZE))
+    y = jnp.sin(x @ jax.random.normal(key_slope, (SIZE, 2)))
+    num = WAY * SHOT
+    return Task(Examples(x[:num], y[:num]), Examples(x[num:], y[num:]))
+
+
+class Entry(NamedTuple):
+    """A learner under test.
+
+    Attributes:
+      make: builds it.
+      is_inductive: whether queries are answered independently of one another.
+      ignores_order: whether the order of the support set is without effect.
+      uses_labels_untrained: whether it makes sense of labels at random parameters.
+      sample: draws a task that it is for; `sample`, unless it does not classify inputs.
+    """
+
+    make: Callable[[], Learner]
+    is_inductive: bool = True
+    ignores_order: bool = True
+    uses_labels_untrained: bool = True
+    sample: Callable[[Array], Task] = sample
+
+
+def small_mlp(num_outputs: int, normalization: str = "none") -> Model:
+    return metajax.models.mlp(num_outputs, hidden=(8,), normalization=normalization)
+
+
+def of_points(make: Callable[[], Learner]) -> Entry:
+    return Entry(make, uses_labels_untrained=False, sample=sample_points)
+
+
+def pad(examples: Examples, num: int) -> Examples:
+    """The same examples followed by `num` rows of nonsense that the mask hides."""
+
+    def append(leaf: Array) -> Array:
+        return jnp.concatenate(
+            [leaf, jnp.full((num, *leaf.shape[1:]), 1e3, leaf.dtype)]
+        )
+
+    x, y = jax.tree.map(append, (examples.x, examples.y))
+    if jnp.issubdtype(y.dtype, jnp.integer):  # labels have a range
+        y = y.at[len(examples.y) :].set(0)
+    return Examples(x, y, jnp.arange(len(y)) < len(examples.y))
