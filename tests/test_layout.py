@@ -5,8 +5,6 @@ import importlib
 import pathlib
 import pkgutil
 
-import pytest
-
 import metajax
 
 ROOT = pathlib.Path(metajax.__file__).parent
@@ -125,17 +123,3 @@ def test_no_name_hides_a_module():
 def test_the_root_is_small():
     files = {path.stem for path in ROOT.glob("*.py")} - {"__init__", "__main__"}
     assert len(files) <= 12
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_files_are_short(path):
-    assert len(path.read_text().splitlines()) <= LONGEST.get(path.name, 450)
-
-
-# Above 450 lines, and why.
-LONGEST = {
-    # One method each, whose length is its four functions and their documentation.
-    "soft_tree.py": 500,
-    # One picture language: drawing, jitter and the classes that must not look alike.
-    "glyphs.py": 470,
-}
