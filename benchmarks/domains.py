@@ -68,12 +68,12 @@ MAKERS: dict[str, Callable[[Model, int, int], Learner]] = {
     "relation": lambda model, way, classes: relation(model, way=way, features=32),
     "feat": lambda model, way, classes: feat(model, way=way),
     "ridge": lambda model, way, classes: ridge(model, way=way),
-    "svm": lambda model, way, classes: svm(model, way=way, steps=100),
+    "svm": lambda model, way, classes: svm(model, way=way, iterations=100),
     "proto_maml": lambda model, way, classes: proto_maml(
-        model, optax.sgd(0.01), steps=3, way=way, gradient="first_order"
+        model, optax.sgd(0.01), inner_steps=3, way=way, gradient="first_order"
     ),
     "maml": lambda model, way, classes: maml(
-        model, optax.sgd(0.1), steps=3, eval_steps=5, gradient="first_order"
+        model, optax.sgd(0.1), inner_steps=3, eval_inner_steps=5, gradient="first_order"
     ),
     "baseline": lambda model, way, classes: baseline(
         model, num_classes=classes, way=way, head="centroid"

@@ -248,7 +248,7 @@ def time_runs(rounds: int) -> list[dict[str, Any]]:
 
     def make(hyper: PyTree) -> tuple[Learner, optax.GradientTransformation]:
         del hyper
-        learner = maml(mlp(1), optax.sgd(0.01), steps=1, objective=squared_error)
+        learner = maml(mlp(1), optax.sgd(0.01), inner_steps=1, objective=squared_error)
         return learner, optax.adam(1e-3)
 
     run = jax.jit(jax.vmap(whole_run(make, sinusoid(), steps=1000, tasks_per_step=25)))
@@ -292,7 +292,7 @@ def train_in(precision: str) -> Report:
     """MAML on Omniglot, 5 classes, 1 shot: 1,000 steps of 16 tasks, 600 test tasks."""
     use_cores(THREADS)
     model = conv4(5, pooling="stride", precision=precision)
-    learner = maml(model, optax.sgd(0.4), steps=1, eval_steps=3)
+    learner = maml(model, optax.sgd(0.4), inner_steps=1, eval_inner_steps=3)
     tasks, test = (
         few_shot(omniglot(split), way=5, shot=1, num_queries=queries)
         for split, queries in (("meta_train", 1), ("meta_test", 15))

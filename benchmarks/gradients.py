@@ -80,16 +80,18 @@ def sinusoid_case(settings: Settings) -> Case:
 
     def make(gradient: str) -> Learner:
         inner = optax.sgd(INNER_RATE)
-        return maml(mlp(1), inner, steps=10, objective=squared_error, gradient=gradient)
+        return maml(
+            mlp(1), inner, inner_steps=10, objective=squared_error, gradient=gradient
+        )
 
     def proximal(gradient: str) -> Candidate:
         return Candidate(
             imaml(
                 mlp(1),
                 optax.sgd(INNER_RATE),
-                steps=30,
+                inner_steps=30,
                 strength=30.0,
-                cg_steps=10,
+                cg_iterations=10,
                 max_residual=0.1,
                 objective=squared_error,
                 gradient=gradient,
@@ -111,7 +113,7 @@ def quadratic_case(settings: Settings) -> Case:
             momentum=HyperParameter(0.5, domain="unit"),
         )
         return optimizer_learner(
-            linear(), inner, steps=20, objective=row_loss, gradient=gradient
+            linear(), inner, inner_steps=20, objective=row_loss, gradient=gradient
         )
 
     found = candidates(

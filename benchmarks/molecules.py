@@ -256,9 +256,9 @@ def learners(settings: Settings) -> dict[str, Learner]:
         "prototypical": prototypical(embedding, way=2),
         "ridge": ridge(embedding, way=2),
         "maml": maml(
-            network, optax.sgd(settings.inner_rate), steps=settings.inner_steps
+            network, optax.sgd(settings.inner_rate), inner_steps=settings.inner_steps
         ),
-        "joint": maml(network, optax.sgd(settings.inner_rate), steps=0),
+        "joint": maml(network, optax.sgd(settings.inner_rate), inner_steps=0),
     }
 
 

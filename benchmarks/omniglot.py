@@ -116,8 +116,8 @@ class Maml(Settings):
         return maml(
             model,
             optax.sgd(self.inner_rate),
-            steps=self.inner_steps,
-            eval_steps=self.eval_steps,
+            inner_steps=self.inner_steps,
+            eval_inner_steps=self.eval_steps,
             gradient=gradient,
         )
 
@@ -170,7 +170,7 @@ class MamlPlusPlus(Settings):
         return maml_plus_plus(
             model,
             rate=self.inner_rate,
-            steps=self.inner_steps,
+            inner_steps=self.inner_steps,
             multi_step_until=int(self.multi_step_share * self.steps),
             first_order_until=int(self.first_order_share * self.steps),
             per_step_rates=self.per_step_rates,
@@ -204,8 +204,8 @@ class Reptile(Settings):
         return reptile(
             model,
             optax.adam(self.inner_rate, b1=0.0),
-            steps=self.inner_steps,
-            eval_steps=self.eval_steps,
+            inner_steps=self.inner_steps,
+            eval_inner_steps=self.eval_steps,
             keeps_state=self.keeps_state,
             batch_size=self.batch_size,
         )
@@ -238,10 +238,10 @@ class Imaml(Settings):
         return imaml(
             model,
             optax.sgd(self.inner_rate),
-            steps=self.inner_steps,
+            inner_steps=self.inner_steps,
             strength=self.strength,
             damping=self.damping,
-            cg_steps=5,
+            cg_iterations=5,
             skips_failed=True,
         )
 
@@ -256,7 +256,7 @@ class Cavia(Settings):
     def build(self, model: Model) -> Learner:
         """The head does not adapt: the context must move it."""
         inner = optax.sgd(self.inner_rate)
-        return cavia(model, inner, context_size=100, steps=self.inner_steps)
+        return cavia(model, inner, context_size=100, inner_steps=self.inner_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +269,7 @@ class MetaLSTM(Settings):
 
     def build(self, model: Model) -> Learner:
         """From gradient descent on."""
-        return meta_lstm(model, steps=self.inner_steps, rate=self.inner_rate)
+        return meta_lstm(model, inner_steps=self.inner_steps, rate=self.inner_rate)
 
 
 @dataclasses.dataclass(frozen=True)

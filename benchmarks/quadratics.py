@@ -73,7 +73,7 @@ def compare_with_tuned(settings: Settings) -> list[dict]:
     learner = optimizer_learner(
         linear(),
         lstm_optimizer(),
-        steps=settings.inner_steps,
+        inner_steps=settings.inner_steps,
         objective=row_loss,
         gradient="first_order",
     )
@@ -93,7 +93,7 @@ def compare_with_tuned(settings: Settings) -> list[dict]:
         log_every=1000,
         mesh=None,
         estimator=truncated(
-            learner, steps=settings.piece, num_tasks=settings.tasks_per_step
+            learner, inner_steps=settings.piece, num_tasks=settings.tasks_per_step
         ),
         run_dir=f"runs/quadratics-seed{settings.seed}",
         config=dataclasses.asdict(settings),
@@ -179,7 +179,7 @@ def learned_rate(settings: Settings, steps: int) -> dict:
     rate = HyperParameter(0.01)
     inner_optimizer = learned(optax.sgd, learning_rate=rate)
     learner = optimizer_learner(
-        linear(), inner_optimizer, steps=steps, judges="query", objective=row_loss
+        linear(), inner_optimizer, inner_steps=steps, judges="query", objective=row_loss
     )
     with jax.enable_x64(True):  # noqa: FBT003
         tasks, _ = bank(settings, 256, seed=2)

@@ -150,7 +150,7 @@ def from_scratch(
         learner = maml(
             lstm(1, hidden=(settings.hidden,)),
             optax.adam(rate),
-            steps=steps,
+            inner_steps=steps,
             objective=squared_error,
             gradient="first_order",
         )

@@ -104,7 +104,7 @@ def main(settings: Settings) -> None:
     """Trains, tests, compares, draws and writes the result."""
     tables = read(settings)
     learners = {
-        name: soft_tree(way=CLASSES, depth=settings.depth, steps=steps)
+        name: soft_tree(way=CLASSES, depth=settings.depth, inner_steps=steps)
         for name, steps in (("learned", settings.inner_steps), ("no inner steps", 0))
     }
     sources, banks = draw_banks(settings, tables)

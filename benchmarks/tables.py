@@ -77,8 +77,8 @@ def meta_learned(
     model = mlp(2, hidden=(settings.hidden,))
     steps, rate = settings.inner_steps, settings.inner_rate
     learners = {
-        "maml": maml(model, optax.sgd(rate), steps=steps),
-        "meta-sgd": meta_sgd(model, rate=rate, steps=steps),
+        "maml": maml(model, optax.sgd(rate), inner_steps=steps),
+        "meta-sgd": meta_sgd(model, rate=rate, inner_steps=steps),
     }
     scores = {}
     for method, learner in learners.items():

@@ -103,15 +103,15 @@ class Segments(NamedTuple):
     """The inner loop of a learner in pieces, for estimators that see one at a time.
 
     Attributes:
-      steps: inner steps of the whole loop.
+      inner_steps: of the whole loop.
       start: `(meta_params, task, key) -> state`, before the first inner step.
-      advance: `(meta_params, task, state, key, steps) -> (state, loss)`, takes `steps`
-        further inner steps, a divisor of the whole. The mean of `loss` over all pieces
-        of one length is `Learner.loss`.
+      advance: `(meta_params, task, state, key, inner_steps) -> (state, loss)`, takes
+        further `inner_steps`, a divisor of the whole. The mean of `loss` over all
+        pieces of one length is `Learner.loss`.
       learns_start: whether what `start` gives is learned.
     """
 
-    steps: int
+    inner_steps: int
     start: Callable[..., PyTree]
     advance: Callable[..., tuple[PyTree, Array]]
     learns_start: bool = False

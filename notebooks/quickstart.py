@@ -87,7 +87,9 @@ print("support:", task.support.x.shape, "query:", task.query.x.shape)
 
 # %%
 model = mlp(1)  # two hidden layers of 40 units, as in the paper
-learner = maml(model, optax.sgd(0.01), steps=1, eval_steps=10, objective=squared_error)
+learner = maml(
+    model, optax.sgd(0.01), inner_steps=1, eval_inner_steps=10, objective=squared_error
+)
 num_steps = 20 if FAST else 12_000
 optimizer = optax.chain(
     optax.clip_by_global_norm(10.0),  # the first gradients are much larger
@@ -150,7 +152,7 @@ plt.show()
 
 # %%
 num_tasks = 20 if FAST else 600
-scratch = maml(model, optax.sgd(0.001), steps=10, objective=squared_error)
+scratch = maml(model, optax.sgd(0.001), inner_steps=10, objective=squared_error)
 starts = {
     "meta-trained start": (learner, result.meta_params),
     "random start": (scratch, scratch.init(jax.random.key(1), task)),

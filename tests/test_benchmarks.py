@@ -534,7 +534,7 @@ def test_function_families(tmp_path, monkeypatch):
         name: metajax.learners.maml(
             metajax.models.mlp(1, hidden=()),
             optax.sgd(0.001),
-            steps=steps,
+            inner_steps=steps,
             objective=metajax.objectives.squared_error,
         )
         for steps, name in enumerate(("maml", "arml"))

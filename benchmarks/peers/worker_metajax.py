@@ -110,7 +110,7 @@ def make_learner(item: Item, gradient: str) -> Learner:
     return maml(
         mlp(1) if is_sinusoid else conv4(item.way, pooling=item.pooling),
         optax.sgd(item.inner_rate),
-        steps=item.inner_steps,
+        inner_steps=item.inner_steps,
         objective=squared_error if is_sinusoid else cross_entropy,
         **chosen,
     )

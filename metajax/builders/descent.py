@@ -57,12 +57,12 @@ class Run(NamedTuple):
     """How an inner loop is asked to run.
 
     Attributes:
-      steps: its length.
+      inner_steps: its length.
       is_training: whether it is part of the outer loss, or of `adapt`.
       keep_path: whether every phi_t is wanted.
     """
 
-    steps: int
+    inner_steps: int
     is_training: bool = True
     keep_path: bool = False
 
@@ -70,8 +70,8 @@ class Run(NamedTuple):
 def check_descent(
     optimizer: InnerOptimizer,
     gradient: str,
-    steps: int,
-    eval_steps: int | None,
+    inner_steps: int,
+    eval_inner_steps: int | None,
     *,
     may_be_learned: bool = False,
 ) -> None:
@@ -94,10 +94,10 @@ def check_descent(
                 optimizer = optimizer.build(start)
         except Exception:  # It expects the parameters of a certain network.
             optimizer = optax.identity()
-    check_inner_loop(optimizer, steps, gradient)
-    if eval_steps is not None:
-        check_integers(0, eval_steps=eval_steps)
-        check_inner_loop(optimizer, eval_steps, gradient)
+    check_inner_loop(optimizer, inner_steps, gradient)
+    if eval_inner_steps is not None:
+        check_integers(0, eval_inner_steps=eval_inner_steps)
+        check_inner_loop(optimizer, eval_inner_steps, gradient)
 
 
 def params_of(meta_params: PyTree) -> PyTree:
@@ -127,7 +127,7 @@ def support_loss_fn(
 
 
 def support_curve(losses: Array) -> dict[str, Array]:
-    """Metrics `support_loss_t` from the losses before each of `steps` inner steps.
+    """Metrics `support_loss_t` from the losses before each of `inner_steps` inner steps.
 
     At most 11 of them, evenly spaced with the first and the last: each metric is an
     output of the compiled program, and a thousand take half a minute to compile.
@@ -141,8 +141,8 @@ def descent(
     model: Model,
     inner_optimizer: InnerOptimizer,
     *,
-    steps: int,
-    eval_steps: int | None,
+    inner_steps: int,
+    eval_inner_steps: int | None,
     objective: Callable[[PyTree, PyTree], Array],
     gradient: str,
     adapts: Callable[[str], bool] = everything,
@@ -155,8 +155,8 @@ def descent(
     Args:
       model: the network.
       inner_optimizer: what adapts it.
-      steps: inner steps in training.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: how the outer gradient passes the inner loop.
       adapts: which parameters adapt.
@@ -173,7 +173,9 @@ def descent(
       ValueError: as `check_descent`.
       TypeError: as `check_descent`.
     """
-    check_descent(inner_optimizer, gradient, steps, eval_steps, may_be_learned=True)
+    check_descent(
+        inner_optimizer, gradient, inner_steps, eval_inner_steps, may_be_learned=True
+    )
     support_loss = support_loss_fn(model, objective)
 
     def start(meta_params: PyTree, support: Examples, key: Array | None) -> PyTree:
@@ -186,7 +188,7 @@ def descent(
         params: PyTree,
         support: Examples,
         key: Array | None,
-        steps: int,
+        inner_steps: int,
         *,
         opt_state: PyTree = None,
         keep_path: bool = False,
@@ -196,7 +198,7 @@ def descent(
             optimizer_of(meta_params, inner_optimizer),
             params,
             support,
-            steps=steps,
+            inner_steps=inner_steps,
             gradient=gradient,
             adapts=adapts,
             key=key,
@@ -211,7 +213,7 @@ def descent(
         key_start, key = split_key(key, 2) if starts_at_random else (None, key)
         params = start(meta_params, support, key_start)
         return go_on(
-            meta_params, params, support, key, how.steps, keep_path=how.keep_path
+            meta_params, params, support, key, how.inner_steps, keep_path=how.keep_path
         )
 
     def init(key: Array, task: Task) -> PyTree:
@@ -228,14 +230,19 @@ def descent(
         return (jnp.sum(result.losses[1:]) + last) / len(result.losses)
 
     learner = learner_of_run(
-        model, init, run, objective, steps=steps, eval_steps=eval_steps
+        model,
+        init,
+        run,
+        objective,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
     )
 
     def loss_of_path(
         meta_params: PyTree, task: Task, *, key: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key_adapt, key_predict = split_key(key, 2)
-        result = run(meta_params, task.support, key_adapt, Run(steps))
+        result = run(meta_params, task.support, key_adapt, Run(inner_steps))
         value, metrics = score(model, objective, result.params, task, key_predict)
         metrics = metrics | {"query_loss": value}
         return path_loss(result, task.support, key_predict), metrics
@@ -259,10 +266,10 @@ def descent(
             value = path_loss(result, task.support, key_judge)
         else:
             value, _ = score(model, objective, result.params, task, key_judge)
-            value = jnp.where(taken == steps, value * (steps / count), 0)
+            value = jnp.where(taken == inner_steps, value * (inner_steps / count), 0)
         return (result.params, result.opt_state, taken), value
 
-    segments = Segments(steps, start_segments, advance, not starts_at_random)
+    segments = Segments(inner_steps, start_segments, advance, not starts_at_random)
     if judges_path:
         learner = learner._replace(loss=loss_of_path)
     return learner._replace(segments=segments)
@@ -287,8 +294,8 @@ def learner_of_start(
     inner_optimizer: InnerOptimizer,
     *,
     objective: Callable[[PyTree, PyTree], Array],
-    steps: int,
-    eval_steps: int | None,
+    inner_steps: int,
+    eval_inner_steps: int | None,
     gradient: str,
     adapts: Callable[[str], bool] = everything,
     check_mixed: bool = True,
@@ -302,8 +309,8 @@ def learner_of_start(
       inner_optimizer: what descends; the `meta_params` of a learned one have its
         parameters as `optimizer`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
-      steps: inner steps in training.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       gradient: how the outer gradient passes the inner loop; see
         `metajax.inner.unroll`.
       adapts: which leaves of phi_0 adapt.
@@ -319,7 +326,7 @@ def learner_of_start(
             optimizer_of(meta_params, inner_optimizer),
             start(meta_params, support),
             support,
-            steps=how.steps,
+            inner_steps=how.inner_steps,
             gradient=gradient,
             adapts=adapts,
             key=key,
@@ -328,7 +335,12 @@ def learner_of_start(
         )
 
     return learner_of_run(
-        model, init, run, objective, steps=steps, eval_steps=eval_steps
+        model,
+        init,
+        run,
+        objective,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
     )
 
 
@@ -338,8 +350,8 @@ def learner_of_run(
     run: Callable[[PyTree, Examples, Array | None, Run], Unrolled],
     objective: Callable[[PyTree, PyTree], Array],
     *,
-    steps: int,
-    eval_steps: int | None,
+    inner_steps: int,
+    eval_inner_steps: int | None,
     surrogate: Callable[[PyTree, Unrolled], Array] | None = None,
 ) -> Learner:
     """Builds a learner from its inner loop.
@@ -350,14 +362,14 @@ def learner_of_run(
       init: as `Learner.init`.
       run: `(meta_params, support, key, how) -> Unrolled`.
       objective: `(outputs, y) -> [n]`, the loss of every query example.
-      steps: inner steps in training.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       surrogate: `(meta_params, unrolled) -> scalar`, added to the loss.
 
     Returns:
       A learner whose loss reports `support_curve`.
     """
-    final_steps = steps if eval_steps is None else eval_steps
+    final_steps = inner_steps if eval_inner_steps is None else eval_inner_steps
 
     def adapt(
         meta_params: PyTree, support: Examples, *, key: Array | None = None
@@ -385,7 +397,7 @@ def learner_of_run(
         meta_params: PyTree, task: Task, *, key: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key_adapt, key_predict = split_key(key, 2)
-        result = run(meta_params, task.support, key_adapt, Run(steps))
+        result = run(meta_params, task.support, key_adapt, Run(inner_steps))
         value, metrics = score(model, objective, result.params, task, key_predict)
         if surrogate is not None:
             value = value + surrogate(meta_params, result)

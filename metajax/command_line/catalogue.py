@@ -326,11 +326,11 @@ _DEFAULTS: dict[str, Any] = {
     "baseline.num_classes": None,
     "cavia.inner_optimizer": InnerOptimizer(learning_rate=1.0),
     "cnaps.generates": "only:scale,bias",
-    "imaml.steps": 16,
+    "imaml.inner_steps": 16,
     "inner_optimizer": InnerOptimizer(),
     "optimizer_learner.inner_optimizer": InnerOptimizer(learned="optimizer"),
     "soft_tree.inner_optimizer": InnerOptimizer(learning_rate=10.0, learned="leaf"),
-    "optimizer_learner.steps": 20,
+    "optimizer_learner.inner-steps": 20,
     "num_outputs": None,
     "num_queries": 15,
     "objective": None,
@@ -413,7 +413,7 @@ def _arguments_of(
 
 ARGUMENTS: dict[str, dict[str, type]] = {
     "learner": {
-        name: arguments(name, constructor, steps=1)
+        name: arguments(name, constructor, inner_steps=1)
         for name, constructor in LEARNERS.items()
     },
     "model": {

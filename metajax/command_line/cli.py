@@ -1,7 +1,7 @@
 """The command line: `train`, `evaluate`, `list`, and the main job without a command.
 
     python -m metajax
-    python -m metajax train maml conv4 glyphs --steps 2000 --learner.steps 1
+    python -m metajax train maml conv4 glyphs --steps 2000 --learner.inner-steps 1
     python -m metajax evaluate runs/maml-conv4-glyphs-seed0 --shot 5
 
 What `train` was given stands in the run folder's `config.json`, from which `evaluate`
@@ -67,8 +67,8 @@ drawn characters apart from one example each, and are compared with two baseline
 about three minutes. Nothing is downloaded; pictures go to runs/main.
 
 Options come after the name of what they belong to, for example
-`metajax train maml conv4 glyphs --learner.steps 5 --tasks.way 20`; ask for --help after
-these names to see all of them."""
+`metajax train maml conv4 glyphs --learner.inner-steps 5 --tasks.way 20`; ask for --help
+after these names to see all of them."""
 
 _Training = arguments(
     "Training",

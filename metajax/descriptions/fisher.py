@@ -69,7 +69,7 @@ def task2vec(
     *,
     way: int,
     strength: float = 1e-2,
-    steps: int = 100,
+    iterations: int = 100,
     num_samples: int | None = None,
     key: Array | None = None,
 ) -> TaskVector:
@@ -96,7 +96,7 @@ def task2vec(
       strength: of the head's penalty, half of it times the squared weights, beside the
         mean cross-entropy; above 0. It must not be too small for a head on separable
         embeddings: as its certainty grows, F goes to 0.
-      steps: of L-BFGS that fit the head.
+      iterations: of L-BFGS that fit the head.
       num_samples: None for the exact expectation over classes, N backward passes for
         each example; or how many labels to draw for each example.
       key: for these draws; consumed.
@@ -122,7 +122,7 @@ def task2vec(
       >>> symmetric_distance(vectors[:, None], vectors[None]).shape
       (3, 3)
     """
-    check_integers(1, way=way, steps=steps)
+    check_integers(1, way=way, iterations=iterations)
     check_positive(strength=strength)
     if num_samples is not None:
         check_integers(1, num_samples=num_samples)
@@ -140,7 +140,7 @@ def task2vec(
             f"{list(features.shape)}; flatten them, or use conv4(pooling='max')."
         )
     seen = embedded(features, examples, way)
-    weights, residual = _fit_head(seen, strength, steps)
+    weights, residual = _fit_head(seen, strength, iterations)
 
     def log_probabilities(params: PyTree, x: PyTree) -> Array:
         outputs = model.apply(params, x)
@@ -282,7 +282,7 @@ def _check_probe(model: Model, params: PyTree) -> None:
         )
 
 
-def _fit_head(seen: Embedded, strength: float, steps: int) -> tuple[Array, Array]:
+def _fit_head(seen: Embedded, strength: float, iterations: int) -> tuple[Array, Array]:
     """Weights `[D + 1, N]` of softmax regression, bias last, and their residual."""
     inputs, is_real = seen.with_ones, seen.is_real
     num = jnp.sum(is_real)
@@ -305,5 +305,7 @@ def _fit_head(seen: Embedded, strength: float, steps: int) -> tuple[Array, Array
         return (optax.apply_updates(weights, updates), state), None
 
     start = jnp.zeros((inputs.shape[1], seen.one_hot.shape[1]), inputs.dtype)
-    (weights, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=steps)
+    (weights, _), _ = jax.lax.scan(
+        step, (start, optimizer.init(start)), length=iterations
+    )
     return weights, jnp.max(jnp.abs(jax.grad(loss)(weights)))

@@ -28,9 +28,9 @@ from metajax.types import Array, PyTree
 __all__ = ["check_solve", "implicit_loss"]
 
 
-def check_solve(cg_steps: int, max_residual: float) -> None:
+def check_solve(cg_iterations: int, max_residual: float) -> None:
     """Raises a ValueError unless the arguments of `implicit_loss` are in range."""
-    check_integers(1, cg_steps=cg_steps)
+    check_integers(1, cg_iterations=cg_iterations)
     if not is_number(max_residual) or not 0 < max_residual <= 1:
         raise ValueError(
             f"`max_residual` must be above 0 and at most 1, got {max_residual!r}: a "
@@ -42,7 +42,7 @@ def check_solve(cg_steps: int, max_residual: float) -> None:
 def implicit_loss(
     outer: Callable[[PyTree, PyTree], tuple[Array, Any]],
     inner: Callable[[PyTree, PyTree, PyTree], Array],
-    cg_steps: int,
+    cg_iterations: int,
     max_residual: float,
     if_failed: float,
     solution: PyTree,
@@ -54,8 +54,8 @@ def implicit_loss(
     Args:
       outer: `(phi, others) -> (loss, aux)`.
       inner: `(phi, theta, others) -> scalar`, which the solution minimises.
-      cg_steps: conjugate gradient steps, at least 1; exact after as many as `phi` has
-        numbers, good after as many as the Hessian has clusters of eigenvalues.
+      cg_iterations: conjugate gradient steps, at least 1; exact after as many as `phi`
+        has numbers, good after as many as the Hessian has clusters of eigenvalues.
       max_residual: above it the solve has failed; above 0, at most 1.
       if_failed: every number of the gradient then, NaN or 0.
       solution: pytree phi* of floats. It gets no gradient.
@@ -66,14 +66,14 @@ def implicit_loss(
       The loss, the aux, and the relative residual ||H u - v|| / ||v|| of the solve.
     """
     return _forward(
-        outer, inner, cg_steps, max_residual, if_failed, solution, theta, others
+        outer, inner, cg_iterations, max_residual, if_failed, solution, theta, others
     )[0]
 
 
 def _forward(
     outer: Callable,
     inner: Callable,
-    cg_steps: int,
+    cg_iterations: int,
     max_residual: float,
     if_failed: float,
     solution: PyTree,
@@ -91,7 +91,7 @@ def _forward(
     size = optax.tree.norm(slope)
     unit = optax.tree.scale(1 / jnp.where(size > 0, size, 1), slope)
     u, _ = jax.scipy.sparse.linalg.cg(
-        hessian, unit, maxiter=cg_steps, tol=float(jnp.finfo(size.dtype).eps)
+        hessian, unit, maxiter=cg_iterations, tol=float(jnp.finfo(size.dtype).eps)
     )
     residual = optax.tree.norm(optax.tree.sub(hessian(u), unit))
     u = optax.tree.scale(size, u)
@@ -101,7 +101,7 @@ def _forward(
 def _backward(
     outer: Callable,
     inner: Callable,
-    cg_steps: int,
+    cg_iterations: int,
     max_residual: float,
     if_failed: float,
     saved: tuple,

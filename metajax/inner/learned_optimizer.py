@@ -6,9 +6,9 @@ join the meta-parameters, and the outer gradient reaches them through the inner 
 
     learned(optax.sgd, learning_rate=HyperParameter(0.01, per="parameter"))
 
-is Meta-SGD's: one rate for every parameter. Rates `per="leaf"` with `steps=5` are those
-of MAML++, a momentum with `domain="unit"` is a learned momentum, and a rate with
-`steps` alone is a learned schedule. Learned networks and matrices that transform
+is Meta-SGD's: one rate for every parameter. Rates `per="leaf"` with `inner_steps=5` are
+those of MAML++, a momentum with `domain="unit"` is a learned momentum, and a rate with
+`inner_steps` alone is a learned schedule. Learned networks and matrices that transform
 gradients (`lstm_optimizer`, `meta_lstm`, `meta_curvature`) are built by hand from the
 same two functions.
 """
@@ -70,15 +70,15 @@ class HyperParameter(NamedTuple):
       value: at first; above 0 for `domain="positive"`, within (0, 1) for `"unit"`.
       per: `"optimizer"`, one number for all; `"leaf"`, one for each array of
         parameters; `"parameter"`, one for each parameter.
-      steps: None, or how many inner steps have one of their own, at least 1; later
-        steps share the last.
+      inner_steps: None, or how many inner steps have one of their own, at least 1;
+        later steps share the last.
       domain: `"real"`, any number, as Meta-SGD's rates that may become negative;
         `"positive"`, learned through its logarithm; `"unit"`, through its logit.
     """
 
     value: float
     per: str = "optimizer"
-    steps: int | None = None
+    inner_steps: int | None = None
     domain: str = "real"
 
 
@@ -114,7 +114,7 @@ def learned(
       >>> from metajax.inner.learned_optimizer import HyperParameter, learned
       >>> inner_optimizer = learned(
       ...     optax.sgd,
-      ...     learning_rate=HyperParameter(0.1, per="leaf", steps=5),
+      ...     learning_rate=HyperParameter(0.1, per="leaf", inner_steps=5),
       ...     momentum=HyperParameter(0.9, domain="unit"),
       ... )
     """
@@ -180,13 +180,13 @@ def learned(
 
 def _initial(number: HyperParameter, params: PyTree) -> PyTree:
     raw = _DOMAINS[number.domain].to_raw(number.value)
-    steps = () if number.steps is None else (number.steps,)
+    inner_steps = () if number.inner_steps is None else (number.inner_steps,)
     if number.per == "optimizer":
-        return jnp.full(steps, raw, float)
+        return jnp.full(inner_steps, raw, float)
 
     def like(leaf: Array) -> Array:
         shape = leaf.shape if number.per == "parameter" else ()
-        return jnp.full(steps + shape, raw, leaf.dtype)
+        return jnp.full(inner_steps + shape, raw, leaf.dtype)
 
     return jax.tree.map(like, params)
 
@@ -194,8 +194,8 @@ def _initial(number: HyperParameter, params: PyTree) -> PyTree:
 def _value(number: HyperParameter, raw: PyTree, count: Array, leaf: int) -> Array:
     """What the optimizer of one leaf is given at one inner step."""
     value = raw if number.per == "optimizer" else jax.tree.leaves(raw)[leaf]
-    if number.steps is not None:
-        value = value[jnp.minimum(count, number.steps - 1)]
+    if number.inner_steps is not None:
+        value = value[jnp.minimum(count, number.inner_steps - 1)]
     return _DOMAINS[number.domain].from_raw(value)
 
 
@@ -230,7 +230,7 @@ def _check(
 
 
 def _check_number(name: str, number: HyperParameter) -> None:
-    value, per, steps, domain = number
+    value, per, inner_steps, domain = number
     if per not in GRANULARITIES:
         raise ValueError(
             f"`per` of {name!r} must be one of {', '.join(GRANULARITIES)}, got {per!r}."
@@ -239,10 +239,10 @@ def _check_number(name: str, number: HyperParameter) -> None:
         raise ValueError(
             f"`domain` of {name!r} must be one of {', '.join(DOMAINS)}, got {domain!r}."
         )
-    if steps is not None and (not is_integer(steps) or steps < 1):
+    if inner_steps is not None and (not is_integer(inner_steps) or inner_steps < 1):
         raise ValueError(
-            f"`steps` of {name!r} must be None or an integer of at least 1, got "
-            f"{steps!r}."
+            f"`inner_steps` of {name!r} must be None or an integer of at least 1, got "
+            f"{inner_steps!r}."
         )
     allowed = _DOMAINS[domain]
     if not is_number(value) or not allowed.low < value < allowed.high:

@@ -59,7 +59,7 @@ def lstm_optimizer(
       >>> from metajax.models import mlp
       >>> from metajax.optimizers import lstm_optimizer
       >>> learner = optimizer_learner(
-      ...     mlp(5), lstm_optimizer(), steps=20, gradient="first_order"
+      ...     mlp(5), lstm_optimizer(), inner_steps=20, gradient="first_order"
       ... )
     """
     check_lstm(hidden, threshold)

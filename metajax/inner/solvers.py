@@ -86,7 +86,7 @@ def ridge(features: Array, targets: Array, strength: Array) -> Array:
 
 
 def logistic_dual(
-    kernel: Array, signs: Array, strength: Array, *, steps: int
+    kernel: Array, signs: Array, strength: Array, *, iterations: int
 ) -> Solution:
     """One regularised logistic regression for each class, in its dual variables.
 
@@ -102,7 +102,7 @@ def logistic_dual(
       kernel: K = X X^T `[n, n]`.
       signs: y `[n, N]`, 1 for the class, -1 for others, and 0 for padding.
       strength: scalar above 0.
-      steps: of Newton's method, at least 1.
+      iterations: of Newton's method, at least 1.
 
     Returns:
       a `[n, N]`, and the largest absolute value of F.
@@ -121,7 +121,7 @@ def logistic_dual(
                 value, linear = jax.linearize(root, a)
                 return a - dense_solve(linear, value), None
 
-            return jax.lax.scan(step, a, None, length=steps)[0]
+            return jax.lax.scan(step, a, None, length=iterations)[0]
 
         start = jnp.zeros_like(signs)
         a = jax.lax.custom_root(root, start, newton, dense_solve)
@@ -133,7 +133,7 @@ def logistic_dual(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def box_program(
-    kernel: Array, linear: Array, lower: Array, upper: Array, axis: int, steps: int
+    kernel: Array, linear: Array, lower: Array, upper: Array, axis: int, iterations: int
 ) -> Array:
     """The dual of a support vector machine.
 
@@ -154,7 +154,7 @@ def box_program(
       lower: `[n, ...]`, at most 0; may be minus infinity.
       upper: `[n, ...]`, at least 0 and finite.
       axis: along which the variables sum to 0.
-      steps: iterations.
+      iterations: iterations.
 
     Returns:
       a `[n, ...]`.
@@ -174,19 +174,19 @@ def box_program(
 
     start = jnp.zeros_like(linear)
     carry = (start, start, jnp.ones((), linear.dtype))
-    (a, _, _), _ = jax.lax.scan(step, carry, None, length=steps)
+    (a, _, _), _ = jax.lax.scan(step, carry, None, length=iterations)
     return a
 
 
 def _box_forward(
-    kernel: Array, linear: Array, lower: Array, upper: Array, axis: int, steps: int
+    kernel: Array, linear: Array, lower: Array, upper: Array, axis: int, iterations: int
 ) -> tuple[Array, tuple]:
-    a = box_program(kernel, linear, lower, upper, axis, steps)
+    a = box_program(kernel, linear, lower, upper, axis, iterations)
     return a, (kernel, lower, upper, a)
 
 
-def _box_backward(axis: int, steps: int, saved: tuple, cotangent: Array) -> tuple:
-    del steps
+def _box_backward(axis: int, iterations: int, saved: tuple, cotangent: Array) -> tuple:
+    del iterations
     kernel, lower, upper, a = saved
     margin = 1e-5 * jnp.maximum(jnp.max(upper), 1e-12)
     is_free = (a > lower + margin) & (a < upper - margin)

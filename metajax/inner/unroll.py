@@ -50,9 +50,9 @@ class Unrolled(NamedTuple):
 
     Attributes:
       params: phi_T, with the structure and dtypes of the parameters it started from.
-      losses: `[steps]`, L at phi_0 .. phi_{T-1}: the value each step's gradient is of,
-        so that the curve costs no further forward pass.
-      path: None, or every phi_0 .. phi_T with a leading axis `[steps + 1, ...]`.
+      losses: `[inner_steps]`, L at phi_0 .. phi_{T-1}: the value each step's gradient
+        is of, so that the curve costs no further forward pass.
+      path: None, or every phi_0 .. phi_T with a leading axis `[inner_steps + 1, ...]`.
       opt_state: of the optimizer after the last step, to go on from.
     """
 
@@ -63,23 +63,24 @@ class Unrolled(NamedTuple):
 
 
 def check_inner_loop(
-    optimizer: optax.GradientTransformation, steps: int, gradient: str
+    optimizer: optax.GradientTransformation, inner_steps: int, gradient: str
 ) -> None:
     """Checks what a learner's constructor was given for its inner loop.
 
     Raises:
-      ValueError: if `steps` is not an integer of at least 0, `gradient` is unknown, or
-        the optimizer has no finite derivative where a gradient is 0, or none at all.
+      ValueError: if `inner_steps` is not an integer of at least 0, `gradient` is
+        unknown, or the optimizer has no finite derivative where a gradient is 0, or
+        none at all.
       TypeError: if `optimizer` is not an Optax gradient transformation.
     """
-    check_integers(0, steps=steps)
+    check_integers(0, inner_steps=inner_steps)
     check_choice(GRADIENT_MODES, gradient=gradient)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             "The inner optimizer must be an optax.GradientTransformation, such as "
             f"optax.sgd(0.01), got {optimizer!r}."
         )
-    if gradient == "first_order" or not steps:
+    if gradient == "first_order" or not inner_steps:
         return
     if _is_search(optimizer):
         raise ValueError(
@@ -149,7 +150,7 @@ def unroll(
     params: PyTree,
     args: PyTree,
     *,
-    steps: int,
+    inner_steps: int,
     gradient: str = "remat",
     adapts: Callable[[str], bool] = everything,
     key: Array | None = None,
@@ -158,7 +159,7 @@ def unroll(
     keep_path: bool = False,
     check_mixed: bool = True,
 ) -> Unrolled:
-    """Runs `steps` optimizer steps on `loss_fn`, differentiably.
+    """Runs `inner_steps` optimizer steps on `loss_fn`, differentiably.
 
     Args:
       loss_fn: `(params, args, key) -> loss`, a scalar.
@@ -168,7 +169,7 @@ def unroll(
       params: pytree phi_0.
       args: pytree of everything else that the loss depends on: the support set, other
         meta-parameters. Outer gradients reach its floating-point leaves.
-      steps: number of steps, at least 0.
+      inner_steps: number of steps, at least 0.
       gradient: one of `GRADIENT_MODES`.
       adapts: predicate on leaf paths (`metajax.filters`): which leaves are optimised.
       key: split into one key a step for `loss_fn`, or None.
@@ -187,11 +188,11 @@ def unroll(
       ValueError: as `check_inner_loop`, if `adapts` accepts no leaf, `step_args` has
         not a row for each step, or `"mixed"` differs from `"reverse"`.
     """
-    check_inner_loop(optimizer, steps, gradient)
+    check_inner_loop(optimizer, inner_steps, gradient)
     for leaf in jax.tree.leaves(step_args):
-        if len(leaf) != steps:
+        if len(leaf) != inner_steps:
             raise ValueError(
-                f"`step_args` must have a row for each of the {steps} steps, got "
+                f"`step_args` must have a row for each of the {inner_steps} steps, got "
                 f"{len(leaf)} rows."
             )
     optimizer = optax.with_extra_args_support(optimizer)
@@ -246,16 +247,16 @@ def unroll(
         step = jax.checkpoint(
             step, prevent_cse=False, policy=policy if gradient == "mixed" else None
         )
-    keys = None if key is None else jax.random.split(key, steps)
+    keys = None if key is None else jax.random.split(key, inner_steps)
     start = (adapted, optimizer.init(adapted) if opt_state is None else opt_state)
     rows = (keys, step_args)
-    if steps == 1:
+    if inner_steps == 1:
         # Without a loop, `vmap` over tasks sees that all start from the same values.
         (final, opt_state), output = step(start, jax.tree.map(lambda x: x[0], rows))
         losses, later = jax.tree.map(lambda leaf: leaf[None], output)
     else:
         (final, opt_state), (losses, later) = jax.lax.scan(
-            step, start, rows, length=steps
+            step, start, rows, length=inner_steps
         )
     path = None
     if keep_path:
@@ -263,7 +264,8 @@ def unroll(
             lambda first, rest: jnp.concatenate([first[None], rest]), adapted, later
         )
         repeated = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (steps + 1, *jnp.shape(leaf))), frozen
+            lambda leaf: jnp.broadcast_to(leaf, (inner_steps + 1, *jnp.shape(leaf))),
+            frozen,
         )
         path = combine(path, repeated)
     return Unrolled(combine(final, frozen), losses, path, opt_state)

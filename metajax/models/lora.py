@@ -10,7 +10,7 @@ the paper's alpha / r. down starts Gaussian, up starts from 0, so that W = W_0 a
 The paper writes B A for what is here the transpose of down @ up: its weights multiply
 from the left. As it learns the factors of one task from a trained W_0,
 
-    metajax.learners.maml(with_lora(model, rank=2), optimizer, steps=5,
+    metajax.learners.maml(with_lora(model, rank=2), optimizer, inner_steps=5,
     adapts=only("lora"))
 
 meta-learns W_0 together with factors to start from, and adapts the factors alone.
@@ -68,7 +68,7 @@ def with_lora(
       >>> from metajax.learners import maml
       >>> from metajax.models import mlp, with_lora
       >>> model = with_lora(mlp(1), rank=2)
-      >>> learner = maml(model, optax.sgd(0.1), steps=3, adapts=only("lora"))
+      >>> learner = maml(model, optax.sgd(0.1), inner_steps=3, adapts=only("lora"))
     """
     check_integers(1, rank=rank)
     if not math.isfinite(scale) or scale == 0:

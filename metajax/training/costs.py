@@ -1,7 +1,7 @@
 """What an outer step costs, for every gradient mode, before it is run.
 
-    make = lambda gradient: maml(model, optax.sgd(0.4), steps=5, gradient=gradient)
-    print(explain(make, tasks, tasks_per_step=32))
+    make = lambda gradient: maml(model, optax.sgd(0.4), inner_steps=5,
+    gradient=gradient) print(explain(make, tasks, tasks_per_step=32))
 
 It traces and compiles the outer gradient, and says how many operations it takes, how
 many for each byte it moves, and how much memory XLA plans for it.

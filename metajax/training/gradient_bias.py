@@ -1,7 +1,7 @@
 """How far each estimator of the outer gradient is from the exact one, and at what cost.
 
     def make(gradient):
-        return maml(model, optax.sgd(0.1), steps=10, gradient=gradient)
+        return maml(model, optax.sgd(0.1), inner_steps=10, gradient=gradient)
 
     comparison = compare_gradients(candidates(make, num_tasks=16), meta_params, tasks)
     print(comparison)
@@ -150,7 +150,7 @@ def candidates(
     }
     if learner.segments is None:
         return found
-    steps = learner.segments.steps
+    steps = learner.segments.inner_steps
     if piece is None:
         divisors = [d for d in range(1, steps) if steps % d == 0]
         if not divisors:
@@ -159,8 +159,8 @@ def candidates(
     with warnings.catch_warnings():
         # How little `truncated` gives a learned start is what the comparison shows.
         warnings.simplefilter("ignore", UserWarning)
-        cut = truncated(learner, steps=piece, num_tasks=num_tasks)
-    persistent = pes(learner, steps=piece, num_tasks=num_tasks, sigma=sigma)
+        cut = truncated(learner, inner_steps=piece, num_tasks=num_tasks)
+    persistent = pes(learner, inner_steps=piece, num_tasks=num_tasks, sigma=sigma)
     calls = steps // piece
     return found | {
         "truncated": Candidate(learner, cut, calls),

@@ -107,7 +107,7 @@ def evolution_strategies(*, sigma: float = 0.01, num_pairs: int = 1) -> Estimato
     return Estimator(lambda key, meta_params, task: (), gradient)
 
 
-def truncated(learner: Learner, *, steps: int, num_tasks: int) -> Estimator:
+def truncated(learner: Learner, *, inner_steps: int, num_tasks: int) -> Estimator:
     """Reverse mode through one piece of the inner loop at each outer step.
 
     An initialisation is learned from the first piece of a loop alone, and not at all
@@ -116,7 +116,7 @@ def truncated(learner: Learner, *, steps: int, num_tasks: int) -> Estimator:
 
     Args:
       learner: the one that is trained; it must have `segments`.
-      steps: inner steps of a piece, a divisor of those of the loop.
+      inner_steps: inner steps of a piece, a divisor of those of the loop.
       num_tasks: the number of tasks of an outer step.
 
     Returns:
@@ -126,11 +126,11 @@ def truncated(learner: Learner, *, steps: int, num_tasks: int) -> Estimator:
     Raises:
       ValueError: if the learner has no segments or a number is out of range.
     """
-    segments = _segments(learner, steps, num_tasks)
-    if segments.learns_start and steps < segments.steps:
+    segments = _segments(learner, inner_steps, num_tasks)
+    if segments.learns_start and inner_steps < segments.inner_steps:
         warnings.warn(
-            f"This learner learns where its {segments.steps} inner steps start, and "
-            f"pieces of {steps} give the start no gradient, but for the first piece; "
+            f"This learner learns where its {segments.inner_steps} inner steps start, and "
+            f"pieces of {inner_steps} give the start no gradient, but for the first piece; "
             "use `pes` instead of `truncated`.",
             stacklevel=2,
         )
@@ -149,12 +149,16 @@ def truncated(learner: Learner, *, steps: int, num_tasks: int) -> Estimator:
                 start = segments.start(meta_params, task, key_start)
                 inner = optax.tree.where(loop.is_new, start, loop.inner)
                 inner, value = segments.advance(
-                    meta_params, task, inner, key_advance, steps
+                    meta_params, task, inner, key_advance, inner_steps
                 )
                 return value, inner
 
             (value, inner), grad = jax.value_and_grad(piece, has_aux=True)(meta_params)
-            return grad, value, _next(loop, task, inner, steps, segments.steps, ())
+            return (
+                grad,
+                value,
+                _next(loop, task, inner, inner_steps, segments.inner_steps, ()),
+            )
 
         grads, values, state = jax.vmap(one)(tasks, keys, state)
         grad = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
@@ -162,19 +166,21 @@ def truncated(learner: Learner, *, steps: int, num_tasks: int) -> Estimator:
 
     def init(key: Array, meta_params: PyTree, task: Task) -> _Loops:
         inner = segments.start(meta_params, task, key)
-        return _first_loops(task, inner, (), steps, segments.steps, num_tasks)
+        return _first_loops(
+            task, inner, (), inner_steps, segments.inner_steps, num_tasks
+        )
 
     return Estimator(init, gradient)
 
 
 def pes(
-    learner: Learner, *, steps: int, num_tasks: int, sigma: float = 0.01
+    learner: Learner, *, inner_steps: int, num_tasks: int, sigma: float = 0.01
 ) -> Estimator:
     """Persistent evolution strategies: one piece of the inner loop at each outer step.
 
     Args:
       learner: the one that is trained; it must have `segments`.
-      steps: inner steps of a piece, a divisor of those of the loop.
+      inner_steps: inner steps of a piece, a divisor of those of the loop.
       num_tasks: the number of tasks of an outer step, each with one antithetic pair.
       sigma: standard deviation of the noise on every meta-parameter, above 0.
 
@@ -186,7 +192,7 @@ def pes(
       ValueError: if the learner has no segments or a number is out of range.
     """
     check_positive(sigma=sigma)
-    segments = _segments(learner, steps, num_tasks)
+    segments = _segments(learner, inner_steps, num_tasks)
 
     def gradient(
         loss: LossFn, meta_params: PyTree, tasks: Task, keys: Array, state: _Loops
@@ -207,13 +213,13 @@ def pes(
                 params = combine(moved, others)
                 start = segments.start(params, task, key_start)
                 inner = optax.tree.where(loop.is_new, start, inner)
-                return segments.advance(params, task, inner, key_advance, steps)
+                return segments.advance(params, task, inner, key_advance, inner_steps)
 
             inner_plus, plus = at(1.0, loop.inner[0])
             inner_minus, minus = at(-1.0, loop.inner[1])
             slope = (plus - minus) / (2 * sigma**2)
             inner = (inner_plus, inner_minus)
-            loop = _next(loop, task, inner, steps, segments.steps, total)
+            loop = _next(loop, task, inner, inner_steps, segments.inner_steps, total)
             return optax.tree.scale(slope, total), _middle(plus, minus), loop
 
         grads, values, state = jax.vmap(one)(tasks, keys, state)
@@ -225,13 +231,20 @@ def pes(
         inner = segments.start(meta_params, task, key)
         zeros = jax.tree.map(jnp.zeros_like, partition(meta_params)[0])
         inner = (inner, inner)
-        return _first_loops(task, inner, zeros, steps, segments.steps, num_tasks)
+        return _first_loops(
+            task, inner, zeros, inner_steps, segments.inner_steps, num_tasks
+        )
 
     return Estimator(init, gradient)
 
 
 def _first_loops(
-    task: Task, inner: PyTree, noise: PyTree, steps: int, length: int, num_tasks: int
+    task: Task,
+    inner: PyTree,
+    noise: PyTree,
+    inner_steps: int,
+    length: int,
+    num_tasks: int,
 ) -> _Loops:
     def repeat(leaf: Any) -> Array:
         return jnp.broadcast_to(leaf, (num_tasks, *jnp.shape(leaf)))
@@ -239,16 +252,21 @@ def _first_loops(
     return _Loops(
         jax.tree.map(repeat, task),
         jax.tree.map(repeat, inner),
-        steps * jnp.arange(num_tasks, dtype=jnp.int32) % length,
+        inner_steps * jnp.arange(num_tasks, dtype=jnp.int32) % length,
         jnp.ones(num_tasks, bool),
         jax.tree.map(repeat, noise),
     )
 
 
 def _next(
-    loop: _Loops, task: Task, inner: PyTree, steps: int, length: int, noise: PyTree
+    loop: _Loops,
+    task: Task,
+    inner: PyTree,
+    inner_steps: int,
+    length: int,
+    noise: PyTree,
 ) -> _Loops:
-    taken = loop.taken + steps
+    taken = loop.taken + inner_steps
     ends = taken >= length
     return _Loops(task, inner, jnp.where(ends, 0, taken), ends, noise)
 
@@ -263,7 +281,7 @@ def _middle(first: Array, second: Array) -> Array:
     return (first + second) / 2
 
 
-def _segments(learner: Learner, steps: int, num_tasks: int) -> Segments:
+def _segments(learner: Learner, inner_steps: int, num_tasks: int) -> Segments:
     if not isinstance(learner, Learner):
         raise TypeError(
             f"`learner` must be a metajax Learner, got {type(learner).__name__}."
@@ -275,17 +293,21 @@ def _segments(learner: Learner, steps: int, num_tasks: int) -> Segments:
             "`segments`; use evolution_strategies, which needs the loss only, or a "
             "learner that has them, such as `optimizer_learner`, or `maml` for `pes`."
         )
-    check_integers(1, steps=steps, num_tasks=num_tasks)
-    if steps > segments.steps:
+    check_integers(1, inner_steps=inner_steps, num_tasks=num_tasks)
+    if inner_steps > segments.inner_steps:
         raise ValueError(
-            f"`steps` must be at most {segments.steps}, the inner steps of the "
-            f"learner, got {steps}: a piece cannot be longer than the whole."
+            f"`inner_steps` must be at most {segments.inner_steps}, the inner steps of the "
+            f"learner, got {inner_steps}: a piece cannot be longer than the whole."
         )
-    if segments.steps % steps:
-        divisors = [d for d in range(1, segments.steps + 1) if segments.steps % d == 0]
+    if segments.inner_steps % inner_steps:
+        divisors = [
+            d
+            for d in range(1, segments.inner_steps + 1)
+            if segments.inner_steps % d == 0
+        ]
         raise ValueError(
-            f"`steps` must divide the {segments.steps} inner steps of the learner, got "
-            f"{steps}; it can be one of {divisors}."
+            f"`inner_steps` must divide the {segments.inner_steps} inner steps of the learner, got "
+            f"{inner_steps}; it can be one of {divisors}."
         )
     return segments
 

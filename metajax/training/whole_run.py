@@ -7,7 +7,7 @@ run of a small network leaves the device idle.
 
     def make(hyper):
         inner = optax.sgd(hyper["inner_rate"])
-        return maml(model, inner, steps=1), optax.adam(hyper["outer_rate"])
+        return maml(model, inner, inner_steps=1), optax.adam(hyper["outer_rate"])
 
     run = whole_run(make, tasks, steps=5000, tasks_per_step=25)
     keys = jax.vmap(jax.random.key)(jnp.arange(32))

@@ -69,8 +69,8 @@ def contents(folder: str) -> dict[str, bytes]:
 
 def test_evaluate_rebuilds_what_train_left(capsys):
     command = "train maml mlp sinusoid --run-dir run --model.hidden 8 6"
-    command += " --learner.inner-optimizer.learning-rate 0.01 --learner.eval-steps 2"
-    assert main([*command.split(), *TINY]) == 0
+    command +=
+    " --learner.inner-optimizer.learning-rate 0.01 --learner.eval-inner-steps 2" assert main([*command.split(), *TINY]) == 0
     assert "best validation mse" in capsys.readouterr().out
     before = contents("run")
 
@@ -80,7 +80,11 @@ def test_evaluate_rebuilds_what_train_left(capsys):
 
     model = mlp(1, hidden=(8, 6))
     learner = maml(
-        model, optax.sgd(0.01), steps=1, eval_steps=2, objective=squared_error
+        model,
+        optax.sgd(0.01),
+        inner_steps=1,
+        eval_inner_steps=2,
+        objective=squared_error,
     )
     tasks = sinusoid()
     like = learner.init(jax.random.key(0), tasks(jax.random.key(0)))
@@ -105,7 +109,7 @@ def test_evaluate_rebuilds_what_train_left(capsys):
     ("changes", "shown"),
     [
         ("--num-validation-tasks 1", "no interval"),
-        ("--num-validation-tasks 2 --learner.eval-steps 40", "nan"),
+        ("--num-validation-tasks 2 --learner.eval-inner-steps 40", "nan"),
     ],
 )
 def test_a_validation_without_an_interval_or_a_mean_ends_well(changes, shown, capsys):
@@ -121,7 +125,7 @@ def test_train_goes_on_with_more_steps_and_refuses_other_settings(capsys):
     assert main([*command, *TINY]) == 0
     assert main([*command, *TINY, "--steps", "3"]) == 0
     assert read_metrics("run")[-1]["step"] == 3
-    assert main([*command, *TINY, "--steps", "3", "--learner.steps", "2"]) == 2
+    assert main([*command, *TINY, "--steps", "3", "--learner.inner-steps", "2"]) == 2
     assert (
         "config.learner.maml.steps: 1 in the folder, 2 now" in capsys.readouterr().err
     )
@@ -150,8 +154,8 @@ def test_evaluate_with_other_sizes(images, capsys):
 def test_baseline_learns_all_classes_and_graph_one_way(images, capsys):
     """The first trains on all 13 training classes, the other on 3 and no more."""
     command = ["train", "baseline", "mlp", *folder_tasks(images), *TINY]
-    command += ["--run-dir", "run", "--learner.steps", "1", "--tasks.rotations", "4"]
-    assert main(command) == 0
+    command += ["--run-dir", "run", "--learner.inner-steps", "1", "--tasks.rotations",
+    "4"] assert main(command) == 0
     config = json.loads(pathlib.Path("run/config.json").read_text())["config"]
     assert config["learner"]["baseline"]["num_classes"] == 4 * 13
     assert main(["train", "baseline", "mlp", "sinusoid", *TINY]) == 2
@@ -252,8 +256,8 @@ def test_unknown_names_are_answered_by_the_allowed_ones(command, allowed, capsys
     [
         ("train maml mlp sinusoid --steps 0", "`steps` must be an integer of at least"),
         ("train maml mlp sinusoid --tasks.shot 0", "`shot` must be an integer of at"),
-        ("train maml mlp sinusoid --learner.steps -1", "`steps` must be an integer"),
-        ("train maml mlp sinusoid --learner.adapts some", "`only:PART` or `all_but"),
+        ("train maml mlp sinusoid --learner.inner-steps -1",
+        "`inner_steps` must be an integer"), ("train maml mlp sinusoid --learner.adapts some", "`only:PART` or `all_but"),
         ("train maml mlp sinusoid --optimizer.clip-norm 0", "`optimizer.clip_norm`"),
         ("train maml conv4 sinusoid", "`conv4` needs images, but the inputs of"),
         (

@@ -156,7 +156,7 @@ else:
 
     @pytest.mark.parametrize("mesh", ["all", "cut parameters"])
     def test_convolutional_maml_is_that_of_one_device(mesh):
-        learner = maml(from_linen(SmallCNN()), optax.sgd(0.1), steps=1)
+        learner = maml(from_linen(SmallCNN()), optax.sgd(0.1), inner_steps=1)
         tasks = few_shot(class_table(IMAGES), way=2, shot=1, num_queries=2)
         options = {"steps": 2, "tasks_per_step": 4}
         expected = run(learner, tasks, None, **options)
@@ -168,7 +168,7 @@ else:
 
     @pytest.mark.parametrize("steps_per_dispatch", [1, 4])
     def test_tasks_from_the_host(steps_per_dispatch):
-        learner = maml(mlp(2, hidden=(4,)), optax.sgd(0.1), steps=1)
+        learner = maml(mlp(2, hidden=(4,)), optax.sgd(0.1), inner_steps=1)
         options = {"steps": 5, "steps_per_dispatch": steps_per_dispatch}
         sizes = {"way": 2, "shot": 1, "num_queries": 2}
         table = ClassTable(IMAGES, np.full(len(IMAGES), IMAGES.shape[1]))

@@ -80,7 +80,7 @@ def test_second_order_maml_takes_what_was_counted_by_hand(key, steps, expected):
     """32 tasks of 5 support and 75 query images; per image 46.7 and 15.7 megaflops."""
     table = class_table(np.zeros((5, 16, 28, 28, 1), np.uint8))
     tasks = few_shot(table, way=5, shot=1, num_queries=15)
-    learner = maml(conv4(5, pooling="stride"), optax.sgd(0.4), steps=steps)
+    learner = maml(conv4(5, pooling="stride"), optax.sgd(0.4), inner_steps=steps)
     params = jax.eval_shape(learner.init, key, jax.eval_shape(tasks, key))
     keys = jax.random.split(key, 32)
 
@@ -141,9 +141,9 @@ def quick_run(learner, **options):
 
 @pytest.mark.parametrize("tasks_per_block", ["auto", None])
 def test_training_with_slow_convolutions_says_so(tasks_per_block):
-    learner = maml(from_linen(SmallCNN(nn.Conv)), optax.sgd(0.1), steps=1)
+    learner = maml(from_linen(SmallCNN(nn.Conv)), optax.sgd(0.1), inner_steps=1)
     with pytest.warns(UserWarning, match="convolutions of this program will be slow"):
         quick_run(learner, tasks_per_block=tasks_per_block)
     # Warnings are errors here, so this says that there is none.
-    quick_run(maml(from_linen(SmallCNN(Conv)), optax.sgd(0.1), steps=1))
+    quick_run(maml(from_linen(SmallCNN(Conv)), optax.sgd(0.1), inner_steps=1))
     quick_run(prototypical(from_linen(SmallCNN(nn.Conv))), tasks_per_block=None)

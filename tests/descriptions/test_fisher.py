@@ -197,7 +197,7 @@ def test_distances():
     [
         ({"way": 0}, "`way` must be an integer of at least 1"),
         ({"strength": 0.0}, "`strength` must be above 0"),
-        ({"steps": 0}, "`steps` must be an integer of at least 1"),
+        ({"iterations": 0}, "`iterations` must be an integer of at least 1"),
         ({"num_samples": 0}, "`num_samples` must be an integer of at least 1"),
         ({"num_samples": 3}, "give both, or neither .* num_samples=3 and no key"),
         ({"key": jax.random.key(0)}, "got num_samples=None and key"),

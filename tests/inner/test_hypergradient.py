@@ -304,7 +304,7 @@ def test_inner_optimizer_of_an_unroll(name, mode):
             make(rate, hyper_rate=beta),
             theta,
             jnp.array([2.0, 0.0]),
-            steps=4,
+            inner_steps=4,
             gradient=mode,
         )
         return jnp.sum(jnp.square(result.params - 1))
@@ -324,7 +324,7 @@ def test_outer_gradient_matches_finite_differences():
             optimizer,
             start(jnp.float64),
             (),
-            steps=3,
+            inner_steps=3,
         )
         return loss(result.params)
 

@@ -77,14 +77,14 @@ def closed_form(theta, others):
     return scale * b @ jnp.linalg.solve(a, phi - target)
 
 
-@functools.partial(jax.jit, static_argnames=("cg_steps", "max_residual"))
-def implicit(theta, others, *, cg_steps=DIM, max_residual=1e-3):
+@functools.partial(jax.jit, static_argnames=("cg_iterations", "max_residual"))
+def implicit(theta, others, *, cg_iterations=DIM, max_residual=1e-3):
     """The gradient and the residual, at the solution."""
 
     def loss(theta):
         phi = solve(jax.lax.stop_gradient(theta), others)
         value, _, residual = implicit_loss(
-            outer, inner, cg_steps, max_residual, np.nan, phi, theta, others
+            outer, inner, cg_iterations, max_residual, np.nan, phi, theta, others
         )
         return value, residual
 
@@ -108,7 +108,7 @@ def test_matches_closed_form_and_the_unrolled_gradient():
             optax.sgd(0.5, momentum=0.5),
             split(jnp.zeros(DIM)),
             (theta, others),
-            steps=400,
+            inner_steps=400,
         )
         return outer(result.params, others)[0]
 
@@ -141,9 +141,10 @@ def test_the_residual_is_that_of_the_solve_and_decides():
         u, new = u + step * p, r - step * a @ p
         p, r = new + (new @ new) / (r @ r) * p, new
         size = np.linalg.norm(a @ u - v) / np.linalg.norm(v)
-        gradient, residual = implicit(theta, others, cg_steps=steps, max_residual=limit)
-        np.testing.assert_allclose(residual, size, rtol=1e-6)
-        expected = b @ u if size <= limit else np.full(DIM, np.nan)
+        gradient, residual = implicit(theta, others, cg_iterations=steps,
+        max_residual=limit)
+        np.testing.assert_allclose(residual, size, rtol=1e-6) expected =
+        b @ u if size <= limit else np.full(DIM, np.nan)
         np.testing.assert_allclose(gradient, expected, rtol=1e-6)
         refused.append(bool(size > limit))
     assert refused == [True, False, False]
@@ -163,10 +164,10 @@ def test_without_a_minimum_a_gradient_solves_its_equation_or_is_nan():
     b, target = map(np.asarray, others[1:3])
     phi = np.linalg.solve(a, np.tile(b.T @ theta["theta"], (200, 1))[..., None])
     exact = (b @ np.linalg.solve(a, phi - target[:, None]))[..., 0]
-    for cg_steps, num_solved in ((DIM // 2, 0), (3 * DIM, 200)):
+    for cg_iterations, num_solved in ((DIM // 2, 0), (3 * DIM, 200)):
         gradient, residual = jax.vmap(
-            lambda a, n=cg_steps: implicit(
-                theta, (a, *others[1:]), cg_steps=n, max_residual=limit
+            lambda a, n=cg_iterations: implicit(
+                theta, (a, *others[1:]), cg_iterations=n, max_residual=limit
             )
         )(a)
         is_refused = np.isnan(gradient).any(axis=1)
@@ -190,7 +191,7 @@ def test_a_number_that_is_not_finite_is_refused():
 def test_more_steps_than_needed_do_no_harm(curvature, size):
     """However small Hessian and slope are: squares of residuals must not become 0."""
     theta, others = problem(curvature * spd(0), size)
-    gradient, residual = implicit(theta, others, cg_steps=100)
+    gradient, residual = implicit(theta, others, cg_iterations=100)
     assert residual < 1e-4
     assert relative(gradient / size, closed_form(theta, others) / size) < 1e-4
 
@@ -209,7 +210,7 @@ def test_vmap_equals_single_calls():
     a = jnp.stack([jnp.asarray(spd(seed), float) for seed in range(4)])
 
     def run(a):
-        return implicit(theta, (a, *others[1:]), cg_steps=3, max_residual=0.25)
+        return implicit(theta, (a, *others[1:]), cg_iterations=3, max_residual=0.25)
 
     batched = jax.vmap(run)(a)
     assert 0 < np.isnan(batched[0]).any(axis=1).sum() < 4
@@ -239,9 +240,9 @@ def test_gradient_is_that_of_the_loss_and_reaches_theta_only():
 
 
 ERRORS = {
-    "cg_steps": ((0, 0.5), "`cg_steps` must be an integer of at least 1, got 0"),
-    "cg_steps is a bool": ((True, 0.5), "`cg_steps` must be .* got True"),
-    "fractional": ((2.5, 0.5), "`cg_steps` must be .* got 2.5"),
+    "cg_iterations": ((0, 0.5), "`cg_iterations` must be an integer of at least 1, got 0"),
+    "cg_iterations is a bool": ((True, 0.5), "`cg_iterations` must be .* got True"),
+    "fractional": ((2.5, 0.5), "`cg_iterations` must be .* got 2.5"),
     "max_residual": ((5, 0.0), "`max_residual` must be above 0 and at most 1, got 0.0"),
     "above 1": ((5, 1.5), "got 1.5: a residual of 1 is that of no solution"),
     "residual of NaN": ((5, float("nan")), "`max_residual` must be .* got nan"),

@@ -50,7 +50,7 @@ def loss(params, args, key):
 def descend(optimizer, steps, **settings):
     settings = {"loss_fn": loss, "params": start()} | settings
     loss_fn, params = settings.pop("loss_fn"), settings.pop("params")
-    return unroll(loss_fn, optimizer, params, (), steps=steps, **settings)
+    return unroll(loss_fn, optimizer, params, (), inner_steps=steps, **settings)
 
 
 def total(params, args, key):
@@ -82,7 +82,7 @@ def test_starts_as_the_plain_optimizer(name, per, steps, key):
 
 @pytest.mark.parametrize("per", GRANULARITIES)
 def test_steps_have_their_own_values_and_later_ones_the_last(per, key):
-    number, rng = HyperParameter(0.1, per=per, steps=3), np.random.default_rng(0)
+    number, rng = HyperParameter(0.1, per=per, inner_steps=3), np.random.default_rng(0)
     optimizer = learned(optax.sgd, learning_rate=number)
     initial = optimizer.init(key, start())["learning_rate"]
     rates = jax.tree.map(lambda leaf: rng.uniform(1, 2, leaf.shape), initial)
@@ -129,7 +129,7 @@ def test_domains(domain, value, low, high, key):
 
 def test_granularity_is_that_of_the_arrays(key):
     def shapes(per, steps):
-        number = HyperParameter(0.1, per=per, steps=steps)
+        number = HyperParameter(0.1, per=per, inner_steps=steps)
         optimizer = learned(optax.sgd, learning_rate=number)
         rates = optimizer.init(key, start())["learning_rate"]
         return jax.tree.map(jnp.shape, rates, is_leaf=lambda x: hasattr(x, "shape"))
@@ -145,7 +145,7 @@ def test_rates_belong_to_what_adapts_only(key):
     learner = metajax.learners.maml(
         metajax.models.mlp(3, hidden=(4,)),
         learned(optax.sgd, learning_rate=HyperParameter(0.1, per="leaf")),
-        steps=1,
+        inner_steps=1,
         adapts=metajax.filters.only("head"),
     )
     examples = metajax.Examples(jnp.ones((2, 3)), jnp.array([0, 1]))
@@ -160,7 +160,9 @@ def test_gradient_by_hyper_parameters_matches_finite_differences(per, key):
     with jax.enable_x64(True):
         optimizer = learned(
             optax.sgd,
-            learning_rate=HyperParameter(0.05, per=per, steps=2, domain="positive"),
+            learning_rate=HyperParameter(
+                0.05, per=per, inner_steps=2, domain="positive"
+            ),
             momentum=HyperParameter(0.6, domain="unit"),
         )
         params = start(jnp.float64)
@@ -216,7 +218,7 @@ def test_what_looks_across_leaves_sees_one_if_there_are_values_per_leaf(per, key
 @pytest.mark.parametrize("per", GRANULARITIES)
 def test_is_an_optax_optimizer(per, key):
     """State of one structure, and no parameters needed where the base needs none."""
-    number = HyperParameter(0.1, per=per, steps=2)
+    number = HyperParameter(0.1, per=per, inner_steps=2)
     optimizer = learned(optax.adam, learning_rate=number)
     build = optimizer.build(optimizer.init(key, start()))
     gradient, state = jax.tree.map(jnp.sin, start()), build.init(start())
@@ -247,15 +249,15 @@ ERRORS = {
         ValueError,
         "`domain` of 'learning_rate' must be one of real, positive, unit, got 'log'",
     ),
-    "steps": (
-        lambda: learned(optax.sgd, learning_rate=HyperParameter(0.1, steps=0)),
+    "inner_steps": (
+        lambda: learned(optax.sgd, learning_rate=HyperParameter(0.1, inner_steps=0)),
         ValueError,
-        "`steps` of 'learning_rate' must be None or an integer of at least 1, got 0",
+        "`inner_steps` of 'learning_rate' must be None or an integer of at least 1, got 0",
     ),
     "steps is a bool": (
-        lambda: learned(optax.sgd, learning_rate=HyperParameter(0.1, steps=True)),
+        lambda: learned(optax.sgd, learning_rate=HyperParameter(0.1, inner_steps=True)),
         ValueError,
-        "`steps` of .* got True",
+        "`inner_steps` of .* got True",
     ),
     "negative": (
         lambda: learned(

@@ -105,7 +105,7 @@ def test_every_weight_learns():
     learner = metajax.learners.optimizer_learner(
         constant_model((0.5, -2.0)),  # the first coordinate starts where it should be
         metajax.optimizers.lstm_optimizer(hidden=(3,)),
-        steps=2,
+        inner_steps=2,
         objective=squared_error,
     )
     task = constant_task()

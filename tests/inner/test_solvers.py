@@ -89,7 +89,7 @@ def test_ridge(shape):
 def test_logistic(strength):
     x, y = rows(20, 6)
     signs = 2.0 * np.stack([y, 1 - y], 1) - 1
-    found = jax.jit(logistic_dual, static_argnames="steps")(
+    found = jax.jit(logistic_dual, static_argnames="iterations")(
         x @ x.T, signs, strength, steps=8
     )
     model = LogisticRegression(C=1 / strength, fit_intercept=False, tol=1e-10)
@@ -97,7 +97,7 @@ def test_logistic(strength):
     np.testing.assert_allclose(x.T @ found.value[:, 0], expected, atol=1e-6)
     np.testing.assert_allclose(x.T @ found.value[:, 1], -expected, atol=1e-6)
     assert found.residual < 1e-12
-    assert logistic_dual(x @ x.T, signs, strength, steps=1).residual > 1e-3
+    assert logistic_dual(x @ x.T, signs, strength, iterations=1).residual > 1e-3
 
 
 def test_gradient_of_logistic():
@@ -106,7 +106,7 @@ def test_gradient_of_logistic():
     signs = 2.0 * y[:, None] - 1
 
     def implicit(x, strength):
-        found = logistic_dual(x @ x.T, signs, strength, steps=8)
+        found = logistic_dual(x @ x.T, signs, strength, iterations=8)
         return jnp.sum(jnp.sin(x.T @ found.value))
 
     def unrolled(x, strength):

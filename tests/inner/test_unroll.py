@@ -70,7 +70,7 @@ def outer_loss(inexact, integers, rate, *, mode, make, adapts, key):
         make(rate),
         params | {"count": count},
         (x, y, weights),
-        steps=3,
+        inner_steps=3,
         gradient=mode,
         adapts=adapts,
         key=key,
@@ -86,7 +86,7 @@ def test_quadratic_matches_closed_form(mode, rate, steps):
 
     def query(theta, s):
         result = unroll(
-            quadratic, optax.sgd(rate), theta, s, steps=steps, gradient=mode
+            quadratic, optax.sgd(rate), theta, s, inner_steps=steps, gradient=mode
         )
         return 0.5 * jnp.sum(jnp.square(result.params - q)), result
 
@@ -142,7 +142,9 @@ def test_mixed_reaches_values_in_the_closure():
             return scale * quadratic(params, args, key)
 
         start, target = jnp.zeros(2), jnp.ones(2)
-        result = unroll(loss, optax.sgd(0.1), start, target, steps=3, gradient=mode)
+        result = unroll(
+            loss, optax.sgd(0.1), start, target, inner_steps=3, gradient=mode
+        )
         return jnp.sum(result.params)
 
     expected = jax.grad(outer)(2.0, "reverse")
@@ -182,7 +184,7 @@ def outer_loss_with(rule, mode, *, scale=1.0, check_mixed=True):
             optax.sgd(0.1),
             params,
             jnp.ones(1),
-            steps=2,
+            inner_steps=2,
             gradient=mode,
             check_mixed=check_mixed,
         ).params
@@ -218,7 +220,7 @@ def test_vmap_equals_a_loop_over_tasks(mode):
 
     def outer(theta, s):
         result = unroll(
-            quadratic, OPTIMIZERS["adam"](0.1), theta, s, steps=4, gradient=mode
+            quadratic, OPTIMIZERS["adam"](0.1), theta, s, inner_steps=4, gradient=mode
         )
         return jnp.sum(jnp.square(result.params))
 
@@ -236,7 +238,7 @@ def test_one_step_is_taken_without_a_loop(mode):
 
     def outer(params, target, steps):
         result = unroll(
-            quadratic, optax.sgd(0.1), params, target, steps=steps, gradient=mode
+            quadratic, optax.sgd(0.1), params, target, inner_steps=steps, gradient=mode
         )
         return jnp.sum(jnp.square(result.params))
 
@@ -251,9 +253,9 @@ def test_one_step_is_taken_without_a_loop(mode):
 
 def test_path_holds_every_state():
     theta, s = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
-    full = unroll(quadratic, optax.sgd(0.3), theta, s, steps=3, keep_path=True)
+    full = unroll(quadratic, optax.sgd(0.3), theta, s, inner_steps=3, keep_path=True)
     for steps in range(4):
-        result = unroll(quadratic, optax.sgd(0.3), theta, s, steps=steps)
+        result = unroll(quadratic, optax.sgd(0.3), theta, s, inner_steps=steps)
         chex.assert_trees_all_close(full.path[steps], result.params)
 
 
@@ -264,7 +266,7 @@ def test_path_repeats_what_does_not_adapt():
         optax.sgd(0.1),
         params,
         args,
-        steps=2,
+        inner_steps=2,
         adapts=all_but("body"),
         keep_path=True,
     )
@@ -287,7 +289,7 @@ def test_steps_have_different_keys():
         optax.sgd(1.0),
         jnp.zeros(2),
         (),
-        steps=2,
+        inner_steps=2,
         key=jax.random.key(0),
         keep_path=True,
     )
@@ -309,7 +311,7 @@ def test_optimizers_without_a_derivative_are_refused(name):
     def run(**mode):
         params, args = network_problem()
         optimizer = NOT_DIFFERENTIABLE[name]
-        return unroll(network_loss, optimizer, params, args, steps=1, **mode)
+        return unroll(network_loss, optimizer, params, args, inner_steps=1, **mode)
 
     with pytest.raises(ValueError, match="no finite derivative.*eps_root=1e-8"):
         run()
@@ -321,7 +323,9 @@ def test_eps_root_is_the_remedy(traced):
     def outer(theta, rate):
         target = jnp.array([1.0, 0.0])  # the second coordinate has gradient exactly 0
         optimizer = optax.adam(rate if traced else 0.1, eps_root=1e-8)
-        return jnp.sum(unroll(quadratic, optimizer, theta, target, steps=1).params)
+        return jnp.sum(
+            unroll(quadratic, optimizer, theta, target, inner_steps=1).params
+        )
 
     gradient = jax.jit(jax.grad(outer))(jnp.zeros(2), 0.1)
     assert np.isfinite(gradient).all()
@@ -351,7 +355,7 @@ def test_rows_of_step_args_reach_their_steps():
                 optax.sgd(1.0),
                 jnp.zeros(2),
                 jnp.float32(2.0),
-                steps=steps,
+                inner_steps=steps,
                 gradient=mode,
                 step_args=rows[:steps],
                 keep_path=True,
@@ -363,18 +367,18 @@ def test_rows_of_step_args_reach_their_steps():
 def test_going_on_from_a_state_is_as_if_never_stopped():
     optimizer = OPTIMIZERS["adam"](0.1)
     theta, target = jnp.array([1.0, 2.0]), jnp.array([3.0, -1.0])
-    whole = unroll(quadratic, optimizer, theta, target, steps=5)
-    part = unroll(quadratic, optimizer, theta, target, steps=2)
+    whole = unroll(quadratic, optimizer, theta, target, inner_steps=5)
+    part = unroll(quadratic, optimizer, theta, target, inner_steps=2)
     rest = unroll(
         quadratic,
         optimizer,
         part.params,
         target,
-        steps=3,
+        inner_steps=3,
         opt_state=part.opt_state,
     )
     chex.assert_trees_all_close(rest.params, whole.params, rtol=1e-6)
-    again = unroll(quadratic, optimizer, part.params, target, steps=3)
+    again = unroll(quadratic, optimizer, part.params, target, inner_steps=3)
     assert not np.allclose(again.params, whole.params)
 
 
@@ -388,7 +392,12 @@ def test_the_optimizer_is_told_the_loss():
 
     def outer(theta, mode):
         result = unroll(
-            lambda p, a, k: jnp.sum(p**2), optimizer, theta, (), steps=1, gradient=mode
+            lambda p, a, k: jnp.sum(p**2),
+            optimizer,
+            theta,
+            (),
+            inner_steps=1,
+            gradient=mode,
         )
         return jnp.sum(result.params)
 
@@ -409,7 +418,9 @@ def test_an_optimizer_that_evaluates_the_loss_itself(mode):
     by_itself = optax.GradientTransformationExtraArgs(lambda p: (), update)
 
     def outer(theta, target, optimizer):
-        phi = unroll(quadratic, optimizer, theta, target, steps=3, gradient=mode).params
+        phi = unroll(
+            quadratic, optimizer, theta, target, inner_steps=3, gradient=mode
+        ).params
         return jnp.sum(phi**3)
 
     theta, target = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
@@ -428,7 +439,9 @@ def test_a_line_search_has_no_derivative_but_to_first_order():
     theta, target = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
 
     def outer(theta, mode):
-        result = unroll(quadratic, optax.lbfgs(), theta, target, steps=2, gradient=mode)
+        result = unroll(
+            quadratic, optax.lbfgs(), theta, target, inner_steps=2, gradient=mode
+        )
         return 0.5 * jnp.sum(result.params**2), result.params
 
     gradient, phi = jax.grad(outer, has_aux=True)(theta, "first_order")
@@ -449,7 +462,7 @@ def test_half_precision_has_gradients(mode):
 
     def outer(theta):
         end = unroll(
-            loss, optax.sgd(0.1), theta, jnp.ones(2), steps=2, gradient=mode
+            loss, optax.sgd(0.1), theta, jnp.ones(2), inner_steps=2, gradient=mode
         ).params
         return jnp.sum(end.astype(jnp.float32))
 
@@ -464,8 +477,16 @@ ERRORS = {
         {"step_args": jnp.zeros(5)},
         "`step_args` must have a row for each of the 1 steps, got 5 rows",
     ),
-    "negative steps": (ValueError, {"steps": -1}, "`steps` must be an integer.*got -1"),
-    "fractional steps": (ValueError, {"steps": 1.5}, "`steps` must be .*got 1.5"),
+    "negative steps": (
+        ValueError,
+        {"inner_steps": -1},
+        "`inner_steps` must be an integer.*got -1",
+    ),
+    "fractional steps": (
+        ValueError,
+        {"inner_steps": 1.5},
+        "`inner_steps` must be .*got 1.5",
+    ),
     "unknown mode": (
         ValueError,
         {"gradient": "backward"},
@@ -484,6 +505,6 @@ ERRORS = {
 def test_bad_configuration_is_explained(name):
     kind, changes, message = ERRORS[name]
     params, args = network_problem()
-    settings = {"optimizer": optax.sgd(0.1), "steps": 1} | changes
+    settings = {"optimizer": optax.sgd(0.1), "inner_steps": 1} | changes
     with pytest.raises(kind, match=message):
         unroll(network_loss, settings.pop("optimizer"), params, args, **settings)

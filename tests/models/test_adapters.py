@@ -338,7 +338,7 @@ def test_remat_of_blocks_within_the_inner_loop():
 
         def after_two_steps(params):
             inner = optax.sgd(0.01)
-            phi = unroll(loss, inner, params, x, steps=2).params
+            phi = unroll(loss, inner, params, x, inner_steps=2).params
             return loss(phi, x, None)
 
         program = jax.jit(jax.grad(after_two_steps)).lower(params).compile()

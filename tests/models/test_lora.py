@@ -72,7 +72,7 @@ def test_gradients_reach_base_and_factors(key):
 def test_only_the_factors_adapt(key):
     model = with_lora(metajax.models.mlp(3, hidden=(8,)), rank=2)
     learner = metajax.learners.maml(
-        model, optax.sgd(0.1), steps=3, adapts=metajax.filters.only("lora")
+        model, optax.sgd(0.1), inner_steps=3, adapts=metajax.filters.only("lora")
     )
     task = sample(key)
     params = learner.init(key, task)

@@ -21,7 +21,7 @@ def make(precision, normalization="layer"):
 
 def learner_of(precision, gradient="remat"):
     inner = optax.sgd(0.2, momentum=0.9)
-    return maml(make(precision), inner, steps=3, gradient=gradient)
+    return maml(make(precision), inner, inner_steps=3, gradient=gradient)
 
 
 def flat(tree):

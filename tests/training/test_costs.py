@@ -13,7 +13,11 @@ from metajax.training.costs import Cost, Explanation, explain
 def make(gradient):
     model = mlp(1, hidden=(16,))
     return maml(
-        model, optax.sgd(0.01), steps=8, objective=squared_error, gradient=gradient
+        model,
+        optax.sgd(0.01),
+        inner_steps=8,
+        objective=squared_error,
+        gradient=gradient,
     )
 
 
@@ -99,7 +103,7 @@ def test_choice_fits_the_memory():
         ({"tasks_per_block": 3}, ValueError, "got blocks of 3 for 4 tasks"),
         ({"tasks_per_block": 0}, ValueError, "`tasks_per_block` must be .*, got 0"),
         ({"learner": 3}, TypeError, "`learner` must be a Learner, or .*, got int"),
-        ({"learner": lambda mode: maml(mlp(1), 3, steps=1)}, TypeError, "got 3"),
+        ({"learner": lambda mode: maml(mlp(1), 3, inner_steps=1)}, TypeError, "got 3"),
     ],
 )
 def test_errors(arguments, error, match):

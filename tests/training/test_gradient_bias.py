@@ -31,7 +31,7 @@ def make(gradient, rate=0.5, steps=4):
     return metajax.learners.maml(
         model,
         optax.sgd(rate),
-        steps=steps,
+        inner_steps=steps,
         objective=squared_error,
         gradient=gradient,
     )

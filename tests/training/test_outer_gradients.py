@@ -24,7 +24,10 @@ STEPS, START, RATE = 4, (1.0, -2.0), 0.3
 def quadratic_maml():
     """Its loss is quadratic in theta, and theta counts at the start alone."""
     return metajax.learners.maml(
-        constant_model(START), optax.sgd(RATE), steps=STEPS, objective=squared_error
+        constant_model(START),
+        optax.sgd(RATE),
+        inner_steps=STEPS,
+        objective=squared_error,
     )
 
 
@@ -33,7 +36,7 @@ def quadratic_rate(judges, model=None):
     return metajax.learners.optimizer_learner(
         constant_model(START) if model is None else model,
         learned(optax.sgd, learning_rate=HyperParameter(RATE)),
-        steps=STEPS,
+        inner_steps=STEPS,
         judges=judges,
         objective=squared_error,
     )
@@ -143,7 +146,7 @@ def test_pes_is_unbiased_over_a_cycle(name, steps, key):
     make, sigma = LEARNERS[name]
     learner, task = make(), constant_task()
     params = learner.init(key, task)
-    estimator = pes(learner, steps=steps, num_tasks=1, sigma=sigma)
+    estimator = pes(learner, inner_steps=steps, num_tasks=1, sigma=sigma)
     num = STEPS // steps
 
     @jax.jit
@@ -175,7 +178,7 @@ def slope_of_pieces(distance, rate, steps):
 def test_truncated_is_exact_for_the_whole_and_biased_for_less(steps, key):
     learner, task = quadratic_rate("path"), constant_task()
     params = learner.init(key, task)
-    estimator = truncated(learner, steps=steps, num_tasks=1)
+    estimator = truncated(learner, inner_steps=steps, num_tasks=1)
     num = STEPS // steps
     run = jax.jit(lambda key: cycle(estimator, params, task, key, 2 * num))
     gradients, losses, _ = run(key)
@@ -198,17 +201,17 @@ def test_truncated_by_the_whole_loop_is_reverse_mode(judges, key):
         constant_model((1.0, -1.0, 0.5)),
         learned(
             optax.sgd,
-            learning_rate=HyperParameter(0.1, steps=2),
+            learning_rate=HyperParameter(0.1, inner_steps=2),
             momentum=HyperParameter(0.5, domain="unit"),
         ),
-        steps=3,
+        inner_steps=3,
         judges=judges,
         objective=squared_error,
     )
     keys = jax.random.split(key, 2)
     tasks = jax.vmap(sample_centres)(keys)
     params = learner.init(key, sample_centres(key))
-    estimator = truncated(learner, steps=3, num_tasks=2)
+    estimator = truncated(learner, inner_steps=3, num_tasks=2)
 
     def both(state):
         *got, state = estimator.gradient(None, params, tasks, keys, state)
@@ -227,17 +230,17 @@ SEGMENTED = {
         metajax.models.mlp(3, hidden=(4,), normalization="support"),
         learned(
             optax.sgd,
-            learning_rate=HyperParameter(0.1, per="leaf", steps=3),
+            learning_rate=HyperParameter(0.1, per="leaf", inner_steps=3),
             momentum=HyperParameter(0.9),
         ),
-        steps=STEPS,
+        inner_steps=STEPS,
         adapts=metajax.filters.only("head"),
     ),
     "path": lambda: quadratic_rate("path"),
     "query, adam": lambda: metajax.learners.optimizer_learner(
         constant_model(START),
         learned(optax.adam, learning_rate=HyperParameter(0.1), eps_root=1e-8),
-        steps=STEPS,
+        inner_steps=STEPS,
         judges="query",
         objective=squared_error,
     ),
@@ -269,10 +272,10 @@ def test_mean_loss_of_the_pieces_is_the_loss(name, key):
 def test_pieces_of_a_learned_start_are_warned_of():
     """Of which `truncated` learns nothing."""
     with pytest.warns(UserWarning, match="4 inner steps start, and pieces of 2 give"):
-        truncated(MAML, steps=2, num_tasks=1)
-    truncated(MAML, steps=4, num_tasks=1)
-    truncated(quadratic_rate("query"), steps=2, num_tasks=1)
-    pes(MAML, steps=2, num_tasks=1)
+        truncated(MAML, inner_steps=2, num_tasks=1)
+    truncated(MAML, inner_steps=4, num_tasks=1)
+    truncated(quadratic_rate("query"), inner_steps=2, num_tasks=1)
+    pes(MAML, inner_steps=2, num_tasks=1)
 
 
 @pytest.mark.filterwarnings("ignore:This learner learns where")
@@ -303,8 +306,8 @@ def test_tasks_stay_until_their_loop_ends_and_loops_are_staggered(make, key):
 
 ESTIMATORS = {
     "evolution_strategies": lambda learner: evolution_strategies(sigma=0.05),
-    "truncated": lambda learner: truncated(learner, steps=2, num_tasks=4),
-    "pes": lambda learner: pes(learner, steps=2, num_tasks=4, sigma=0.05),
+    "truncated": lambda learner: truncated(learner, inner_steps=2, num_tasks=4),
+    "pes": lambda learner: pes(learner, inner_steps=2, num_tasks=4, sigma=0.05),
 }
 
 
@@ -341,7 +344,7 @@ ERRORS = {
         "`sigma` must be above 0 and finite, got 0.0",
     ),
     "sigma of pes": (
-        lambda: pes(MAML, steps=1, num_tasks=1, sigma=float("nan")),
+        lambda: pes(MAML, inner_steps=1, num_tasks=1, sigma=float("nan")),
         "`sigma` must be above 0 and finite, got nan",
     ),
     "num_pairs": (
@@ -349,27 +352,27 @@ ERRORS = {
         "`num_pairs` must be an integer of at least 1, got 0",
     ),
     "no segments": (
-        lambda: truncated(quadratic(), steps=1, num_tasks=1),
+        lambda: truncated(quadratic(), inner_steps=1, num_tasks=1),
         "the learner has no `segments`; use evolution_strategies",
     ),
     "steps": (
-        lambda: truncated(MAML, steps=0, num_tasks=1),
+        lambda: truncated(MAML, inner_steps=0, num_tasks=1),
         "`steps` must be an integer of at least 1, got 0",
     ),
     "steps is a bool": (
-        lambda: pes(MAML, steps=True, num_tasks=1),
+        lambda: pes(MAML, inner_steps=True, num_tasks=1),
         "`steps` must be an integer of at least 1, got True",
     ),
     "longer than the loop": (
-        lambda: truncated(MAML, steps=5, num_tasks=1),
+        lambda: truncated(MAML, inner_steps=5, num_tasks=1),
         "`steps` must be at most 4, .* got 5: a piece cannot be longer than the whole",
     ),
     "no divisor": (
-        lambda: pes(MAML, steps=3, num_tasks=1),
+        lambda: pes(MAML, inner_steps=3, num_tasks=1),
         r"`steps` must divide the 4 inner steps .* got 3; it can be one of \[1, 2, 4\]",
     ),
     "num_tasks": (
-        lambda: pes(MAML, steps=1, num_tasks=0),
+        lambda: pes(MAML, inner_steps=1, num_tasks=0),
         "`num_tasks` must be an integer of at least 1, got 0",
     ),
     "another number of tasks": (
@@ -379,7 +382,7 @@ ERRORS = {
             optax.sgd(0.1),
             steps=1,
             tasks_per_step=3,
-            estimator=pes(MAML, steps=1, num_tasks=2),
+            estimator=pes(MAML, inner_steps=1, num_tasks=2),
             progress=False,
         ),
         "was made for 2 tasks a step and got 3; .* `tasks_per_step` .*mesh=None",
@@ -396,4 +399,4 @@ def test_bad_configuration_is_explained(name):
 
 def test_a_model_is_no_learner():
     with pytest.raises(TypeError, match="`learner` must be a metajax Learner, got Mod"):
-        truncated(metajax.models.mlp(2), steps=1, num_tasks=1)
+        truncated(metajax.models.mlp(2), inner_steps=1, num_tasks=1)

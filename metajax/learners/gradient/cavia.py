@@ -32,8 +32,8 @@ def cavia(
     inner_optimizer: optax.GradientTransformation,
     *,
     context_size: int = 5,
-    steps: int = 1,
-    eval_steps: int | None = None,
+    inner_steps: int = 1,
+    eval_inner_steps: int | None = None,
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
     gradient: str = "remat",
     check_mixed: bool = True,
@@ -48,8 +48,8 @@ def cavia(
         rows of the context are equal. Ours take such pairs as they are.
       inner_optimizer: what adapts the context, such as `optax.sgd(1.0)`, the paper's.
       context_size: numbers in the context, at least 1.
-      steps: inner steps in training, at least 0.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training, at least 0.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: how the outer gradient passes the inner loop; see
         `metajax.inner.unroll`.
@@ -70,7 +70,7 @@ def cavia(
       >>> from metajax.objectives import squared_error
       >>> learner = cavia(mlp(1), optax.sgd(1.0), objective=squared_error)
     """
-    check_descent(inner_optimizer, gradient, steps, eval_steps)
+    check_descent(inner_optimizer, gradient, inner_steps, eval_inner_steps)
     check_integers(1, context_size=context_size)
     conditioned = within(
         model, "network", before=lambda params, x: _pair(x, params["context"])
@@ -89,8 +89,8 @@ def cavia(
         start,
         inner_optimizer,
         objective=objective,
-        steps=steps,
-        eval_steps=eval_steps,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
         gradient=gradient,
         adapts=lambda path: path == "context",
         check_mixed=check_mixed,

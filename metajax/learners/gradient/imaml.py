@@ -44,11 +44,11 @@ def imaml(
     model: Model,
     inner_optimizer: optax.GradientTransformation,
     *,
-    steps: int,
-    eval_steps: int | None = None,
+    inner_steps: int,
+    eval_inner_steps: int | None = None,
     strength: float = 2.0,
     damping: float = 0.0,
-    cg_steps: int = 10,
+    cg_iterations: int = 10,
     max_residual: float = 1.0,
     skips_failed: bool = False,
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
@@ -63,8 +63,9 @@ def imaml(
       model: the network.
       inner_optimizer: what solves the inner problem; it is not differentiated, so
         anything goes: `optax.sgd(0.1)`, `optax.adam(0.01)`, `optax.lbfgs()`.
-      steps: inner steps in training, at least 1; as many as come near the minimum.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training, at least 1; as many as come near the
+        minimum.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       strength: lambda, above 0: 2 is the paper's for 20-way Omniglot. The inner problem
         has a minimum for sure only if lambda is more than minus the smallest curvature
         of the support loss. The authors' code takes inner steps without the pull and
@@ -73,7 +74,7 @@ def imaml(
         longer that of the inner problem, but of one that is tied more strongly and has
         the same solution. Networks with batch statistics need it, as their curvature is
         often far below -2: 24 in sum with `strength` is what the authors' code has.
-      cg_steps: steps of conjugate gradients, at least 1; the paper takes 5.
+      cg_iterations: steps of conjugate gradients, at least 1; the paper takes 5.
       max_residual: the largest relative residual of the linear solve, in (0, 1]; 1 is
         that of no solution at all. Above it the solve has failed and the gradient is
         NaN, at which `train` stops.
@@ -99,13 +100,13 @@ def imaml(
       >>> import optax
       >>> from metajax.learners import imaml
       >>> from metajax.models import mlp
-      >>> learner = imaml(mlp(5), optax.sgd(0.1), steps=16)
+      >>> learner = imaml(mlp(5), optax.sgd(0.1), inner_steps=16)
     """
     is_implicit = gradient == "implicit"
     mode = "first_order" if is_implicit else gradient
-    check_integers(1, steps=steps)
-    check_descent(inner_optimizer, mode, steps, eval_steps)
-    check_solve(cg_steps, max_residual)
+    check_integers(1, inner_steps=inner_steps)
+    check_descent(inner_optimizer, mode, inner_steps, eval_inner_steps)
+    check_solve(cg_iterations, max_residual)
     check_positive(strength=strength)
     check_not_negative(damping=damping)
     support_loss = support_loss_fn(model, objective)
@@ -133,7 +134,7 @@ def imaml(
             inner_optimizer,
             meta_params,
             (theta, rest, support, key),
-            steps=how.steps,
+            inner_steps=how.inner_steps,
             gradient=mode,
             keep_path=how.keep_path,
         )
@@ -142,14 +143,19 @@ def imaml(
         return model.init(key, task.support.x)
 
     learner = learner_of_run(
-        model, init, run, objective, steps=steps, eval_steps=eval_steps
+        model,
+        init,
+        run,
+        objective,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
     )
 
     def loss(
         meta_params: PyTree, task: Task, *, key: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key_adapt, key_predict = split_key(key, 2)
-        result = run(meta_params, task.support, key_adapt, Run(steps))
+        result = run(meta_params, task.support, key_adapt, Run(inner_steps))
         theta, rest = partition(meta_params)
         solution, _ = partition(result.params)
 
@@ -165,7 +171,7 @@ def imaml(
         value, metrics, residual = implicit_loss(
             outer,
             inner,
-            cg_steps,
+            cg_iterations,
             max_residual,
             0.0 if skips_failed else jnp.nan,
             solution,

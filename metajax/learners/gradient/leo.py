@@ -8,7 +8,7 @@ https://github.com/deepmind/leo. On features x of a network that is usually froz
     encoder    mu_n, sigma_n = mean over examples k of class n, and all examples m,
                of  relation([x_k E, x_m E]),   z_n ~ N(mu_n, sigma_n^2)
     decoder    m_n, s_n = z_n V,   w_n ~ N(m_n, s_n^2),   logits of x:  x . w_n
-    inner      z' <- z' - alpha * grad_z L_support(w(z')),   `steps` times
+    inner      z' <- z' - alpha * grad_z L_support(w(z')),   `inner_steps` times
     then       w' <- w' - eta * grad_w L_support(w'),   `fine_tuning_steps` times
     outer      L_query(w') + kl_weight * KL(N(mu, sigma^2) || N(0, 1))
                + encoder_penalty * |stop_gradient(z') - z|^2
@@ -85,7 +85,7 @@ def leo(
     *,
     way: int | None = None,
     num_latents: int = 64,
-    steps: int = 5,
+    inner_steps: int = 5,
     fine_tuning_steps: int = 5,
     latent_rate: float = 1.0,
     fine_tuning_rate: float = 1e-3,
@@ -107,7 +107,7 @@ def leo(
       way: the most classes a task may have, N; labels are below it. None takes the
         number of support examples, which always suffices.
       num_latents: size of the code of a class, L, at least 1; 64 is the paper's.
-      steps: inner steps on the code, at least 0; 5 is the paper's.
+      inner_steps: inner steps on the code, at least 0; 5 is the paper's.
       fine_tuning_steps: inner steps on the weights after these, at least 0, likewise.
       latent_rate: alpha at first, above 0.
       fine_tuning_rate: eta at first, above 0.
@@ -137,7 +137,7 @@ def leo(
     """
     check_way(way)
     check_integers(1, num_latents=num_latents)
-    check_integers(0, steps=steps, fine_tuning_steps=fine_tuning_steps)
+    check_integers(0, inner_steps=inner_steps, fine_tuning_steps=fine_tuning_steps)
     check_not_negative(kl_weight=kl_weight, encoder_penalty=encoder_penalty)
     check_not_negative(orthogonality=orthogonality)
     check_positive(latent_rate=latent_rate, fine_tuning_rate=fine_tuning_rate)
@@ -145,7 +145,9 @@ def leo(
         name: learned(optax.sgd, learning_rate=HyperParameter(rate, per="parameter"))
         for name, rate in (("latent", latent_rate), ("weights", fine_tuning_rate))
     }
-    check_descent(optimizers["latent"], gradient, steps, None, may_be_learned=True)
+    check_descent(
+        optimizers["latent"], gradient, inner_steps, None, may_be_learned=True
+    )
     classifier = within(model, "embedding", after=_classify)
 
     def decode(decoder: Array, codes: Array, key: Array | None) -> Array:
@@ -189,7 +191,7 @@ def leo(
             optimizers["latent"].build(meta_params.rates["latent"]),
             start,
             (decoder, args),
-            steps=steps,
+            inner_steps=inner_steps,
             gradient=gradient,
             key=key_steps,
             keep_path=how.keep_path,
@@ -199,7 +201,7 @@ def leo(
             optimizers["weights"].build(meta_params.rates["weights"]),
             decode(decoder, codes.params, key_end),
             args,
-            steps=fine_tuning_steps,
+            inner_steps=fine_tuning_steps,
             gradient=gradient,
             keep_path=how.keep_path,
         )
@@ -251,7 +253,9 @@ def leo(
         meta_params: MetaParams, task: Task, *, key: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
         key_adapt, key_predict = split_key(key, 2)
-        result, penalties = descend(meta_params, task.support, key_adapt, Run(steps))
+        result, penalties = descend(
+            meta_params, task.support, key_adapt, Run(inner_steps)
+        )
         params = result.params
         if not train_embedding:
             params = params | {"embedding": jax.lax.stop_gradient(params["embedding"])}
@@ -262,7 +266,12 @@ def leo(
         return value, metrics | support_curve(result.losses) | penalties
 
     learner = learner_of_run(
-        classifier, init, run, cross_entropy, steps=steps, eval_steps=None
+        classifier,
+        init,
+        run,
+        cross_entropy,
+        inner_steps=inner_steps,
+        eval_inner_steps=None,
     )
     return learner._replace(loss=loss)
 

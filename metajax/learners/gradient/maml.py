@@ -6,10 +6,10 @@ Networks", ICML 2017, https://arxiv.org/abs/1703.03400, Algorithm 2.
     inner   phi_0 = theta,  phi_{t+1} = phi_t - alpha * grad L_support(phi_t)
     outer   min over theta of the mean over tasks of L_query(phi_T)
 
-theta is `meta_params`, phi_T what `adapt` returns, T `steps`; alpha belongs to the
-inner optimizer. Differs from the paper: tasks are averaged, not summed, and any Optax
-optimizer may stand inside. The official code also adapts no normalisation parameters,
-which here adapt with the rest unless `adapts` leaves them out.
+theta is `meta_params`, phi_T what `adapt` returns, T `inner_steps`; alpha belongs to
+the inner optimizer. Differs from the paper: tasks are averaged, not summed, and any
+Optax optimizer may stand inside. The official code also adapts no normalisation
+parameters, which here adapt with the rest unless `adapts` leaves them out.
 
 Checked against the paper's sinusoid and Omniglot results; see the README's table.
 First-order MAML is `gradient="first_order"`, and is not Reptile.
@@ -29,8 +29,8 @@ def maml(
     model: Model,
     inner_optimizer: InnerOptimizer,
     *,
-    steps: int,
-    eval_steps: int | None = None,
+    inner_steps: int,
+    eval_inner_steps: int | None = None,
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
     gradient: str = "remat",
     adapts: Callable[[str], bool] = everything,
@@ -47,8 +47,8 @@ def maml(
       inner_optimizer: what adapts it, such as `optax.sgd(0.4)`. Adam needs
         `eps_root > 0` to be differentiated. A `LearnedOptimizer` is learned too, see
         `metajax.inner.learned_optimizer`.
-      steps: inner steps in training, at least 0; 0 is ordinary joint training.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training, at least 0; 0 is ordinary joint training.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: how the outer gradient passes the inner loop; see
         `metajax.inner.unroll`.
@@ -63,9 +63,9 @@ def maml(
       of its loss hold `support_loss_t` for up to 11 inner steps t.
 
     Raises:
-      ValueError: if `steps`, `eval_steps` or `gradient` is out of range, or the
-        optimizer cannot be differentiated; when traced, if `"mixed"` is wrong for the
-        loss.
+      ValueError: if `inner_steps`, `eval_inner_steps` or `gradient` is out of range, or
+        the optimizer cannot be differentiated; when traced, if `"mixed"` is wrong for
+        the loss.
       TypeError: if `inner_optimizer` is not an Optax transformation.
 
     Example:
@@ -73,13 +73,13 @@ def maml(
       >>> from metajax.learners import maml
       >>> from metajax.models import conv4
       >>> model = conv4(5, pooling="stride")
-      >>> learner = maml(model, optax.sgd(0.4), steps=1, eval_steps=3)
+      >>> learner = maml(model, optax.sgd(0.4), inner_steps=1, eval_inner_steps=3)
     """
     return descent(
         model,
         inner_optimizer,
-        steps=steps,
-        eval_steps=eval_steps,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
         objective=objective,
         gradient=gradient,
         adapts=adapts,

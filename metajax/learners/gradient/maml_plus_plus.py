@@ -52,9 +52,9 @@ class MetaParams(NamedTuple):
     Attributes:
       params: parameters of the model, without the normalisation weights if these are
         per step.
-      per_step: the normalisation weights with a leading axis `[steps]`, or None.
-      optimizer: `{"learning_rate": ...}`, a rate `[steps]` for each array of `params`;
-        or None.
+      per_step: the normalisation weights with a leading axis `[inner_steps]`, or None.
+      optimizer: `{"learning_rate": ...}`, a rate `[inner_steps]` for each array of
+        `params`; or None.
     """
 
     params: PyTree
@@ -71,7 +71,7 @@ def maml_plus_plus(
     model: Model,
     *,
     rate: float = 0.1,
-    steps: int = 5,
+    inner_steps: int = 5,
     multi_step_until: int = 0,
     first_order_until: int = 0,
     per_step_rates: bool = True,
@@ -87,7 +87,7 @@ def maml_plus_plus(
     Args:
       model: the network.
       rate: inner learning rates at first, above 0.
-      steps: inner steps, at least 1, in training and testing.
+      inner_steps: inner steps, at least 1, in training and testing.
       multi_step_until: outer steps over which the multi-step loss anneals; 0 switches
         it off. The paper: the first 15 of 150 epochs of 500 steps.
       first_order_until: outer steps without second derivatives; 0 switches it off. The
@@ -117,10 +117,10 @@ def maml_plus_plus(
     check_integers(
         0, multi_step_until=multi_step_until, first_order_until=first_order_until
     )
-    check_integers(1, steps=steps)
+    check_integers(1, inner_steps=inner_steps)
     check_positive(rate=rate)
-    check_descent(optax.sgd(rate), gradient, steps, None)
-    rates = HyperParameter(rate, per="leaf", steps=steps)
+    check_descent(optax.sgd(rate), gradient, inner_steps, None)
+    rates = HyperParameter(rate, per="leaf", inner_steps=inner_steps)
     optimizer = learned(optax.sgd, learning_rate=rates)
     support_loss = support_loss_fn(model, objective)
 
@@ -162,7 +162,7 @@ def maml_plus_plus(
             else optax.sgd(rate),
             meta_params.params,
             support,
-            steps=steps,
+            inner_steps=inner_steps,
             gradient=gradient,
             key=key,
             step_args=meta_params.per_step,
@@ -178,7 +178,7 @@ def maml_plus_plus(
 
     def init(key: Array, task: Task) -> MetaParams:
         params, per_step = split(model.init(key, task.support.x))
-        per_step = jax.tree.map(lambda leaf: jnp.stack([leaf] * steps), per_step)
+        per_step = jax.tree.map(lambda leaf: jnp.stack([leaf] * inner_steps), per_step)
         learned_rates = optimizer.init(key, partition(params, everything)[0])
         return MetaParams(params, per_step, learned_rates if per_step_rates else None)
 
@@ -260,7 +260,7 @@ def maml_plus_plus(
             def run_stretch(meta_params: MetaParams) -> tuple[Array, dict[str, Array]]:
                 weights = None
                 if start < multi_step_until:
-                    weights = step_weights(outer_step, steps, multi_step_until)
+                    weights = step_weights(outer_step, inner_steps, multi_step_until)
                 return loss_of(meta_params, task, key, mode, weights)
 
             return run_stretch
@@ -275,14 +275,14 @@ def maml_plus_plus(
     return learner
 
 
-def step_weights(outer_step: Array, steps: int, until: int) -> Array:
-    """Weights `[steps]` of the query losses after every inner step; their sum is 1.
+def step_weights(outer_step: Array, inner_steps: int, until: int) -> Array:
+    """Weights `[inner_steps]` of the query losses after every inner step; their sum is 1.
 
     Args:
       outer_step: outer steps taken.
-      steps: inner steps.
+      inner_steps: inner steps.
       until: outer steps after which only the last one would count.
     """
     left = 1 - outer_step / until
-    others = jnp.maximum(left, _LEAST_SHARE) / steps
-    return jnp.full(steps, others).at[-1].set(1 - (steps - 1) * others)
+    others = jnp.maximum(left, _LEAST_SHARE) / inner_steps
+    return jnp.full(inner_steps, others).at[-1].set(1 - (inner_steps - 1) * others)

@@ -31,8 +31,8 @@ def meta_curvature(
     model: Model,
     *,
     rate: float = 0.1,
-    steps: int = 1,
-    eval_steps: int | None = None,
+    inner_steps: int = 1,
+    eval_inner_steps: int | None = None,
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
     gradient: str = "remat",
     adapts: Callable[[str], bool] = everything,
@@ -46,8 +46,8 @@ def meta_curvature(
     Args:
       model: the network.
       rate: alpha, above 0, fixed; the matrices learn what it should have been.
-      steps: inner steps in training, at least 1.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training, at least 1.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: how the outer gradient passes the inner loop; see
         `metajax.inner.unroll`.
@@ -65,12 +65,12 @@ def meta_curvature(
       >>> from metajax.models import mlp
       >>> learner = meta_curvature(mlp(5), rate=0.1)
     """
-    check_integers(1, steps=steps)
+    check_integers(1, inner_steps=inner_steps)
     return descent(
         model,
         curvature(rate),
-        steps=steps,
-        eval_steps=eval_steps,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
         objective=objective,
         gradient=gradient,
         adapts=adapts,

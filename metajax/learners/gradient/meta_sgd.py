@@ -34,8 +34,8 @@ def meta_sgd(
     model: Model,
     *,
     rate: float = 0.1,
-    steps: int = 1,
-    eval_steps: int | None = None,
+    inner_steps: int = 1,
+    eval_inner_steps: int | None = None,
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
     gradient: str = "remat",
     adapts: Callable[[str], bool] = everything,
@@ -49,9 +49,10 @@ def meta_sgd(
     Args:
       model: the network.
       rate: every learning rate at first, above 0.
-      steps: inner steps in training, at least 1.
-      eval_steps: inner steps of `adapt`; None means `steps`. The rates belong to the
-        number of steps they were learned for: with more, tasks may diverge.
+      inner_steps: inner steps in training, at least 1.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`. The rates
+        belong to the number of steps they were learned for: with more, tasks may
+        diverge.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: how the outer gradient passes the inner loop; see
         `metajax.inner.unroll`. First order still learns the rates.
@@ -63,20 +64,21 @@ def meta_sgd(
       11 inner steps t.
 
     Raises:
-      ValueError: if `rate`, `steps`, `eval_steps` or `gradient` is out of range.
+      ValueError: if `rate`, `inner_steps`, `eval_inner_steps` or `gradient` is out of
+        range.
 
     Example:
       >>> from metajax.learners import meta_sgd
       >>> from metajax.models import conv4
       >>> learner = meta_sgd(conv4(5, pooling="stride"), rate=0.4)
     """
-    check_integers(1, steps=steps)
+    check_integers(1, inner_steps=inner_steps)
     rates = HyperParameter(rate, per="parameter")
     return descent(
         model,
         learned(optax.sgd, learning_rate=rates),
-        steps=steps,
-        eval_steps=eval_steps,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
         objective=objective,
         gradient=gradient,
         adapts=adapts,

@@ -31,8 +31,8 @@ def proto_maml(
     model: Model,
     inner_optimizer: optax.GradientTransformation,
     *,
-    steps: int,
-    eval_steps: int | None = None,
+    inner_steps: int,
+    eval_inner_steps: int | None = None,
     way: int | None = None,
     gradient: str = "remat",
     adapts: Callable[[str], bool] = everything,
@@ -46,8 +46,8 @@ def proto_maml(
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, D]`.
       inner_optimizer: what adapts embedding and head, such as `optax.sgd(0.1)`.
-      steps: inner steps in training, at least 0; 0 is Prototypical Networks.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training, at least 0; 0 is Prototypical Networks.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       way: the most classes a task may have, N; labels are below it. None takes the
         number of support examples, which always suffices.
       gradient: how the outer gradient passes the inner loop; see
@@ -70,10 +70,10 @@ def proto_maml(
       >>> import optax
       >>> from metajax.learners import proto_maml
       >>> from metajax.models import conv4
-      >>> learner = proto_maml(conv4(normalization="layer"), optax.sgd(0.1), steps=3)
+      >>> learner = proto_maml(conv4(normalization="layer"), optax.sgd(0.1), inner_steps=3)
     """
     check_way(way)
-    check_descent(inner_optimizer, gradient, steps, eval_steps)
+    check_descent(inner_optimizer, gradient, inner_steps, eval_inner_steps)
     classifier = within(model, "embedding", after=_classify)
 
     def start(meta_params: PyTree, support: Examples) -> PyTree:
@@ -93,8 +93,8 @@ def proto_maml(
         start,
         inner_optimizer,
         objective=cross_entropy,
-        steps=steps,
-        eval_steps=eval_steps,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
         gradient=gradient,
         adapts=adapts,
         check_mixed=check_mixed,

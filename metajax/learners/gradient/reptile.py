@@ -49,8 +49,8 @@ def reptile(
     model: Model,
     inner_optimizer: optax.GradientTransformation,
     *,
-    steps: int = 5,
-    eval_steps: int | None = 50,
+    inner_steps: int = 5,
+    eval_inner_steps: int | None = 50,
     keeps_state: bool = False,
     batch_size: int | None = None,
     eval_batch_size: int | None = None,
@@ -65,8 +65,9 @@ def reptile(
     Args:
       model: the network.
       inner_optimizer: what adapts it, such as `optax.adam(1e-3, b1=0.0)`.
-      steps: inner steps in training, at least 2; with one, Reptile is joint training.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training, at least 2; with one, Reptile is joint
+        training.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       keeps_state: whether the numbers in the inner optimizer's state, such as moments
         and counts, go on from task to task instead of starting afresh. They are then
         part of `meta_params`, for an outer `optax.sgd` with a rate of at most 1: others
@@ -93,10 +94,10 @@ def reptile(
       >>> inner_optimizer = optax.adam(1e-3, b1=0.0)
       >>> learner = reptile(conv4(5, pooling="stride"), inner_optimizer, batch_size=10)
     """
-    check_descent(inner_optimizer, "first_order", steps, eval_steps)
-    if steps < 2:
+    check_descent(inner_optimizer, "first_order", inner_steps, eval_inner_steps)
+    if inner_steps < 2:
         raise ValueError(
-            f"`steps` must be at least 2, got {steps}: after a single inner step "
+            f"`inner_steps` must be at least 2, got {inner_steps}: after a single inner step "
             "Reptile's gradient is that of training on all tasks jointly."
         )
     sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
@@ -110,7 +111,7 @@ def reptile(
         size = batch_size if how.is_training else eval_batch_size
         batches = None
         if size is not None:
-            batches = draw_batches(key_batches, support, how.steps, size)
+            batches = draw_batches(key_batches, support, how.inner_steps, size)
 
         def loss(params: PyTree, args: PyTree, key: Array | None) -> Array:
             return support_loss(params, args if size is None else args[1], key)
@@ -125,7 +126,7 @@ def reptile(
             inner_optimizer,
             params_of(start),
             support,
-            steps=how.steps,
+            inner_steps=how.inner_steps,
             gradient="first_order",
             adapts=adapts,
             key=key_loss,
@@ -157,8 +158,8 @@ def reptile(
         init,
         run,
         objective,
-        steps=steps,
-        eval_steps=eval_steps,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
         surrogate=surrogate,
     )
 
@@ -190,7 +191,7 @@ def _restored(kept: list[Array], fresh: PyTree) -> PyTree:
 
 
 def draw_batches(
-    key: Array | None, examples: Examples, steps: int, batch_size: int
+    key: Array | None, examples: Examples, inner_steps: int, batch_size: int
 ) -> Examples:
     """Draws batches from passes over the real examples, each in a new random order.
 
@@ -200,14 +201,14 @@ def draw_batches(
     Args:
       key: the key is consumed; None takes the same batches every time.
       examples: `[n, ...]`.
-      steps: number of batches.
+      inner_steps: number of batches.
       batch_size: examples of a batch; it may be above the number of real ones.
 
     Returns:
       Examples `[steps, batch_size, ...]`, without a mask if `examples` have none. If
       none of them is real, neither is what is drawn.
     """
-    num, total = len(jax.tree.leaves(examples.y)[0]), steps * batch_size
+    num, total = len(jax.tree.leaves(examples.y)[0]), inner_steps * batch_size
     is_real = examples.is_real
     num_real = jnp.maximum(jnp.sum(is_real), 1)
     # How many of padded examples are real is not known here; one is the worst case.
@@ -217,7 +218,7 @@ def draw_batches(
         return jnp.argsort(jax.random.uniform(key, (num,)) + ~is_real)
 
     keys = jax.random.split(jax.random.key(0) if key is None else key, passes)
-    position = jnp.arange(total).reshape(steps, batch_size)
+    position = jnp.arange(total).reshape(inner_steps, batch_size)
     rows = jax.vmap(real_first)(keys)[position // num_real, position % num_real]
     x, y = jax.tree.map(lambda leaf: leaf[rows], (examples.x, examples.y))
     if examples.mask is None:

@@ -78,7 +78,7 @@ def baseline(
     head: str = "linear",
     way: int | None = None,
     inner_optimizer: optax.GradientTransformation | None = None,
-    steps: int = 100,
+    inner_steps: int = 100,
     scale: float = 10.0,
     fine_tune: bool = False,
 ) -> Learner:
@@ -95,7 +95,7 @@ def baseline(
         support examples.
       inner_optimizer: fits the head; None takes SGD with a rate of 0.01 and momentum
         0.9.
-      steps: its steps, at least 0; 100 are the paper's.
+      inner_steps: its steps, at least 0; 100 are the paper's.
       scale: s of `"cosine"`, above 0.
       fine_tune: whether the embedding is fitted as well.
 
@@ -119,7 +119,7 @@ def baseline(
     check_positive(scale=scale)
     if inner_optimizer is None:
         inner_optimizer = optax.sgd(0.01, momentum=0.9)
-    check_inner_loop(inner_optimizer, steps, "first_order")
+    check_inner_loop(inner_optimizer, inner_steps, "first_order")
     if fine_tune and head == "centroid":
         raise ValueError(
             "head='centroid' is computed and not fitted, so it cannot be fine-tuned; "
@@ -186,7 +186,7 @@ def baseline(
             inner_optimizer,
             classifier,
             (support, seen),
-            steps=steps,
+            inner_steps=inner_steps,
             gradient="first_order",
             adapts=everything if fine_tune else all_but("embedding"),
             key=key_fit,

@@ -12,12 +12,12 @@ The combination is ours and has no published number. Its parts:
 
     code    c = mean over the support set of h_T,  h = LSTM([x_1, y_1] .. [x_T, y_T])
     start   phi_0 = theta + V^T c, or theta + V^T (U^T c) with a `rank`
-    inner   phi_{t+1} = phi_t + u_t(grad L_support(phi_t)),  `steps` times
+    inner   phi_{t+1} = phi_t + u_t(grad L_support(phi_t)),  `inner_steps` times
     outer   min over theta, V, U and the LSTM of the mean over tasks of  L_query(phi_T)
 
 theta is `meta_params.base`, V and U `meta_params.generator`, the LSTM
 `meta_params.encoder`. V starts small, so that phi_0 is about theta: learning starts
-from MAML. With `steps=0` it is a hypernetwork, and with V = 0 MAML.
+from MAML. With `inner_steps=0` it is a hypernetwork, and with V = 0 MAML.
 
 It is one of two things that are called Meta-LSTM; the other is an LSTM whose cell state
 are the parameters, `metajax.learners.optimizer.meta_lstm`.
@@ -66,8 +66,8 @@ def lstm_generator(
     model: Model,
     inner_optimizer: InnerOptimizer,
     *,
-    steps: int,
-    eval_steps: int | None = None,
+    inner_steps: int,
+    eval_inner_steps: int | None = None,
     hidden: Sequence[int] = (64,),
     rank: int | None = None,
     way: int | None = None,
@@ -90,8 +90,8 @@ def lstm_generator(
         F]`, or of inputs without a time axis.
       inner_optimizer: what adapts what is generated, such as `optax.sgd(0.1)`, or a
         `LearnedOptimizer`.
-      steps: inner steps in training, at least 0.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training, at least 0.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       hidden: sizes of the layers of the LSTM that reads the support set.
       rank: None for a full matrix from code to parameters, or the rank of one of low
         rank, from 1 to `hidden[-1]`.
@@ -120,10 +120,12 @@ def lstm_generator(
       >>> from metajax.models import lstm
       >>> from metajax.objectives import squared_error
       >>> model, optimizer = lstm(1), optax.sgd(0.1)
-      >>> learner = lstm_generator(model, optimizer, steps=1, objective=squared_error)
+      >>> learner = lstm_generator(model, optimizer, inner_steps=1, objective=squared_error)
     """
     check_way(way)
-    check_descent(inner_optimizer, gradient, steps, eval_steps, may_be_learned=True)
+    check_descent(
+        inner_optimizer, gradient, inner_steps, eval_inner_steps, may_be_learned=True
+    )
     check_sizes(fewest=1, hidden=hidden)
     size = hidden[-1]
     check_generator(size, rank, offset_scale)
@@ -160,8 +162,8 @@ def lstm_generator(
         start,
         inner_optimizer,
         objective=objective,
-        steps=steps,
-        eval_steps=eval_steps,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
         gradient=gradient,
         adapts=adapts,
         check_mixed=check_mixed,

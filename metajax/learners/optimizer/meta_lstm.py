@@ -78,8 +78,8 @@ class _Gates(nn.Module):
 def meta_lstm(
     model: Model,
     *,
-    steps: int = 5,
-    eval_steps: int | None = None,
+    inner_steps: int = 5,
+    eval_inner_steps: int | None = None,
     rate: float = 0.1,
     forget: float = 0.9999,
     hidden: tuple[int, ...] = (20,),
@@ -94,8 +94,8 @@ def meta_lstm(
 
     Args:
       model: the network.
-      steps: inner steps in training, at least 1.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training, at least 1.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       rate: the input gate at first, in (0, 1).
       forget: the forget gate at first, in (0, 1).
       hidden: sizes of the layers of the LSTM that reads gradients and losses.
@@ -114,12 +114,12 @@ def meta_lstm(
       >>> from metajax.models import conv4
       >>> learner = meta_lstm(conv4(5, pooling="stride"), rate=0.4)
     """
-    check_integers(1, steps=steps)
+    check_integers(1, inner_steps=inner_steps)
     return descent(
         model,
         lstm_gates(rate=rate, forget=forget, hidden=hidden, threshold=threshold),
-        steps=steps,
-        eval_steps=eval_steps,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
         objective=objective,
         gradient="first_order",
         adapts=adapts,

@@ -34,8 +34,8 @@ def optimizer_learner(
     model: Model,
     inner_optimizer: LearnedOptimizer,
     *,
-    steps: int,
-    eval_steps: int | None = None,
+    inner_steps: int,
+    eval_inner_steps: int | None = None,
     judges: str = "path",
     objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
     gradient: str = "remat",
@@ -49,10 +49,10 @@ def optimizer_learner(
       model: the network; each task starts from its `init`, with the task's key, or with
         always the same one where `adapt` and `loss` are given none.
       inner_optimizer: what is learned.
-      steps: inner steps in training, at least 1. Long ones are better cut into pieces:
-        `metajax.training.outer_gradients.truncated` and `pes` use the learner's
+      inner_steps: inner steps in training, at least 1. Long ones are better cut into
+        pieces: `metajax.training.outer_gradients.truncated` and `pes` use the learner's
         `segments`.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       judges: `"path"` for the mean support loss on the way, `"query"` for the query
         loss at its end.
       objective: `(outputs, y) -> [n]`, the loss of every example.
@@ -75,7 +75,7 @@ def optimizer_learner(
       >>> from metajax.optimizers import HyperParameter, learned
       >>> rate = HyperParameter(0.1, domain="positive")
       >>> inner_optimizer = learned(optax.sgd, learning_rate=rate)
-      >>> learner = optimizer_learner(mlp(5), inner_optimizer, steps=20)
+      >>> learner = optimizer_learner(mlp(5), inner_optimizer, inner_steps=20)
     """
     if not isinstance(inner_optimizer, LearnedOptimizer):
         raise TypeError(
@@ -84,12 +84,12 @@ def optimizer_learner(
             f"is learned; got {inner_optimizer!r}."
         )
     check_choice(JUDGES, judges=judges)
-    check_integers(1, steps=steps)
+    check_integers(1, inner_steps=inner_steps)
     return descent(
         model,
         inner_optimizer,
-        steps=steps,
-        eval_steps=eval_steps,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
         objective=objective,
         gradient=gradient,
         starts_at_random=True,

@@ -12,7 +12,7 @@ Meta-learning", ICLR 2020, https://arxiv.org/abs/2001.00745.
     q = mean of AG_q(C),   L_q = mean of |C - decode(AG_q(C))|^2                 Eq. (8)
     t = mean of AG_t(C^),  L_t = mean of |C^ - decode(AG_t(C^))|^2               Eq. (9)
     phi_0 = sigmoid(W_g [t, q] + b_g) theta                                     Eq. (10)
-    phi_{t+1} = phi_t - alpha grad L_support(phi_t),  `steps` times
+    phi_{t+1} = phi_t - alpha grad L_support(phi_t),  `inner_steps` times
     outer   min of the mean over tasks of  L_query(phi_T) + mu (L_q + L_t)      Eq. (11)
 
 theta is `meta_params.base`, E `embedding`, all else `meta_params.relations`: h are its
@@ -83,8 +83,8 @@ def arml(
     model: Model,
     inner_optimizer: InnerOptimizer,
     *,
-    steps: int,
-    eval_steps: int | None = None,
+    inner_steps: int,
+    eval_inner_steps: int | None = None,
     way: int | None = None,
     embedding: Model | None = None,
     features: int = 40,
@@ -109,8 +109,8 @@ def arml(
       model: the network.
       inner_optimizer: what adapts it from where the gate starts it, such as
         `optax.sgd(0.001)`, the paper's, or a `LearnedOptimizer`.
-      steps: inner steps in training, at least 0.
-      eval_steps: inner steps of `adapt`; None means `steps`.
+      inner_steps: inner steps in training, at least 0.
+      eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       way: the classes of a task, N, if targets are labels, which are below it; None if
         they are real numbers.
       embedding: E, a model to vectors `[n, D]`, of the inputs if targets are labels,
@@ -150,14 +150,16 @@ def arml(
       >>> from metajax.learners import arml
       >>> from metajax.models import mlp
       >>> from metajax.objectives import squared_error
-      >>> learner = arml(mlp(1), optax.sgd(0.001), steps=5, objective=squared_error)
+      >>> learner = arml(mlp(1), optax.sgd(0.001), inner_steps=5, objective=squared_error)
     """
     check_way(way)
     check_integers(1, features=features, vertices=vertices)
     check_integers(1, clusters=clusters, layers=layers)
     check_positive(link_scale=link_scale)
     check_not_negative(reconstruction_weight=reconstruction_weight)
-    check_descent(inner_optimizer, gradient, steps, eval_steps, may_be_learned=True)
+    check_descent(
+        inner_optimizer, gradient, inner_steps, eval_inner_steps, may_be_learned=True
+    )
     embed = mlp(features, hidden=()) if embedding is None else embedding
 
     def relations(num_gates: int) -> Relations:
@@ -220,8 +222,8 @@ def arml(
         lambda meta_params, support: start(meta_params, support)[0],
         inner_optimizer,
         objective=objective,
-        steps=steps,
-        eval_steps=eval_steps,
+        inner_steps=inner_steps,
+        eval_inner_steps=eval_inner_steps,
         gradient=gradient,
         adapts=adapts,
         check_mixed=check_mixed,

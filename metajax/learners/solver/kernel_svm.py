@@ -92,7 +92,7 @@ def kernel_svm(
     relevance: float | Sequence[float] = 0.0,
     scale: float = 1.0,
     learn: Sequence[str] = LEARNED,
-    steps: int = 300,
+    iterations: int = 300,
 ) -> Learner:
     """Builds a support vector machine with learned numbers.
 
@@ -119,7 +119,8 @@ def kernel_svm(
       learn: which of `"penalty"`, `"width"`, `"relevance"`, `"weights"` (beta),
         `"scales"` and `"scale"` the outer loop learns; the others stay, scales at 1. A
         common factor of all scales changes nothing, as V takes it up.
-      steps: iterations of the solver, at least 1. A high C or a large width needs more.
+      iterations: iterations of the solver, at least 1. A high C or a large width needs
+        more.
 
     Returns:
       A learner whose `meta_params` are `metajax.builders.heads.MetaParams`: `head` is a
@@ -155,7 +156,7 @@ def kernel_svm(
             "`relevance` must be one finite number, or one for each of the "
             f"{widths.size} widths, got {relevance!r}."
         )
-    check_integers(1, steps=steps)
+    check_integers(1, iterations=iterations)
     if isinstance(learn, str):
         raise ValueError(
             f"`learn` must be a list of names, got the one word {learn!r}; write "
@@ -210,7 +211,7 @@ def kernel_svm(
             lower,
             upper,
             axis=0,
-            steps=steps,
+            iterations=iterations,
         )
         weights = numbers["penalty"] * share
         outputs = gram @ weights

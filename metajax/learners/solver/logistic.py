@@ -31,7 +31,7 @@ def logistic(
     strength: float = 1.0,
     learn_strength: bool = True,
     scale: float = 1.0,
-    steps: int = 10,
+    iterations: int = 10,
 ) -> Learner:
     """Builds LR-D2.
 
@@ -45,7 +45,7 @@ def logistic(
       strength: lambda at first, above 0.
       learn_strength: whether lambda is learned, through its logarithm.
       scale: alpha at first, above 0; it is learned through its logarithm.
-      steps: of Newton's method, at least 1; the paper has 5 to 10.
+      iterations: of Newton's method, at least 1; the paper has 5 to 10.
 
     Returns:
       A learner whose `meta_params` are `MetaParams` and whose `adapted` holds the
@@ -61,12 +61,12 @@ def logistic(
       >>> from metajax.models import conv4
       >>> learner = logistic(conv4(normalization="calibrated"), way=5)
     """
-    check_integers(1, steps=steps)
+    check_integers(1, iterations=iterations)
 
     def solve(support: Embedded, strength: Array) -> tuple[Array, dict[str, Array]]:
         rows = support.with_ones
         signs = jnp.where(support.is_real[:, None], 2 * support.one_hot - 1, 0)
-        found = logistic_dual(rows @ rows.T, signs, strength, steps=steps)
+        found = logistic_dual(rows @ rows.T, signs, strength, iterations=iterations)
         return rows.T @ found.value, {"solver_residual": found.residual}
 
     head = solved_head(solve, scale=scale, learn=learn_strength, strength=strength)

@@ -114,7 +114,7 @@ def soft_tree(
     *,
     way: int | None = None,
     depth: int = 3,
-    steps: int = 3,
+    inner_steps: int = 3,
     inner_optimizer: optax.GradientTransformation | LearnedOptimizer | None = None,
     gradient: str = "remat",
     hidden: int = 16,
@@ -135,7 +135,7 @@ def soft_tree(
       way: the most classes a task may have, N; labels are below it. None takes the
         number of support examples: give it where there is more than one shot.
       depth: levels of splits at most, at least 1; how many are used is learned.
-      steps: inner steps on scores and gates, at least 0.
+      inner_steps: inner steps on scores and gates, at least 0.
       inner_optimizer: what takes them, of Optax or learned, on a dict of `scores`
         `[M, n * D]` and `gates` `[M]`. None for SGD whose two rates are learned.
       gradient: how the outer gradient passes the inner steps; see
@@ -184,7 +184,7 @@ def soft_tree(
     if inner_optimizer is None:
         rate = HyperParameter(10.0, per="leaf", domain="positive")
         inner_optimizer = learned(optax.sgd, learning_rate=rate)
-    check_descent(inner_optimizer, gradient, steps, None, may_be_learned=True)
+    check_descent(inner_optimizer, gradient, inner_steps, None, may_be_learned=True)
     num_splits, levels = 2**depth - 1, level_slices(depth)
     level_of_node = np.repeat(np.arange(depth + 1), 2 ** np.arange(depth + 1))
 
@@ -229,7 +229,7 @@ def soft_tree(
             optimizer,
             moves,
             (tree, support),
-            steps=steps,
+            inner_steps=inner_steps,
             gradient=gradient,
             key=key,
         )

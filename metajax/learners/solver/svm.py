@@ -37,12 +37,12 @@ def svm(
     penalty: float = 0.1,
     learn_penalty: bool = False,
     scale: float = 10.0,
-    steps: int = 200,
+    iterations: int = 200,
 ) -> Learner:
     """Builds MetaOptNet with its support vector machine.
 
     Choose it over `ridge` for many shots of high-dimensional embeddings, where few
-    examples decide; it costs `steps` products with the kernel.
+    examples decide; it costs `iterations` products with the kernel.
 
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, D]`.
@@ -52,7 +52,7 @@ def svm(
       learn_penalty: whether C is learned, through its logarithm.
       scale: alpha at first, above 0; it is learned through its logarithm, as in
         `ridge`.
-      steps: iterations of the solver, at least 1.
+      iterations: iterations of the solver, at least 1.
 
     Returns:
       A learner whose `meta_params` are `MetaParams` and whose `adapted` holds the
@@ -68,7 +68,7 @@ def svm(
       >>> from metajax.models import conv4
       >>> learner = svm(conv4(normalization="calibrated"), way=5)
     """
-    check_integers(1, steps=steps)
+    check_integers(1, iterations=iterations)
 
     def solve(support: Embedded, penalty: Array) -> tuple[Array, dict[str, Array]]:
         rows, one_hot = support.with_ones, support.one_hot
@@ -77,7 +77,7 @@ def svm(
         is_free = support.is_real[:, None] & support.is_present[None, :]
         lower = jnp.where(is_free, -jnp.inf, 0)
         a = penalty * box_program(
-            penalty * kernel, one_hot, lower, one_hot, axis=1, steps=steps
+            penalty * kernel, one_hot, lower, one_hot, axis=1, iterations=iterations
         )
         return rows.T @ a, {"duality_gap": duality_gap(kernel, a, support, penalty)}
 

@@ -16,7 +16,7 @@ from metajax.types import Examples
 ENTRIES = {
     "cavia": Entry(
         lambda: metajax.learners.cavia(
-            small_mlp(WAY), optax.sgd(1.0), steps=2, context_size=3
+            small_mlp(WAY), optax.sgd(1.0), inner_steps=2, context_size=3
         )
     ),
     "cavia, support statistics": Entry(
@@ -37,7 +37,11 @@ def test_matches_closed_form(steps):
         lambda params, pair: params["w"] * pair[0] + params["v"] * pair[1],
     )
     learner = metajax.learners.cavia(
-        model, optax.sgd(RATE), context_size=1, steps=steps, objective=squared_error
+        model,
+        optax.sgd(RATE),
+        context_size=1,
+        inner_steps=steps,
+        objective=squared_error,
     )
     x, y = jnp.array([[1.0], [2.0], [4.0]]), jnp.array([[3.0], [-1.0], [2.0]])
     params = {"w": jnp.float32(0.5), "v": jnp.float32(0.8)}
@@ -52,7 +56,9 @@ def test_matches_closed_form(steps):
 def test_only_the_context_adapts_and_starts_at_zero(key):
     task = sample(key)
     model = metajax.models.mlp(3, hidden=(4,))
-    learner = metajax.learners.cavia(model, optax.sgd(RATE), context_size=2, steps=2)
+    learner = metajax.learners.cavia(
+        model, optax.sgd(RATE), context_size=2, inner_steps=2
+    )
     params = jax.jit(learner.init)(key, task)
     assert params["params"]["context"]["kernel"].shape == (2, 4)
     path = jax.jit(learner.adapt_steps)(params, task.support)
@@ -67,7 +73,10 @@ def test_only_the_context_adapts_and_starts_at_zero(key):
 def test_meta_gradient_matches_finite_differences(key):
     task = sample(key)
     learner = metajax.learners.cavia(
-        metajax.models.mlp(3, hidden=(4,)), optax.sgd(RATE), context_size=2, steps=2
+        metajax.models.mlp(3, hidden=(4,)),
+        optax.sgd(RATE),
+        context_size=2,
+        inner_steps=2,
     )
     params = jax.jit(learner.init)(key, task)
     with jax.enable_x64(True):
@@ -106,8 +115,12 @@ ERRORS = {
         "`context_size` must be an integer of at least 1, got 0",
     ),
     "fractional": ({"context_size": 2.5}, ValueError, "`context_size` .* got 2.5"),
-    "steps": ({"steps": -1}, ValueError, "`steps` must be .*got -1"),
-    "eval_steps": ({"eval_steps": 0.5}, ValueError, "`eval_steps` must be .*got 0.5"),
+    "inner_steps": ({"inner_steps": -1}, ValueError, "`inner_steps` must be .*got -1"),
+    "eval_inner_steps": (
+        {"eval_inner_steps": 0.5},
+        ValueError,
+        "`eval_inner_steps` must be .*got 0.5",
+    ),
     "gradient": ({"gradient": "second"}, ValueError, "reverse, remat, mixed"),
     "optimizer": ({"inner_optimizer": 0.4}, TypeError, "optax.sgd.*got 0.4"),
 }

@@ -16,7 +16,11 @@ from metajax.objectives import squared_error
 ENTRIES = {
     "imaml": Entry(
         lambda: metajax.learners.imaml(
-            small_mlp(WAY), optax.sgd(0.05), steps=20, cg_steps=20, max_residual=1.0
+            small_mlp(WAY),
+            optax.sgd(0.05),
+            inner_steps=20,
+            cg_iterations=20,
+            max_residual=1.0,
         )
     ),
 }
@@ -41,11 +45,11 @@ def test_matches_closed_form(strength, damping):
     learner = metajax.learners.imaml(
         constant_model(),
         optax.sgd(1 / (1 + strength)),
-        steps=1,
-        eval_steps=3,
+        inner_steps=1,
+        eval_inner_steps=3,
         strength=strength,
         damping=damping,
-        cg_steps=1,
+        cg_iterations=1,
         max_residual=1e-4,
         objective=squared_error,
     )
@@ -73,8 +77,8 @@ def test_agrees_with_the_gradient_through_all_steps(key):
         return metajax.learners.imaml(
             model,
             optax.sgd(0.1, momentum=0.5),
-            steps=60,
-            cg_steps=40,
+            inner_steps=60,
+            cg_iterations=40,
             gradient=gradient,
         )
 
@@ -103,7 +107,7 @@ def test_inner_optimizers_need_no_derivative():
     """Adam without `eps_root`, and a coordinate whose gradient is exactly 0."""
     theta = SUPPORT.at[0].add(1.0)
     learner = metajax.learners.imaml(
-        constant_model(), optax.adam(0.1), steps=200, objective=squared_error
+        constant_model(), optax.adam(0.1), inner_steps=200, objective=squared_error
     )
     task = constant_task()
     gradient = jax.jit(jax.grad(lambda p: learner.loss(p, task)[0]))(theta)
@@ -117,7 +121,11 @@ def test_a_line_search_may_solve_the_inner_problem(key):
 
     def gradient(optimizer, steps):
         learner = metajax.learners.imaml(
-            smooth_model(), optimizer, steps=steps, cg_steps=40, max_residual=1e-3
+            smooth_model(),
+            optimizer,
+            inner_steps=steps,
+            cg_iterations=40,
+            max_residual=1e-3,
         )
         params = learner.init(key, task)
         return jax.jit(jax.grad(lambda p: learner.loss(p, task)[0]))(params)
@@ -134,7 +142,7 @@ def test_memory_does_not_grow_with_the_inner_steps(key):
 
     def memory(gradient, steps):
         learner = metajax.learners.imaml(
-            model, optax.sgd(0.1), steps=steps, gradient=gradient
+            model, optax.sgd(0.1), inner_steps=steps, gradient=gradient
         )
         params = jax.eval_shape(learner.init, key, task)
         run = jax.jit(jax.grad(lambda p: learner.loss(p, task)[0]))
@@ -148,7 +156,11 @@ def test_memory_does_not_grow_with_the_inner_steps(key):
 
 def test_a_solve_that_is_not_good_enough_has_no_gradient(key):
     learner = metajax.learners.imaml(
-        smooth_model(), optax.sgd(0.1), steps=2, cg_steps=1, max_residual=1e-3
+        smooth_model(),
+        optax.sgd(0.1),
+        inner_steps=2,
+        cg_iterations=1,
+        max_residual=1e-3,
     )
     task = sample(key)
     params = jax.jit(learner.init)(key, task)
@@ -164,8 +176,8 @@ def test_a_task_whose_solve_fails_may_be_left_out(key, max_residual, failed):
     learner = metajax.learners.imaml(
         smooth_model(),
         optax.sgd(0.1),
-        steps=2,
-        cg_steps=1,
+        inner_steps=2,
+        cg_iterations=1,
         max_residual=max_residual,
         skips_failed=True,
     )
@@ -180,13 +192,29 @@ def test_a_task_whose_solve_fails_may_be_left_out(key, max_residual, failed):
 
 
 ERRORS = {
-    "no steps": ({"steps": 0}, ValueError, "`steps` must be an integer of at least 1"),
-    "eval_steps": ({"eval_steps": -1}, ValueError, "`eval_steps` must be .*got -1"),
-    "eval_steps of 1.0": ({"eval_steps": 1.0}, ValueError, "`eval_steps` .*got 1.0"),
+    "no steps": (
+        {"inner_steps": 0},
+        ValueError,
+        "`inner_steps` must be an integer of at least 1",
+    ),
+    "eval_inner_steps": (
+        {"eval_inner_steps": -1},
+        ValueError,
+        "`eval_inner_steps` must be .*got -1",
+    ),
+    "eval_inner_steps of 1.0": (
+        {"eval_inner_steps": 1.0},
+        ValueError,
+        "`eval_inner_steps` .*got 1.0",
+    ),
     "strength": ({"strength": 0.0}, ValueError, "`strength` must be above 0.*got 0.0"),
     "strength of NaN": ({"strength": float("nan")}, ValueError, "`strength`.*got nan"),
     "damping": ({"damping": -1.0}, ValueError, "`damping` must be at least 0.*got -1"),
-    "cg_steps": ({"cg_steps": 0}, ValueError, "`cg_steps` must be an integer.*got 0"),
+    "cg_iterations": (
+        {"cg_iterations": 0},
+        ValueError,
+        "`cg_iterations` must be an integer.*got 0",
+    ),
     "max_residual": ({"max_residual": 2}, ValueError, "`max_residual` must .*got 2"),
     "gradient": ({"gradient": "exact"}, ValueError, "first_order, got 'exact'"),
     "optimizer": ({"inner_optimizer": 0.1}, TypeError, "optax.sgd.*got 0.1"),
@@ -196,6 +224,6 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_configuration_is_explained(name):
     changes, kind, message = ERRORS[name]
-    settings = {"inner_optimizer": optax.sgd(0.1), "steps": 1} | changes
+    settings = {"inner_optimizer": optax.sgd(0.1), "inner_steps": 1} | changes
     with pytest.raises(kind, match=message):
         metajax.learners.imaml(constant_model(), **settings)

@@ -20,12 +20,16 @@ from metajax.types import Examples
 ENTRIES = {
     "leo": Entry(
         lambda: metajax.learners.leo(
-            small_mlp(5), num_latents=3, steps=2, fine_tuning_rate=0.1
+            small_mlp(5), num_latents=3, inner_steps=2, fine_tuning_rate=0.1
         )
     ),
     "leo, support statistics": Entry(
         lambda: metajax.learners.leo(
-            small_mlp(5, "support"), way=4, num_latents=3, steps=1, train_embedding=True
+            small_mlp(5, "support"),
+            way=4,
+            num_latents=3,
+            inner_steps=1,
+            train_embedding=True,
         )
     ),
 }
@@ -89,7 +93,7 @@ def test_renaming_the_classes_renames_the_answers(meta_params, task):
 
 
 def test_no_steps_give_the_decoded_weights(meta_params, task):
-    learner = leo(steps=0, fine_tuning_steps=0)
+    learner = leo(inner_steps=0, fine_tuning_steps=0)
     adapted = learner.adapt(meta_params, task.support)
     means, *_ = encode(meta_params, task.support.x, task.support, 4)
     decoded = (means @ meta_params.decoder)[:, :SIZE]
@@ -101,7 +105,7 @@ def test_no_steps_give_the_decoded_weights(meta_params, task):
 
 def test_steps_on_the_code_and_then_on_the_weights(meta_params, task):
     """By hand, with a rate for each dimension."""
-    learner = leo(steps=2, fine_tuning_steps=1)
+    learner = leo(inner_steps=2, fine_tuning_steps=1)
     key = jax.random.key(5)
     alpha = jax.random.uniform(key, (1, NUM_LATENTS))
     eta = jax.random.uniform(key, (1, SIZE))
@@ -233,7 +237,10 @@ def test_the_embedding_is_frozen_unless_asked_for(key, task, trains):
 ERRORS = {
     "way": ({"way": 0}, "`way` must be None or an integer of at least 1, got 0"),
     "latents": ({"num_latents": 0}, "`num_latents` must be .*at least 1, got 0"),
-    "steps": ({"steps": -1}, "`steps` must be an integer of at least 0, got -1"),
+    "inner_steps": (
+        {"inner_steps": -1},
+        "`inner_steps` must be an integer of at least 0, got -1",
+    ),
     "more steps": ({"fine_tuning_steps": 0.5}, "`fine_tuning_steps` must .*got 0.5"),
     "rate": ({"latent_rate": 0}, "`latent_rate` must be above 0 and finite, got 0"),
     "other rate": ({"fine_tuning_rate": -1}, "`fine_tuning_rate` must be above 0"),

@@ -17,18 +17,21 @@ from metajax.types import Examples, Task
 
 ENTRIES = {
     "maml": Entry(
-        lambda: metajax.learners.maml(small_mlp(WAY), optax.sgd(0.1), steps=3)
+        lambda: metajax.learners.maml(small_mlp(WAY), optax.sgd(0.1), inner_steps=3)
     ),
     "maml, mixed Adam": Entry(
         lambda: metajax.learners.maml(
-            small_mlp(WAY), optax.adam(0.01, eps_root=1e-8), steps=2, gradient="mixed"
+            small_mlp(WAY),
+            optax.adam(0.01, eps_root=1e-8),
+            inner_steps=2,
+            gradient="mixed",
         )
     ),
     "maml, head only, first order": Entry(
         lambda: metajax.learners.maml(
             small_mlp(WAY),
             optax.sgd(0.1),
-            steps=2,
+            inner_steps=2,
             gradient="first_order",
             adapts=metajax.filters.only("head"),
         )
@@ -39,22 +42,22 @@ ENTRIES = {
             metajax.optimizers.learned(
                 optax.sgd,
                 learning_rate=metajax.optimizers.HyperParameter(
-                    0.1, per="leaf", steps=2
+                    0.1, per="leaf", inner_steps=2
                 ),
                 momentum=metajax.optimizers.HyperParameter(0.5, domain="unit"),
             ),
-            steps=2,
+            inner_steps=2,
         )
     ),
     "maml, batch statistics": Entry(
         lambda: metajax.learners.maml(
-            small_mlp(WAY, "batch"), optax.sgd(0.05), steps=2
+            small_mlp(WAY, "batch"), optax.sgd(0.05), inner_steps=2
         ),
         is_inductive=False,
     ),
     "maml, support statistics": Entry(
         lambda: metajax.learners.maml(
-            small_mlp(WAY, "support"), optax.sgd(0.05), steps=2
+            small_mlp(WAY, "support"), optax.sgd(0.05), inner_steps=2
         )
     ),
 }
@@ -82,7 +85,7 @@ def constant_task():
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_matches_closed_form(rate, steps):
     learner = metajax.learners.maml(
-        constant_model(), optax.sgd(rate), steps=steps, objective=squared_error
+        constant_model(), optax.sgd(rate), inner_steps=steps, objective=squared_error
     )
     theta = jnp.array([1.0, -2.0])
     decay = (1 - rate) ** steps
@@ -103,7 +106,7 @@ def test_matches_closed_form(rate, steps):
 def test_long_curves_are_thinned():
     """Eleven of many inner steps are reported, with the first and the last."""
     learner = metajax.learners.maml(
-        constant_model(), optax.sgd(0.01), steps=200, objective=squared_error
+        constant_model(), optax.sgd(0.01), inner_steps=200, objective=squared_error
     )
     theta = jnp.array([1.0, -2.0])
     _, metrics = learner.loss(theta, constant_task())
@@ -118,7 +121,7 @@ def test_first_order_drops_the_hessian():
     learner = metajax.learners.maml(
         constant_model(),
         optax.sgd(0.1),
-        steps=3,
+        inner_steps=3,
         objective=squared_error,
         gradient="first_order",
     )
@@ -130,7 +133,7 @@ def test_first_order_drops_the_hessian():
 
 def test_zero_steps_is_joint_training(key):
     model = metajax.models.mlp(3, hidden=(8,))
-    learner = metajax.learners.maml(model, optax.sgd(0.1), steps=0)
+    learner = metajax.learners.maml(model, optax.sgd(0.1), inner_steps=0)
     task = sample(key)
     params = learner.init(key, task)
     loss, _ = learner.loss(params, task)
@@ -144,7 +147,11 @@ def test_meta_gradient_matches_finite_differences(key):
     with jax.enable_x64(True):
         model = metajax.models.mlp(1, hidden=(5,))
         learner = metajax.learners.maml(
-            model, optax.sgd(0.1), steps=2, objective=squared_error, gradient="mixed"
+            model,
+            optax.sgd(0.1),
+            inner_steps=2,
+            objective=squared_error,
+            gradient="mixed",
         )
         task = jax.tree.map(lambda x: x.astype(jnp.float64), sinusoid(shot=4)(key))
         params = learner.init(key, task)
@@ -159,17 +166,19 @@ def test_meta_gradient_matches_finite_differences(key):
 
 def test_another_number_of_steps_at_evaluation(key):
     model, task = metajax.models.mlp(3, hidden=(8,)), sample(key)
-    learner = metajax.learners.maml(model, optax.sgd(0.1), steps=1, eval_steps=4)
+    learner = metajax.learners.maml(
+        model, optax.sgd(0.1), inner_steps=1, eval_inner_steps=4
+    )
     params = learner.init(key, task)
-    four = metajax.learners.maml(model, optax.sgd(0.1), steps=4)
-    one = metajax.learners.maml(model, optax.sgd(0.1), steps=1)
+    four = metajax.learners.maml(model, optax.sgd(0.1), inner_steps=4)
+    one = metajax.learners.maml(model, optax.sgd(0.1), inner_steps=1)
     chex.assert_trees_all_close(
         learner.adapt(params, task.support), four.adapt(params, task.support)
     )
     chex.assert_trees_all_close(learner.loss(params, task), one.loss(params, task))
     path = learner.adapt_steps(params, task.support)
     for steps in (0, 1, 4):
-        expected = metajax.learners.maml(model, optax.sgd(0.1), steps=steps)
+        expected = metajax.learners.maml(model, optax.sgd(0.1), inner_steps=steps)
         chex.assert_trees_all_close(
             jax.tree.map(lambda leaf, at=steps: leaf[at], path),
             expected.adapt(params, task.support),
@@ -180,7 +189,7 @@ def test_another_number_of_steps_at_evaluation(key):
 def test_filter_keeps_the_body(key):
     model, task = metajax.models.mlp(3, hidden=(8,)), sample(key)
     learner = metajax.learners.maml(
-        model, optax.sgd(0.1), steps=2, adapts=metajax.filters.only("head")
+        model, optax.sgd(0.1), inner_steps=2, adapts=metajax.filters.only("head")
     )
     params = learner.init(key, task)
     adapted = learner.adapt(params, task.support)["params"]
@@ -200,7 +209,7 @@ def test_learns_sinusoids():
     2.
     """
     learner = metajax.learners.maml(
-        metajax.models.mlp(1), optax.sgd(0.01), steps=1, objective=squared_error
+        metajax.models.mlp(1), optax.sgd(0.01), inner_steps=1, objective=squared_error
     )
     result = train(
         learner,
@@ -218,8 +227,16 @@ def test_learns_sinusoids():
 
 
 ERRORS = {
-    "steps": ({"steps": -1}, ValueError, "`steps` must be an integer of at least 0"),
-    "eval_steps": ({"eval_steps": 0.5}, ValueError, "`eval_steps` must be .*got 0.5"),
+    "inner_steps": (
+        {"inner_steps": -1},
+        ValueError,
+        "`inner_steps` must be an integer of at least 0",
+    ),
+    "eval_inner_steps": (
+        {"eval_inner_steps": 0.5},
+        ValueError,
+        "`eval_inner_steps` must be .*got 0.5",
+    ),
     "gradient": ({"gradient": "second"}, ValueError, "reverse, remat, mixed"),
     "optimizer": ({"inner_optimizer": 0.4}, TypeError, "optax.sgd.*got 0.4"),
 }
@@ -228,7 +245,7 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_configuration_is_explained(name):
     changes, kind, message = ERRORS[name]
-    settings = {"inner_optimizer": optax.sgd(0.1), "steps": 1} | changes
+    settings = {"inner_optimizer": optax.sgd(0.1), "inner_steps": 1} | changes
     with pytest.raises(kind, match=message):
         metajax.learners.maml(constant_model(), **settings)
 
@@ -237,7 +254,7 @@ def test_filter_without_a_match_names_the_paths(key):
     learner = metajax.learners.maml(
         metajax.models.mlp(3),
         optax.sgd(0.1),
-        steps=1,
+        inner_steps=1,
         adapts=metajax.filters.only("classifier"),
     )
     task = sample(key)
@@ -249,7 +266,7 @@ def test_filter_without_a_match_names_the_paths(key):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda model: metajax.learners.proto_maml(model, optax.sgd(0.1), steps=1),
+        lambda model: metajax.learners.proto_maml(model, optax.sgd(0.1), inner_steps=1),
         lambda model: metajax.learners.leo(model, way=3),
         lambda model: metajax.learners.cnaps(model, way=3),
         lambda model: metajax.learners.baseline(model, num_classes=3),
@@ -278,6 +295,6 @@ def test_a_learned_optimizer_may_expect_a_network(key):
     )
     task = sample(key)
     learner = metajax.learners.maml(
-        metajax.models.mlp(3, hidden=(4,)), optimizer, steps=1
+        metajax.models.mlp(3, hidden=(4,)), optimizer, inner_steps=1
     )
     assert np.isfinite(learner.loss(learner.init(key, task), task)[0])

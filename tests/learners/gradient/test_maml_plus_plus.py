@@ -21,12 +21,18 @@ from metajax.objectives import squared_error
 ENTRIES = {
     "maml_plus_plus": Entry(
         lambda: metajax.learners.maml_plus_plus(
-            small_mlp(WAY, "layer"), steps=2, multi_step_until=2, first_order_until=1
+            small_mlp(WAY, "layer"),
+            inner_steps=2,
+            multi_step_until=2,
+            first_order_until=1,
         )
     ),
     "maml_plus_plus, all off": Entry(
         lambda: metajax.learners.maml_plus_plus(
-            small_mlp(WAY), steps=2, per_step_rates=False, per_step_normalization=False
+            small_mlp(WAY),
+            inner_steps=2,
+            per_step_rates=False,
+            per_step_normalization=False,
         )
     ),
 }
@@ -41,8 +47,8 @@ def loss_and_gradient(loss, meta_params):
 def test_with_everything_off_is_maml(key):
     """To the bit."""
     model, task = metajax.models.mlp(3, hidden=(4,)), sample(key)
-    learner = maml_plus_plus(model, rate=0.2, steps=2, **OFF)
-    maml = metajax.learners.maml(model, optax.sgd(0.2), steps=2)
+    learner = maml_plus_plus(model, rate=0.2, inner_steps=2, **OFF)
+    maml = metajax.learners.maml(model, optax.sgd(0.2), inner_steps=2)
     params = jax.jit(model.init)(key, task.support.x)
     meta_params = jax.jit(learner.init)(key, task)
     chex.assert_trees_all_equal(meta_params, MetaParams(params, None, None))
@@ -59,7 +65,7 @@ def test_with_everything_off_is_maml(key):
 def test_rates_per_step_in_closed_form():
     learner = maml_plus_plus(
         constant_model(),
-        steps=3,
+        inner_steps=3,
         per_step_normalization=False,
         objective=squared_error,
     )
@@ -80,7 +86,7 @@ def test_rates_per_step_in_closed_form():
 def normalized(key, **settings):
     """A network with everything per step, moved off its start."""
     model, task = metajax.models.mlp(3, hidden=(4,), normalization="layer"), sample(key)
-    learner = maml_plus_plus(model, steps=2, **settings)
+    learner = maml_plus_plus(model, inner_steps=2, **settings)
 
     @jax.jit
     def init(key):
@@ -165,7 +171,7 @@ def test_schedules_switch_where_they_should(multi, first):
     learner = maml_plus_plus(
         constant_model(),
         rate=rate,
-        steps=2,
+        inner_steps=2,
         multi_step_until=multi,
         first_order_until=first,
         objective=squared_error,
@@ -219,8 +225,14 @@ def test_normalization_without_weights_is_explained(key):
 
 
 ERRORS = {
-    "steps": ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
-    "fractional steps": ({"steps": 1.5}, "`steps` must be an integer.*got 1.5"),
+    "inner_steps": (
+        {"inner_steps": 0},
+        "`inner_steps` must be an integer of at least 1, got 0",
+    ),
+    "fractional steps": (
+        {"inner_steps": 1.5},
+        "`inner_steps` must be an integer.*got 1.5",
+    ),
     "rate": ({"rate": -0.1}, "`rate` must be above 0 and finite, got -0.1"),
     "multi_step_until": (
         {"multi_step_until": -1},

@@ -18,7 +18,7 @@ from metajax.objectives import squared_error
 
 ENTRIES = {
     "meta_curvature": Entry(
-        lambda: metajax.learners.meta_curvature(small_mlp(WAY), steps=2)
+        lambda: metajax.learners.meta_curvature(small_mlp(WAY), inner_steps=2)
     ),
 }
 
@@ -55,7 +55,7 @@ def test_matches_closed_form(steps):
     rate, theta = 0.2, np.array([1.0, -2.0])
     matrix = np.array([[1.0, 0.5], [-0.7, 2.0]])
     learner = metajax.learners.meta_curvature(
-        constant_model(), rate=rate, steps=steps, objective=squared_error
+        constant_model(), rate=rate, inner_steps=steps, objective=squared_error
     )
     task = constant_task()
     meta_params = MetaParams(jnp.asarray(theta, float), (jnp.asarray(matrix, float),))
@@ -73,8 +73,10 @@ def test_matches_closed_form(steps):
 
 def test_starts_as_maml(key):
     model, task = metajax.models.mlp(3, hidden=(4,)), sample(key)
-    learner = metajax.learners.meta_curvature(model, rate=0.2, eval_steps=2)
-    maml = metajax.learners.maml(model, optax.sgd(0.2), steps=1, eval_steps=2)
+    learner = metajax.learners.meta_curvature(model, rate=0.2, eval_inner_steps=2)
+    maml = metajax.learners.maml(
+        model, optax.sgd(0.2), inner_steps=1, eval_inner_steps=2
+    )
     meta_params = jax.jit(learner.init)(key, task)
 
     def run(learner, params):
@@ -109,9 +111,18 @@ def test_filter_leaves_matrices_for_what_adapts_only(key):
 ERRORS = {
     "rate": ({"rate": 0.0}, "`rate` must be above 0 and finite, got 0.0"),
     "rate of NaN": ({"rate": float("nan")}, "`rate` must be .*got nan"),
-    "steps": ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
-    "fractional steps": ({"steps": 1.5}, "`steps` must be an integer.*got 1.5"),
-    "eval_steps": ({"eval_steps": -1}, "`eval_steps` must be .*got -1"),
+    "inner_steps": (
+        {"inner_steps": 0},
+        "`inner_steps` must be an integer of at least 1, got 0",
+    ),
+    "fractional steps": (
+        {"inner_steps": 1.5},
+        "`inner_steps` must be an integer.*got 1.5",
+    ),
+    "eval_inner_steps": (
+        {"eval_inner_steps": -1},
+        "`eval_inner_steps` must be .*got -1",
+    ),
     "gradient": ({"gradient": "second"}, "reverse, remat, mixed"),
 }
 

@@ -14,7 +14,7 @@ from metajax.builders.descent import MetaParams
 from metajax.objectives import squared_error
 
 ENTRIES = {
-    "meta_sgd": Entry(lambda: metajax.learners.meta_sgd(small_mlp(WAY), steps=2)),
+    "meta_sgd": Entry(lambda: metajax.learners.meta_sgd(small_mlp(WAY), inner_steps=2)),
 }
 
 # A negative rate moves away from the support set, and is allowed.
@@ -58,8 +58,10 @@ def test_first_order_still_learns_the_rates():
 
 def test_starts_as_maml(key):
     model, task = metajax.models.mlp(3, hidden=(8,)), sample(key)
-    learner = metajax.learners.meta_sgd(model, rate=0.2, eval_steps=2)
-    maml = metajax.learners.maml(model, optax.sgd(0.2), steps=1, eval_steps=2)
+    learner = metajax.learners.meta_sgd(model, rate=0.2, eval_inner_steps=2)
+    maml = metajax.learners.maml(
+        model, optax.sgd(0.2), inner_steps=1, eval_inner_steps=2
+    )
     meta_params = jax.jit(learner.init)(key, task)
     params = meta_params.params
     chex.assert_trees_all_equal_shapes(meta_params.optimizer["learning_rate"], params)
@@ -90,9 +92,18 @@ def test_filter_leaves_rates_for_what_adapts_only(key):
 
 ERRORS = {
     "rate": ({"rate": 0.0}, "`value` of 'learning_rate' must be above 0 .*got 0.0"),
-    "steps": ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
-    "fractional steps": ({"steps": 1.5}, "`steps` must be an integer.*got 1.5"),
-    "eval_steps": ({"eval_steps": -1}, "`eval_steps` must be an integer.*got -1"),
+    "inner_steps": (
+        {"inner_steps": 0},
+        "`inner_steps` must be an integer of at least 1, got 0",
+    ),
+    "fractional steps": (
+        {"inner_steps": 1.5},
+        "`inner_steps` must be an integer.*got 1.5",
+    ),
+    "eval_inner_steps": (
+        {"eval_inner_steps": -1},
+        "`eval_inner_steps` must be an integer.*got -1",
+    ),
     "gradient": ({"gradient": "second"}, "reverse, remat, mixed"),
 }
 

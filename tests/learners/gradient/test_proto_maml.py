@@ -13,11 +13,13 @@ import metajax
 
 ENTRIES = {
     "proto_maml": Entry(
-        lambda: metajax.learners.proto_maml(small_mlp(5), optax.sgd(0.01), steps=2)
+        lambda: metajax.learners.proto_maml(
+            small_mlp(5), optax.sgd(0.01), inner_steps=2
+        )
     ),
     "proto_maml, support statistics": Entry(
         lambda: metajax.learners.proto_maml(
-            small_mlp(5, "support"), optax.sgd(0.01), steps=2
+            small_mlp(5, "support"), optax.sgd(0.01), inner_steps=2
         )
     ),
 }
@@ -36,7 +38,7 @@ def embedding():
 def test_without_steps_is_prototypical(key):
     """Loss, accuracy, gradient and answers."""
     task = sample(key)
-    learner = metajax.learners.proto_maml(embedding(), optax.sgd(RATE), steps=0)
+    learner = metajax.learners.proto_maml(embedding(), optax.sgd(RATE), inner_steps=0)
     prototypical = metajax.learners.prototypical(embedding())
     params = jax.jit(learner.init)(key, task)
 
@@ -56,7 +58,9 @@ def test_without_steps_is_prototypical(key):
 def test_head_by_hand(steps, key):
     """Of an embedding that has nothing to adapt: softmax regression in NumPy."""
     task = sample(key)
-    learner = metajax.learners.proto_maml(IDENTITY, optax.sgd(RATE), steps=steps, way=3)
+    learner = metajax.learners.proto_maml(
+        IDENTITY, optax.sgd(RATE), inner_steps=steps, way=3
+    )
     head = learner.adapt({}, task.support)["head"]
     x, y = np.asarray(task.support.x), np.asarray(task.support.y)
     targets = np.eye(3)[y]
@@ -75,7 +79,7 @@ def test_head_by_hand(steps, key):
 def test_gradient_passes_through_the_prototypes(key):
     """Finite differences, which gradients that stop there do not match."""
     task = sample(key)
-    learner = metajax.learners.proto_maml(embedding(), optax.sgd(RATE), steps=2)
+    learner = metajax.learners.proto_maml(embedding(), optax.sgd(RATE), inner_steps=2)
     params = jax.jit(learner.init)(key, task)
     with jax.enable_x64(True):
         params, task = jax.tree.map(
@@ -86,11 +90,13 @@ def test_gradient_passes_through_the_prototypes(key):
 
 
 def test_one_learner_serves_any_way(key):
-    learner = metajax.learners.proto_maml(embedding(), optax.sgd(RATE), steps=2)
+    learner = metajax.learners.proto_maml(embedding(), optax.sgd(RATE), inner_steps=2)
     task = sample(key)
     params = jax.jit(learner.init)(key, task)
     fewer = jax.tree.map(lambda leaf: leaf[:4], task.support)  # two of three classes
-    two = metajax.learners.proto_maml(embedding(), optax.sgd(RATE), steps=2, way=2)
+    two = metajax.learners.proto_maml(
+        embedding(), optax.sgd(RATE), inner_steps=2, way=2
+    )
 
     def run(learner):
         adapted = learner.adapt(params, fewer)
@@ -108,7 +114,7 @@ def test_absent_classes_change_no_gradient(key):
 
     def gradient(way):
         learner = metajax.learners.proto_maml(
-            embedding(), optax.sgd(RATE), steps=2, way=way
+            embedding(), optax.sgd(RATE), inner_steps=2, way=way
         )
         params = jax.jit(learner.init)(key, task)
         return jax.jit(jax.grad(lambda p: learner.loss(p, task)[0]))(params)
@@ -120,7 +126,7 @@ def test_absent_classes_change_no_gradient(key):
 def test_filters_take_one_of_the_parts(part, key):
     task = sample(key)
     learner = metajax.learners.proto_maml(
-        embedding(), optax.sgd(RATE), steps=2, adapts=metajax.filters.only(part)
+        embedding(), optax.sgd(RATE), inner_steps=2, adapts=metajax.filters.only(part)
     )
     params = jax.jit(learner.init)(key, task)
     path = jax.jit(learner.adapt_steps)(params, task.support)
@@ -136,8 +142,12 @@ def same(a, b):
 
 
 ERRORS = {
-    "steps": ({"steps": -1}, ValueError, "`steps` must be .*got -1"),
-    "eval_steps": ({"eval_steps": 0.5}, ValueError, "`eval_steps` must be .*got 0.5"),
+    "inner_steps": ({"inner_steps": -1}, ValueError, "`inner_steps` must be .*got -1"),
+    "eval_inner_steps": (
+        {"eval_inner_steps": 0.5},
+        ValueError,
+        "`eval_inner_steps` must be .*got 0.5",
+    ),
     "way": ({"way": 0}, ValueError, "`way` must be None or an integer .*got 0"),
     "gradient": ({"gradient": "second"}, ValueError, "reverse, remat, mixed"),
     "optimizer": ({"inner_optimizer": 0.4}, TypeError, "optax.sgd.*got 0.4"),
@@ -147,6 +157,6 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_configuration_is_explained(name):
     changes, kind, message = ERRORS[name]
-    settings = {"inner_optimizer": optax.sgd(RATE), "steps": 1} | changes
+    settings = {"inner_optimizer": optax.sgd(RATE), "inner_steps": 1} | changes
     with pytest.raises(kind, match=message):
         metajax.learners.proto_maml(IDENTITY, **settings)

@@ -18,12 +18,15 @@ from metajax.types import Examples
 ENTRIES = {
     "reptile": Entry(
         lambda: metajax.learners.reptile(
-            small_mlp(WAY), optax.adam(0.02, b1=0.0), steps=3, eval_steps=5
+            small_mlp(WAY), optax.adam(0.02, b1=0.0), inner_steps=3, eval_inner_steps=5
         )
     ),
     "reptile, keeps state": Entry(
         lambda: metajax.learners.reptile(
-            small_mlp(WAY), optax.sgd(0.02, momentum=0.9), steps=3, keeps_state=True
+            small_mlp(WAY),
+            optax.sgd(0.02, momentum=0.9),
+            inner_steps=3,
+            keeps_state=True,
         )
     ),
 }
@@ -33,7 +36,7 @@ TARGETS = jnp.array([[0.0, 1.0], [3.0, -1.0], [1.5, 0.5], [-0.5, 4.0]])
 
 
 def quadratic(**settings):
-    settings = {"steps": 3} | settings
+    settings = {"inner_steps": 3} | settings
     return metajax.learners.reptile(
         constant_model(), optax.sgd(RATE), objective=squared_error, **settings
     )
@@ -141,8 +144,8 @@ def test_kept_state_goes_on_as_if_the_optimizer_were_never_reset(key):
     learner = metajax.learners.reptile(
         constant_model(),
         optax.adam(0.1),
-        steps=3,
-        eval_steps=4,
+        inner_steps=3,
+        eval_inner_steps=4,
         objective=squared_error,
         keeps_state=True,
     )
@@ -165,7 +168,7 @@ def test_kept_state_is_the_mean_over_tasks(key):
     learner = metajax.learners.reptile(
         constant_model(),
         optax.adam(0.1, b1=0.0, b2=0.9),
-        steps=2,
+        inner_steps=2,
         objective=squared_error,
         keeps_state=True,
     )
@@ -189,7 +192,11 @@ def test_kept_state_is_the_mean_over_tasks(key):
 def test_random_keys_of_an_optimizer_are_not_kept(key):
     noisy = optax.chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(RATE))
     learner = metajax.learners.reptile(
-        constant_model(), noisy, steps=2, objective=squared_error, keeps_state=True
+        constant_model(),
+        noisy,
+        inner_steps=2,
+        objective=squared_error,
+        keeps_state=True,
     )
     params = learner.init(key, constant_task())
     leaves = params.optimizer
@@ -224,7 +231,10 @@ def test_sizes_in_training_and_in_adapting(key):
 def test_padding_is_not_learned_from(key):
     task = sample(key)
     learner = metajax.learners.reptile(
-        metajax.models.mlp(3, hidden=(4,)), optax.sgd(RATE), steps=2, batch_size=50
+        metajax.models.mlp(3, hidden=(4,)),
+        optax.sgd(RATE),
+        inner_steps=2,
+        batch_size=50,
     )
     padded = task._replace(support=pad(task.support, 5))
     params = jax.jit(learner.init)(key, task)
@@ -235,7 +245,7 @@ def test_padding_is_not_learned_from(key):
 def test_what_does_not_adapt_is_learned_by_nobody(key):
     model, task = metajax.models.mlp(3, hidden=(4,)), sample(key)
     learner = metajax.learners.reptile(
-        model, optax.sgd(RATE), steps=2, adapts=metajax.filters.only("head")
+        model, optax.sgd(RATE), inner_steps=2, adapts=metajax.filters.only("head")
     )
     params = jax.jit(learner.init)(key, task)
     run = jax.jit(jax.grad(lambda p: learner.loss(p, task)[0]))
@@ -245,9 +255,21 @@ def test_what_does_not_adapt_is_learned_by_nobody(key):
 
 
 ERRORS = {
-    "one step": ({"steps": 1}, ValueError, "must be at least 2, got 1: .* jointly"),
-    "steps": ({"steps": 2.0}, ValueError, "`steps` must be an integer.*got 2.0"),
-    "eval_steps": ({"eval_steps": -1}, ValueError, "`eval_steps` must be .*got -1"),
+    "one step": (
+        {"inner_steps": 1},
+        ValueError,
+        "must be at least 2, got 1: .* jointly",
+    ),
+    "inner_steps": (
+        {"inner_steps": 2.0},
+        ValueError,
+        "`inner_steps` must be an integer.*got 2.0",
+    ),
+    "eval_inner_steps": (
+        {"eval_inner_steps": -1},
+        ValueError,
+        "`eval_inner_steps` must be .*got -1",
+    ),
     "batch_size": (
         {"batch_size": 0},
         ValueError,

@@ -13,7 +13,7 @@ from metajax.objectives import cross_entropy
 ENTRIES = {
     "baseline": Entry(
         lambda: metajax.learners.baseline(
-            small_mlp(5), num_classes=WAY, way=WAY, steps=10
+            small_mlp(5), num_classes=WAY, way=WAY, inner_steps=10
         )
     ),
     "baseline, cosine, fine-tuned": Entry(
@@ -21,7 +21,7 @@ ENTRIES = {
             small_mlp(5, "support"),
             num_classes=WAY,
             head="cosine",
-            steps=2,
+            inner_steps=2,
             fine_tune=True,
         )
     ),
@@ -103,7 +103,10 @@ def test_centroids_are_prototypes(key):
 def test_only_fine_tuning_changes_the_embedding(fine_tune, key):
     task = sample(key)
     learner = metajax.learners.baseline(
-        metajax.models.mlp(5, hidden=(4,)), num_classes=3, steps=3, fine_tune=fine_tune
+        metajax.models.mlp(5, hidden=(4,)),
+        num_classes=3,
+        inner_steps=3,
+        fine_tune=fine_tune,
     )
     meta_params = learner.init(key, task)
     adapted = learner.adapt(meta_params, task.support)
@@ -118,7 +121,10 @@ ERRORS = {
     "classes": ({"num_classes": 0}, "`num_classes` must be an integer of at least 1"),
     "head": ({"head": "svm"}, "`head` must be one of linear, cosine, centroid, got 's"),
     "scale": ({"scale": 0}, "`scale` must be above 0 and finite, got 0"),
-    "steps": ({"steps": -1}, "`steps` must be an integer of at least 0, got -1"),
+    "inner_steps": (
+        {"inner_steps": -1},
+        "`inner_steps` must be an integer of at least 0, got -1",
+    ),
     "centroid": ({"head": "centroid", "fine_tune": True}, "cannot be fine-tuned"),
 }
 

@@ -21,7 +21,7 @@ from metajax.types import Examples
 ENTRIES = {
     "lstm_generator": Entry(
         lambda: metajax.learners.lstm_generator(
-            small_mlp(WAY), optax.sgd(0.1), steps=2, way=WAY, hidden=(5,)
+            small_mlp(WAY), optax.sgd(0.1), inner_steps=2, way=WAY, hidden=(5,)
         )
     ),
     "lstm_generator, low rank, support statistics": Entry(
@@ -30,7 +30,7 @@ ENTRIES = {
             metajax.optimizers.learned(
                 optax.sgd, learning_rate=metajax.optimizers.HyperParameter(0.05)
             ),
-            steps=1,
+            inner_steps=1,
             way=4,
             hidden=(5,),
             rank=2,
@@ -43,7 +43,7 @@ def generator(steps=1, **changes):
     settings = {"hidden": (4,), "objective": squared_error} | changes
     model = metajax.models.lstm(1, hidden=(3,))
     return metajax.learners.lstm_generator(
-        model, optax.sgd(0.1), steps=steps, **settings
+        model, optax.sgd(0.1), inner_steps=steps, **settings
     )
 
 
@@ -93,7 +93,7 @@ def test_a_generator_of_zeros_is_maml(task):
     maml = metajax.learners.maml(
         metajax.models.lstm(1, hidden=(3,)),
         optax.sgd(0.1),
-        steps=1,
+        inner_steps=1,
         objective=squared_error,
     )
     chex.assert_trees_all_close(
@@ -149,7 +149,7 @@ def test_learned_rates_are_used(key, task):
     learner = metajax.learners.lstm_generator(
         metajax.models.lstm(1, hidden=(3,)),
         inner,
-        steps=1,
+        inner_steps=1,
         hidden=(4,),
         objective=squared_error,
     )
@@ -190,7 +190,7 @@ def test_classifies_without_a_time_axis(key):
     learner = metajax.learners.lstm_generator(
         metajax.models.mlp(WAY, hidden=(8,)),
         optax.sgd(0.1),
-        steps=0,
+        inner_steps=0,
         way=WAY,
         hidden=(8,),
     )
@@ -214,7 +214,11 @@ def test_classifies_without_a_time_axis(key):
 
 
 ERRORS = {
-    "steps": ({"steps": -1}, ValueError, "`steps` must be an integer of at least 0"),
+    "inner_steps": (
+        {"inner_steps": -1},
+        ValueError,
+        "`inner_steps` must be an integer of at least 0",
+    ),
     "optimizer": ({"inner_optimizer": 0.1}, TypeError, "optax.sgd.*got 0.1"),
     "hidden": ({"hidden": ()}, ValueError, "`hidden` must hold at least 1 size"),
     "rank": ({"rank": 65}, ValueError, "`rank` must be .* from 1 to 64,.*got 65"),
@@ -226,7 +230,7 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_configuration_is_explained(name):
     changes, kind, message = ERRORS[name]
-    settings = {"inner_optimizer": optax.sgd(0.1), "steps": 1} | changes
+    settings = {"inner_optimizer": optax.sgd(0.1), "inner_steps": 1} | changes
     with pytest.raises(kind, match=message):
         metajax.learners.lstm_generator(metajax.models.lstm(1), **settings)
 

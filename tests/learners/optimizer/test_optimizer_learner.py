@@ -23,7 +23,7 @@ ENTRIES = {
                 optax.sgd,
                 learning_rate=metajax.optimizers.HyperParameter(0.1, domain="positive"),
             ),
-            steps=4,
+            inner_steps=4,
             judges="query",
         )
     ),
@@ -31,7 +31,7 @@ ENTRIES = {
         lambda: metajax.learners.optimizer_learner(
             small_mlp(WAY),
             metajax.optimizers.lstm_optimizer(hidden=(4,), output_scale=0.01),
-            steps=3,
+            inner_steps=3,
             gradient="first_order",
         )
     ),
@@ -72,7 +72,7 @@ def test_learns_the_best_rate(judges):
     learner = metajax.learners.optimizer_learner(
         random_model(),
         rate(0.1, domain="positive"),
-        steps=STEPS,
+        inner_steps=STEPS,
         judges=judges,
         objective=curved,
     )
@@ -103,7 +103,7 @@ def test_loss_is_what_judges(judges):
     learner = metajax.learners.optimizer_learner(
         constant_model(start),
         rate(RATE),
-        steps=STEPS,
+        inner_steps=STEPS,
         judges=judges,
         objective=squared_error,
     )
@@ -127,7 +127,11 @@ def test_loss_is_what_judges(judges):
 def test_starts_are_drawn_with_the_key():
     """Others for other keys, in loss and adaptation; one and the same without a key."""
     learner = metajax.learners.optimizer_learner(
-        random_model(), rate(RATE), steps=2, eval_steps=1, objective=squared_error
+        random_model(),
+        rate(RATE),
+        inner_steps=2,
+        eval_inner_steps=1,
+        objective=squared_error,
     )
     task = constant_task()
     meta_params = learner.init(jax.random.key(0), task)
@@ -149,7 +153,10 @@ def test_a_schedule_is_learned(key):
     """A rate for each step, of which each has a gradient, and no initialisation."""
     task = sample(key)
     learner = metajax.learners.optimizer_learner(
-        metajax.models.mlp(3, hidden=(4,)), rate(RATE, steps=2), steps=2, judges="query"
+        metajax.models.mlp(3, hidden=(4,)),
+        rate(RATE, steps=2),
+        inner_steps=2,
+        judges="query",
     )
     meta_params = jax.jit(learner.init)(key, task)
     run = jax.jit(jax.grad(lambda p: learner.loss(p, task)[0]))
@@ -166,12 +173,20 @@ ERRORS = {
     ),
     "judges": ({"judges": "end"}, ValueError, "one of path, query, got 'end'"),
     "no steps": (
-        {"steps": 0},
+        {"inner_steps": 0},
         ValueError,
-        "`steps` must be an integer of at least 1, got 0",
+        "`inner_steps` must be an integer of at least 1, got 0",
     ),
-    "fractional steps": ({"steps": 1.5}, ValueError, "`steps` must be an .*got 1.5"),
-    "eval_steps": ({"eval_steps": -1}, ValueError, "`eval_steps` must be .*got -1"),
+    "fractional steps": (
+        {"inner_steps": 1.5},
+        ValueError,
+        "`inner_steps` must be an .*got 1.5",
+    ),
+    "eval_inner_steps": (
+        {"eval_inner_steps": -1},
+        ValueError,
+        "`eval_inner_steps` must be .*got -1",
+    ),
     "gradient": ({"gradient": "second"}, ValueError, "reverse, remat, mixed"),
     "adam": (
         {"inner_optimizer": learned(optax.adam, learning_rate=HyperParameter(0.1))},
@@ -184,6 +199,6 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_configuration_is_explained(name):
     changes, kind, message = ERRORS[name]
-    settings = {"inner_optimizer": rate(RATE), "steps": 1} | changes
+    settings = {"inner_optimizer": rate(RATE), "inner_steps": 1} | changes
     with pytest.raises(kind, match=message):
         metajax.learners.optimizer_learner(constant_model(), **settings)

@@ -21,7 +21,7 @@ ENTRIES = {
         lambda: metajax.learners.arml(
             small_mlp(WAY, "support"),
             optax.sgd(0.1),
-            steps=2,
+            inner_steps=2,
             way=4,
             features=5,
             vertices=2,
@@ -44,7 +44,7 @@ def build(steps=2, **changes):
     return metajax.learners.arml(
         metajax.models.mlp(WAY if changes.get("way") else 1, hidden=(4,)),
         optax.sgd(0.1),
-        steps=steps,
+        inner_steps=steps,
         **settings | {"objective": squared_error} | changes,
     )
 
@@ -192,7 +192,7 @@ def test_a_gate_of_ones_is_maml():
     maml = metajax.learners.maml(
         metajax.models.mlp(1, hidden=(4,)),
         optax.sgd(0.1),
-        steps=2,
+        inner_steps=2,
         objective=squared_error,
     )
     adapted, (_, metrics), gradient = run_with_gradient(learner, meta_params, task)
@@ -268,7 +268,7 @@ WRONG = {
         "`reconstruction_weight` must be at least 0 and finite, got -1.0",
     ),
     "way": ({"way": 0}, "`way` must be None or an integer of at least 1, got 0"),
-    "steps": ({"steps": -1}, "`steps` must be .*got -1"),
+    "inner_steps": ({"inner_steps": -1}, "`inner_steps` must be .*got -1"),
     "gradient": ({"gradient": "second"}, "reverse, remat, mixed"),
 }
 
@@ -281,7 +281,7 @@ def test_bad_configuration_is_explained(changes, message):
 
 def test_an_inner_optimizer_is_needed():
     with pytest.raises(TypeError, match=r"optax.sgd.*got 0.1"):
-        metajax.learners.arml(metajax.models.mlp(1), 0.1, steps=1)
+        metajax.learners.arml(metajax.models.mlp(1), 0.1, inner_steps=1)
 
 
 def test_support_sets_that_do_not_fit_are_explained(key):

@@ -44,7 +44,7 @@ def spread(x):
 @functools.lru_cache
 def program(kernel, way, steps=2000):
     """Logits at any numbers, and the gap: one compilation for all of them."""
-    learner = kernel_svm(kernel=kernel, way=way, steps=steps)
+    learner = kernel_svm(kernel=kernel, way=way, iterations=steps)
 
     def answer(head, task):
         meta_params = learner.init(jax.random.key(0), task)._replace(head=head)
@@ -180,7 +180,7 @@ def test_a_mix_is_that_of_scikit_learn_on_the_mixed_kernel(kernel):
 @pytest.mark.parametrize("kernel", ["rbf", "linear"])
 def test_rows_and_columns_of_padding_change_nothing(kernel, key):
     task = sample(key)
-    learner = kernel_svm(kernel=kernel, way=3, steps=100)
+    learner = kernel_svm(kernel=kernel, way=3, iterations=100)
     gradient = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
     (loss, metrics), slope = gradient(learner.init(key, task), task)
     other = jax.tree.map(
@@ -204,7 +204,7 @@ def test_gradient_is_that_of_finite_differences(kernel):
         task = jax.tree.map(
             lambda a: jnp.asarray(a, jnp.float64 if a.ndim == 2 else a.dtype), table()
         )
-        learner = kernel_svm(kernel=kernel, way=2, width=(1, 1), steps=3000)
+        learner = kernel_svm(kernel=kernel, way=2, width=(1, 1), iterations=3000)
         start = learner.init(jax.random.key(0), task)
         head = {
             "log_penalty": jnp.float64(0.3),
@@ -237,7 +237,9 @@ def test_gradient_where_no_row_is_free():
         x = jnp.asarray([[0.0, 1.0], [0.4, 0.2], [1.0, 0.7], [1.2, 0.1]], jnp.float64)
         y = jnp.asarray([0, 0, 1, 1])
         task = Task(Examples(x, y), Examples(x + 0.3, y))
-        learner = kernel_svm(way=2, penalty=0.01, learn=("penalty", "width"), steps=500)
+        learner = kernel_svm(
+            way=2, penalty=0.01, learn=("penalty", "width"), iterations=500
+        )
         start = learner.init(jax.random.key(0), task)
         head = jax.tree.map(lambda v: v.astype(jnp.float64), start.head)
         loss = jax.jit(lambda h: learner.loss(start._replace(head=h), task)[0])
@@ -260,7 +262,7 @@ def test_one_class_only():
     x = np.ones((3, SIZE), np.float32)
     y = np.ones(3, np.int32)
     task = Task(Examples(x, y), Examples(x + 1, y))
-    learner = kernel_svm(way=2, steps=5)
+    learner = kernel_svm(way=2, iterations=5)
     meta_params = learner.init(jax.random.key(0), task)
     gradient = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
     (loss, metrics), slope = gradient(meta_params, task)
@@ -292,7 +294,7 @@ def test_learning_finds_the_column_that_matters():
         y = ((x[:, 2] > 0) ^ side).astype(jnp.int32)
         return Task(Examples(x[:20], y[:20]), Examples(x[20:], y[20:]))
 
-    learner = kernel_svm(way=2, steps=100)
+    learner = kernel_svm(way=2, iterations=100)
     result = metajax.train(
         learner,
         tasks,
@@ -316,7 +318,10 @@ BAD = {
     "width": ({"width": 0}, "`width` must be above 0 and finite, got 0"),
     "scale": ({"scale": -1.0}, "`scale` must be above 0 and finite, got -1.0"),
     "infinite": ({"penalty": float("inf")}, "`penalty` must be above 0 and finite"),
-    "steps": ({"steps": 0}, "`steps` must be an integer of at least 1, got 0"),
+    "iterations": (
+        {"iterations": 0},
+        "`iterations` must be an integer of at least 1, got 0",
+    ),
     "way": ({"way": 0}, "`way` must be None or an integer of at least 1, got 0"),
     "widths": ({"width": (1, -1)}, "`width` must be above 0 and finite, got -1"),
     "no width": ({"width": ()}, "`width` must have at least one number, got none"),

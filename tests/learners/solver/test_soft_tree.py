@@ -26,7 +26,9 @@ from metajax.learners.solver.soft_tree import SoftTree, harden, soft_tree
 from metajax.types import Examples, Task
 
 ENTRIES = {
-    "soft_tree": Entry(lambda: metajax.learners.soft_tree(way=3, depth=2, steps=1)),
+    "soft_tree": Entry(
+        lambda: metajax.learners.soft_tree(way=3, depth=2, inner_steps=1)
+    ),
 }
 
 NUM, SIZE, WAY = 120, 5, 3
@@ -60,7 +62,7 @@ class Found(NamedTuple):
 def program(steps=0):
     """All that a tree says, at any numbers: one compilation for most tests."""
     depth = 2 if steps else 3
-    learner = soft_tree(way=3, depth=depth, steps=steps, hidden=4)
+    learner = soft_tree(way=3, depth=depth, inner_steps=steps, hidden=4)
 
     @jax.jit
     def answer(meta_params, task):
@@ -284,7 +286,7 @@ def test_gradient_is_that_of_finite_differences():
             table(),
         )
         task = jax.tree.map(lambda a: a[:14], task)
-        learner = soft_tree(way=3, depth=1, steps=1, hidden=2)
+        learner = soft_tree(way=3, depth=1, inner_steps=1, hidden=2)
         start = learner.init(jax.random.key(0), task)
         leaves, structure = jax.tree.flatten(start)
         generator = np.random.default_rng(0)
@@ -320,7 +322,7 @@ def test_learning_finds_the_column_that_matters(key):
         y = y.astype(jnp.int32)
         return Task(Examples(x[:8], y[:8]), Examples(x[8:], y[8:]))
 
-    learner = soft_tree(way=2, depth=1, steps=0, hidden=2, same_columns=True)
+    learner = soft_tree(way=2, depth=1, inner_steps=0, hidden=2, same_columns=True)
     keys = jax.random.split(key, 64)
     start = jax.jit(learner.init)(key, tasks(key))
 
@@ -346,7 +348,7 @@ def test_one_row_and_one_class():
     x = np.ones((1, SIZE), np.float32)
     y = np.ones(1, np.int32)
     task = Task(Examples(x, y), Examples(x + 1, y))
-    learner = soft_tree(way=2, depth=1, steps=0)
+    learner = soft_tree(way=2, depth=1, inner_steps=0)
     meta_params = jax.jit(learner.init)(jax.random.key(0), task)
     gradient = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
     (loss, metrics), slope = gradient(meta_params, task)
@@ -362,7 +364,10 @@ def test_features_have_weights(key):
 
 BAD = {
     "depth": ({"depth": 0}, "`depth` must be an integer of at least 1, got 0"),
-    "steps": ({"steps": -1}, "`steps` must be an integer of at least 0, got -1"),
+    "inner_steps": (
+        {"inner_steps": -1},
+        "`inner_steps` must be an integer of at least 0, got -1",
+    ),
     "hidden": ({"hidden": 0}, "`hidden` must be an integer of at least 1, got 0"),
     "way": ({"way": 0}, "`way` must be None or an integer of at least 1, got 0"),
     "smoothing": ({"smoothing": 0}, "`smoothing` must be above 0 and finite, got 0"),
@@ -382,7 +387,7 @@ def test_bad_configuration_is_explained(changes, message):
 
 def test_bad_inputs_are_explained(key):
     task = table()
-    learner = soft_tree(way=3, depth=1, steps=0, same_columns=True)
+    learner = soft_tree(way=3, depth=1, inner_steps=0, same_columns=True)
     meta_params = jax.eval_shape(learner.init, key, task)
     support = Examples(jnp.zeros((6, 2, 2)), jnp.zeros(6, jnp.int32))
     with pytest.raises(ValueError, match="`soft_tree` takes rows of a table"):

@@ -20,7 +20,7 @@ ENTRIES = {
     # Steps until what is left of the solver's error is rounding, as logits amplify it.
     "svm": Entry(
         lambda: metajax.learners.svm(
-            small_mlp(8), way=4, learn_penalty=True, steps=2000
+            small_mlp(8), way=4, learn_penalty=True, iterations=2000
         )
     ),
 }
@@ -40,7 +40,7 @@ def with_ones(x):
 def fitted(name, number, key):
     """Logits of the queries, and those of scikit-learn, of three of four classes."""
     task = sample(key)
-    steps = {} if name == "ridge" else {"steps": 1000}
+    steps = {} if name == "ridge" else {"iterations": 1000}
     learner = LEARNERS[name](
         metajax.models.identity(), way=4, scale=1.0, **{NUMBERS[name]: number}, **steps
     )
@@ -122,7 +122,9 @@ def test_gap_is_between_primal_and_dual(key):
 
     values, gaps = [], []
     for steps in (2, 5, 1000):
-        learner = metajax.learners.svm(metajax.models.identity(), way=3, steps=steps)
+        learner = metajax.learners.svm(
+            metajax.models.identity(), way=3, iterations=steps
+        )
         meta_params = learner.init(key, task)
         values.append(
             primal(np.asarray(learner.adapt(meta_params, task.support).fitted))
@@ -154,7 +156,9 @@ def test_bad_configuration_is_explained(name):
         with pytest.raises(ValueError, match=message):
             LEARNERS[name](metajax.models.identity(), **changes)
     if name != "ridge":
-        with pytest.raises(ValueError, match="`steps` must be an integer of at least"):
+        with pytest.raises(
+            ValueError, match="`iterations` must be an integer of at least"
+        ):
             LEARNERS[name](metajax.models.identity(), steps=0)
 
 
