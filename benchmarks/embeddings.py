@@ -28,6 +28,7 @@ import tyro
 from benchmarks.calibrated import calibrated
 from benchmarks.intervals import interval
 from benchmarks.record import kept, training_settings, write_result
+from metajax.models.networks import Pooling
 from metajax.checks import check_choice
 from metajax.evaluation.bank import evaluate
 from metajax.evaluation.reports import Report
@@ -148,7 +149,7 @@ def train_and_test(
     is_baseline = name.startswith("baseline")
     has_one_way = name == "graph"
     way = 5 if has_one_way else settings.way
-    pooling = "maps" if name == "relation" else "max"
+    pooling: Pooling = "maps" if name == "relation" else "max"
     model = conv4(pooling=pooling, normalization="calibrated")
     table = omniglot("meta_train")
     tasks: Any = few_shot(table, way=way, shot=1, num_queries=settings.num_queries)

@@ -42,6 +42,7 @@ from benchmarks import record
 from benchmarks.peers.items import Item, select_items
 from benchmarks.peers.worker import THREADS
 from benchmarks.peers.worker_metajax import training_program
+from metajax.models.precision import Precision
 from metajax.compute.cores import use_cores
 from metajax.compute.devices import TASK_AXIS, spread, task_mesh
 from metajax.compute.program_costs import planned_memory, work
@@ -288,7 +289,7 @@ def precision(rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def train_in(precision: str) -> Report:
+def train_in(precision: Precision) -> Report:
     """MAML on Omniglot, 5 classes, 1 shot: 1,000 steps of 16 tasks, 600 test tasks."""
     use_cores(THREADS)
     model = conv4(5, pooling="stride", precision=precision)

@@ -8,12 +8,14 @@ some 1,700 parameters are learned; and the rate and momentum of SGD on random qu
 over 20 steps, where two are.
 """
 
+from typing import Literal
 import dataclasses
 
 import optax
 import tyro
 
 from benchmarks.record import RESULTS, write_result
+from metajax.inner.unroll import GradientMode
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.learners.gradient.imaml import imaml
 from metajax.learners.gradient.maml import maml
@@ -78,13 +80,13 @@ Case = tuple[Learner, dict[str, Candidate], TaskDistribution]
 def sinusoid_case(settings: Settings) -> Case:
     """MAML, and implicit MAML beside its own problem solved by unrolling."""
 
-    def make(gradient: str) -> Learner:
+    def make(gradient: GradientMode) -> Learner:
         inner = optax.sgd(INNER_RATE)
         return maml(
             mlp(1), inner, inner_steps=10, objective=squared_error, gradient=gradient
         )
 
-    def proximal(gradient: str) -> Candidate:
+    def proximal(gradient: GradientMode | Literal["implicit"]) -> Candidate:
         return Candidate(
             imaml(
                 mlp(1),
@@ -106,7 +108,7 @@ def sinusoid_case(settings: Settings) -> Case:
 def quadratic_case(settings: Settings) -> Case:
     """Two hyper-parameters of SGD."""
 
-    def make(gradient: str) -> Learner:
+    def make(gradient: GradientMode) -> Learner:
         inner = learned(
             optax.sgd,
             learning_rate=HyperParameter(0.005, domain="positive"),

@@ -39,6 +39,8 @@ import tyro
 from benchmarks.calibrated import calibrated
 from benchmarks.images import read
 from benchmarks.record import write_result
+from metajax.inner.unroll import GradientMode
+from metajax.tasks.images.glyphs import Split
 from metajax.evaluation.bank import evaluate
 from metajax.learners.gradient.cavia import cavia
 from metajax.learners.gradient.imaml import imaml
@@ -112,7 +114,7 @@ class Maml(Settings):
         """As the paper has it."""
         return self._maml(model, "remat")
 
-    def _maml(self, model: Model, gradient: str) -> Learner:
+    def _maml(self, model: Model, gradient: GradientMode) -> Learner:
         return maml(
             model,
             optax.sgd(self.inner_rate),
@@ -405,7 +407,7 @@ def result_name(settings: Settings) -> str:
 
 
 def make_tasks(
-    settings: Settings, split: str, *, way: int, shot: int, num_queries: int
+    settings: Settings, split: Split, *, way: int, shot: int, num_queries: int
 ) -> TaskDistribution:
     """Tasks of the source that the run learns from."""
     if settings.source == "glyphs":

@@ -39,6 +39,7 @@ import tyro
 from benchmarks.intervals import interval, signs
 from benchmarks.pmlb import group_of, read_tables
 from benchmarks.record import write_result
+from metajax.descriptions.warm_start import Ranking
 from metajax.descriptions.table_features import meta_features
 from metajax.descriptions.warm_start import (
     RANKINGS,
@@ -266,7 +267,7 @@ def choose(
     scores: np.ndarray,
     own: np.ndarray,
     grid: tuple[int, ...],
-    ranking: str,
+    ranking: Ranking,
 ) -> int:
     """The number of neighbours that serves known tasks best, without their tables."""
     allowed = [number for number in grid if number <= len(own)]
@@ -284,7 +285,7 @@ def curves(
     scores: np.ndarray,
     exclude: np.ndarray,
     num_neighbors: int,
-    ranking: str,
+    ranking: Ranking,
 ) -> jax.Array:
     """Regret curves `[M, C]` of the orders that M tasks are recommended.
 

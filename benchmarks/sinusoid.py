@@ -21,6 +21,7 @@ import optax
 import tyro
 
 from benchmarks.record import write_result
+from metajax.inner.unroll import GradientMode
 from metajax.evaluation.bank import evaluate
 from metajax.filters import everything, only
 from metajax.learners.gradient.cavia import cavia
@@ -105,8 +106,8 @@ def make_learner(settings: Settings, eval_steps: int | None = None) -> Learner:
     """The learner; `eval_steps` are those of `adapt`."""
     model, steps = mlp(1), settings.inner_steps
     common: dict[str, Any] = {
-        "steps": steps,
-        "eval_steps": eval_steps,
+        "inner_steps": steps,
+        "eval_inner_steps": eval_steps,
         "objective": squared_error,
     }
     assert settings.inner_rate is not None
@@ -115,7 +116,7 @@ def make_learner(settings: Settings, eval_steps: int | None = None) -> Learner:
         return cavia(model, inner, **common)
     if settings.learner == "meta-sgd":
         return meta_sgd(model, rate=settings.inner_rate, **common)
-    gradient = "first_order" if settings.learner == "fomaml" else "remat"
+    gradient: GradientMode = "first_order" if settings.learner == "fomaml" else "remat"
     adapts = only("head") if settings.learner == "anil" else everything
     return maml(model, inner, gradient=gradient, adapts=adapts, **common)
 

@@ -85,11 +85,14 @@ def check_sizes(*, fewest: int = 0, **values: Any) -> None:
             check_integers(1, **{f"{name}[{place}]": size})
 
 
-def check_way(way: int | None) -> None:
-    """Raises a ValueError unless the number of classes is None or at least 1."""
-    if way is not None and (not is_integer(way) or way < 1):
+def check_way(way: Any) -> None:
+    """Raises a ValueError unless the number of classes is `"support"` or at least 1."""
+    if way == "support":
+        return
+    if not is_integer(way) or way < 1:
         raise ValueError(
-            f"`way` must be None or an integer of at least 1, got {way!r}."
+            "`way` must be an integer of at least 1, or 'support' for as many classes "
+            f"as there are support examples, got {way!r}."
         )
 
 

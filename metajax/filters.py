@@ -4,12 +4,10 @@ A leaf's path is its keys joined by slashes, such as `params/head/kernel`. A pre
 says for a path whether the leaf adapts; ANIL is `only("head")`, BOIL `all_but("head")`.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from metajax.types import PyTree
+from metajax.types import Filter, PyTree
 
 __all__ = ["all_but", "combine", "everything", "only", "partition", "path_names"]
 
@@ -20,7 +18,7 @@ def everything(path: str) -> bool:
     return True
 
 
-def only(*parts: str) -> Callable[[str], bool]:
+def only(*parts: str) -> Filter:
     """Accepts leaves whose path has one of `parts` among its slash-separated keys.
 
     Raises:
@@ -30,7 +28,7 @@ def only(*parts: str) -> Callable[[str], bool]:
     return lambda path: not set(parts).isdisjoint(path.split("/"))
 
 
-def all_but(*parts: str) -> Callable[[str], bool]:
+def all_but(*parts: str) -> Filter:
     """Accepts leaves whose path has none of `parts` among its keys.
 
     Raises:
@@ -57,9 +55,7 @@ def path_names(tree: PyTree) -> list[str]:
     ]
 
 
-def partition(
-    tree: PyTree, predicate: Callable[[str], bool] = everything
-) -> tuple[PyTree, PyTree]:
+def partition(tree: PyTree, predicate: Filter = everything) -> tuple[PyTree, PyTree]:
     """Splits a pytree into what adapts and what does not.
 
     Leaves that are not real floating-point arrays (counters, keys) never adapt.

@@ -12,11 +12,10 @@ import optax
 from jax.typing import DTypeLike
 
 from metajax.masks import hide_padding, masked_mean
-from metajax.types import Array, Examples, PyTree, Task
+from metajax.types import Array, Examples, Metrics, Objective, PyTree, Task
 
 __all__ = [
     "accuracy",
-    "check_objective",
     "class_vectors",
     "cross_entropy",
     "query_loss",
@@ -79,17 +78,6 @@ def accuracy(logits: Array, labels: Array) -> Array:
     return (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
 
 
-def check_objective(
-    way: int | None, objective: Callable[[PyTree, PyTree], Array]
-) -> None:
-    """Raises a ValueError if there are no classes and the loss is for classes."""
-    if way is None and objective is cross_entropy:
-        raise ValueError(
-            "way=None means regression targets, and the objective is cross_entropy; "
-            "give the number of classes, or objective=squared_error."
-        )
-
-
 def split_key(key: Array | None, num: int) -> list[Array] | list[None]:
     """Splits a key into `num`, or gives `num` times None for a key of None."""
     return [None] * num if key is None else list(jax.random.split(key, num))
@@ -99,9 +87,9 @@ def query_score(
     predict: Callable[..., PyTree],
     adapted: PyTree,
     query: Examples,
-    objective: Callable[[PyTree, PyTree], Array],
+    objective: Objective,
     key: Array | None = None,
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, Metrics]:
     """Loss and metrics of an adapted learner on a query set.
 
     Args:
@@ -126,8 +114,8 @@ def query_score(
 def query_loss(
     adapt: Callable[..., PyTree],
     predict: Callable[..., PyTree],
-    objective: Callable[[PyTree, PyTree], Array],
-) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    objective: Objective,
+) -> Callable[..., tuple[Array, Metrics]]:
     """The usual outer objective: adapt to the support set, then `query_score`.
 
     Args:
@@ -141,7 +129,7 @@ def query_loss(
 
     def loss(
         meta_params: PyTree, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         key_adapt, key_predict = split_key(key, 2)
         adapted = adapt(meta_params, task.support, key=key_adapt)
         return query_score(predict, adapted, task.query, objective, key_predict)

@@ -7,26 +7,40 @@ Axis letters used in all docstrings: `B` tasks, `n` examples of one set, `N` way
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 __all__ = [
     "Array",
+    "CommandLine",
+    "Embedding",
     "Estimator",
     "Examples",
+    "Filter",
     "Learner",
+    "Metrics",
     "Model",
+    "Objective",
     "PyTree",
     "Segments",
     "Stream",
     "Task",
     "TaskDistribution",
+    "Way",
 ]
 
 Array = jax.Array
 PyTree = Any
+Metrics = dict[str, Array]
+"""Scalars to report, by name."""
+Objective = Callable[[PyTree, PyTree], Array]
+"""`(outputs, y) -> [n]`, the loss of every example; both are `[n, ...]`."""
+Filter = Callable[[str], bool]
+"""Whether a parameter is chosen, by its path such as `"head/kernel"`."""
+Way = int | Literal["support"]
+"""The most classes of a task, or as many as there are support examples."""
 
 
 class Examples(NamedTuple):
@@ -182,3 +196,18 @@ class Estimator(NamedTuple):
 
     init: Callable[..., PyTree]
     gradient: Callable[..., tuple[PyTree, Array, dict[str, Array], PyTree]]
+
+
+Embedding = Annotated[Model, "without a head for the classes"]
+"""A model whose outputs are embeddings, which a learner classifies by itself."""
+
+
+class CommandLine(NamedTuple):
+    """A note for `Annotated`: the default of an argument on the command line.
+
+    Attributes:
+      default: a JSON value; for an inner optimizer, arguments of
+        `metajax.command_line.forms.InnerOptimizer`.
+    """
+
+    default: Any

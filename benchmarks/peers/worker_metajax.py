@@ -107,8 +107,9 @@ def make_learner(item: Item, gradient: str) -> Learner:
     if item.kind == "prototypical":
         return prototypical(conv4(), way=item.way)
     is_sinusoid = item.kind == "sinusoid"
+    pooling: Any = item.pooling
     return maml(
-        mlp(1) if is_sinusoid else conv4(item.way, pooling=item.pooling),
+        mlp(1) if is_sinusoid else conv4(item.way, pooling=pooling),
         optax.sgd(item.inner_rate),
         inner_steps=item.inner_steps,
         objective=squared_error if is_sinusoid else cross_entropy,

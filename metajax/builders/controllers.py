@@ -7,7 +7,7 @@
 y_{t-1} stands beside x_t so that the answer to x_t is due before its label is seen, and
 so that an input and its label must be bound in memory (A. Santoro et al., "Meta-
 Learning with Memory-Augmented Neural Networks", ICML 2016, section 2). All states start
-from 0. How the memory M is read and written is the `Memory`; the controller is an LSTM.
+from 0. How the memory M is read and written is the `ExternalMemory`; the controller is an LSTM.
 
 Differs from the paper: U, V and W stand before the LSTM, each initialised by the number
 of its own columns. In one kernel for all, a label of 5 numbers is drowned at first by
@@ -25,10 +25,10 @@ from metajax.builders.streams import Reader
 from metajax.checks import check_integers
 from metajax.types import Array, PyTree
 
-__all__ = ["Memory", "State", "with_controller"]
+__all__ = ["ControllerState", "ExternalMemory", "with_controller"]
 
 
-class Memory(NamedTuple):
+class ExternalMemory(NamedTuple):
     """An external memory.
 
     Attributes:
@@ -46,7 +46,7 @@ class Memory(NamedTuple):
     update: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
 
 
-class State(NamedTuple):
+class ControllerState(NamedTuple):
     """What is known behind some examples.
 
     Attributes:
@@ -94,7 +94,7 @@ class _Controller(nn.Module):
         return cell, commands, self.answer(cell, reads)
 
 
-def with_controller(memory: Memory, *, hidden: int) -> Reader:
+def with_controller(memory: ExternalMemory, *, hidden: int) -> Reader:
     """A reader from a memory.
 
     Args:
@@ -103,7 +103,7 @@ def with_controller(memory: Memory, *, hidden: int) -> Reader:
 
     Returns:
       A `Reader` with a `step`, whose parameters are a dict of `controller` and
-      `memory` and whose states are `State`.
+      `memory` and whose states are `ControllerState`.
 
     Raises:
       ValueError: if `hidden` is out of range.
@@ -122,8 +122,8 @@ def with_controller(memory: Memory, *, hidden: int) -> Reader:
         )
         return {"controller": params, "memory": memory.init(key_memory)}
 
-    def start(params: PyTree) -> State:
-        return State(
+    def start(params: PyTree) -> ControllerState:
+        return ControllerState(
             _zeros(hidden),
             jnp.zeros(_num_outputs(params)),
             jnp.zeros(memory.num_reads),
@@ -131,17 +131,17 @@ def with_controller(memory: Memory, *, hidden: int) -> Reader:
         )
 
     def step(
-        params: PyTree, state: State, features: Array, label: Array
-    ) -> tuple[State, Array]:
+        params: PyTree, state: ControllerState, features: Array, label: Array
+    ) -> tuple[ControllerState, Array]:
         module = controller(_num_outputs(params))
         seen = state.cell, features, state.label, state.reads
         advanced: Any = module.apply(params["controller"], *seen, method="advance")
         cell, commands = advanced
         memories, reads = memory.update(params["memory"], state.memory, commands)
         outputs: Any = module.apply(params["controller"], cell, reads, method="answer")
-        return State(cell, label, reads, memories), outputs
+        return ControllerState(cell, label, reads, memories), outputs
 
-    def answer(params: PyTree, state: State, features: Array) -> Array:
+    def answer(params: PyTree, state: ControllerState, features: Array) -> Array:
         return step(params, state, features, jnp.zeros_like(state.label))[1]
 
     return Reader(init, start, answer, step)

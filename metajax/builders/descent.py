@@ -16,31 +16,29 @@ import optax
 from metajax.checks import check_integers
 from metajax.filters import everything, partition
 from metajax.inner.learned_optimizer import LearnedOptimizer
-from metajax.inner.unroll import Unrolled, check_inner_loop, unroll
+from metajax.inner.unroll import GradientMode, Unrolled, check_inner_loop, unroll
 from metajax.masks import masked_mean
 from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import query_score, split_key
-from metajax.types import Array, Examples, Learner, Model, PyTree, Segments, Task
+from metajax.types import (
+    Array,
+    Examples,
+    Filter,
+    Learner,
+    Metrics,
+    Model,
+    Objective,
+    PyTree,
+    Segments,
+    Task,
+)
 
-__all__ = [
-    "InnerOptimizer",
-    "MetaParams",
-    "Run",
-    "check_descent",
-    "descent",
-    "learner_of_run",
-    "learner_of_start",
-    "optimizer_of",
-    "params_of",
-    "score",
-    "support_curve",
-    "support_loss_fn",
-]
+__all__ = ["DescentParams", "InnerOptimizer", "Run", "check_descent", "descent", "learner_of_run", "learner_of_start", "optimizer_of", "params_of", "score", "support_curve", "support_loss_fn"]
 
 InnerOptimizer: TypeAlias = optax.GradientTransformation | LearnedOptimizer
 
 
-class MetaParams(NamedTuple):
+class DescentParams(NamedTuple):
     """What is learned, where it is not an initialisation alone.
 
     Attributes:
@@ -69,7 +67,7 @@ class Run(NamedTuple):
 
 def check_descent(
     optimizer: InnerOptimizer,
-    gradient: str,
+    gradient: GradientMode,
     inner_steps: int,
     eval_inner_steps: int | None,
     *,
@@ -102,7 +100,7 @@ def check_descent(
 
 def params_of(meta_params: PyTree) -> PyTree:
     """The initialisation."""
-    return meta_params.params if isinstance(meta_params, MetaParams) else meta_params
+    return meta_params.params if isinstance(meta_params, DescentParams) else meta_params
 
 
 def optimizer_of(
@@ -115,7 +113,7 @@ def optimizer_of(
 
 
 def support_loss_fn(
-    model: Model, objective: Callable[[PyTree, PyTree], Array]
+    model: Model, objective: Objective
 ) -> Callable[[PyTree, Examples, Array | None], Array]:
     """Gives the mean loss of a model on examples, as `metajax.inner.unroll` takes."""
 
@@ -143,9 +141,9 @@ def descent(
     *,
     inner_steps: int,
     eval_inner_steps: int | None,
-    objective: Callable[[PyTree, PyTree], Array],
-    gradient: str,
-    adapts: Callable[[str], bool] = everything,
+    objective: Objective,
+    gradient: GradientMode,
+    adapts: Filter = everything,
     check_mixed: bool = True,
     starts_at_random: bool = False,
     judges_path: bool = False,
@@ -223,7 +221,7 @@ def descent(
         params = model.init(key_model, task.support.x)
         adapting, _ = partition(params, adapts)
         learned = inner_optimizer.init(key_optimizer, adapting)
-        return MetaParams(None if starts_at_random else params, learned)
+        return DescentParams(None if starts_at_random else params, learned)
 
     def path_loss(result: Unrolled, support: Examples, key: Array | None) -> Array:
         last = support_loss(result.params, support, key)
@@ -240,7 +238,7 @@ def descent(
 
     def loss_of_path(
         meta_params: PyTree, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         key_adapt, key_predict = split_key(key, 2)
         result = run(meta_params, task.support, key_adapt, Run(inner_steps))
         value, metrics = score(model, objective, result.params, task, key_predict)
@@ -277,11 +275,11 @@ def descent(
 
 def score(
     model: Model,
-    objective: Callable[[PyTree, PyTree], Array],
+    objective: Objective,
     params: PyTree,
     task: Task,
     key: Array | None,
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, Metrics]:
     """Loss and metrics on the query set of parameters that descended."""
     adapted = freeze_support_statistics(model, params, task.support)
     return query_score(model.apply, adapted, task.query, objective, key)
@@ -293,11 +291,11 @@ def learner_of_start(
     start: Callable[[PyTree, Examples], PyTree],
     inner_optimizer: InnerOptimizer,
     *,
-    objective: Callable[[PyTree, PyTree], Array],
+    objective: Objective,
     inner_steps: int,
     eval_inner_steps: int | None,
-    gradient: str,
-    adapts: Callable[[str], bool] = everything,
+    gradient: GradientMode,
+    adapts: Filter = everything,
     check_mixed: bool = True,
 ) -> Learner:
     """Builds a learner that makes phi_0 of each task, and descends from there.
@@ -348,7 +346,7 @@ def learner_of_run(
     model: Model,
     init: Callable[[Array, Task], PyTree],
     run: Callable[[PyTree, Examples, Array | None, Run], Unrolled],
-    objective: Callable[[PyTree, PyTree], Array],
+    objective: Objective,
     *,
     inner_steps: int,
     eval_inner_steps: int | None,
@@ -395,7 +393,7 @@ def learner_of_run(
 
     def loss(
         meta_params: PyTree, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         key_adapt, key_predict = split_key(key, 2)
         result = run(meta_params, task.support, key_adapt, Run(inner_steps))
         value, metrics = score(model, objective, result.params, task, key_predict)

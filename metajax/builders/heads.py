@@ -24,20 +24,19 @@ from metajax.objectives import (
     query_score,
     split_key,
 )
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.types import (
+    Array,
+    Examples,
+    Learner,
+    Metrics,
+    Model,
+    Objective,
+    PyTree,
+    Task,
+    Way,
+)
 
-__all__ = [
-    "Embedded",
-    "Fitted",
-    "Head",
-    "MetaParams",
-    "check_vectors",
-    "embedded",
-    "head_learner",
-    "solved_head",
-    "table_rows",
-    "unit",
-]
+__all__ = ["Embedded", "Fitted", "Head", "HeadLearnerParams", "check_vectors", "embedded", "head_learner", "solved_head", "table_rows", "unit"]
 
 
 class Embedded(NamedTuple):
@@ -89,7 +88,7 @@ class Head(NamedTuple):
     init: Callable[[Array, Embedded], PyTree] | None = None
 
 
-class MetaParams(NamedTuple):
+class HeadLearnerParams(NamedTuple):
     """What is learned, of a head with parameters of its own.
 
     Attributes:
@@ -118,7 +117,7 @@ class Fitted(NamedTuple):
 
 
 def solved_head(
-    solve: Callable[[Embedded, Array], tuple[Array, dict[str, Array]]],
+    solve: Callable[[Embedded, Array], tuple[Array, Metrics]],
     *,
     scale: float,
     learn: bool,
@@ -148,7 +147,7 @@ def solved_head(
 
     def fit(
         head_params: PyTree, support: Embedded, key: Array | None
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         del key
         used = jnp.exp(head_params[f"log_{name}"]) if learn else jnp.float32(value)
         return solve(support, used)
@@ -222,8 +221,8 @@ def head_learner(
     model: Model,
     head: Head,
     *,
-    way: int | None,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+    way: Way,
+    objective: Objective = cross_entropy,
     takes_maps: bool = False,
 ) -> Learner:
     """Builds a learner from an embedding and a head.
@@ -231,13 +230,13 @@ def head_learner(
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, D]`, or to what the head takes.
       head: what is fitted to a task.
-      way: the most classes a task may have, N; labels are below it. None takes the
-        number of support examples, which always suffices.
+      way: the most classes a task may have, N; labels are below it. "support" takes
+        the number of support examples, which always suffices.
       objective: `(logits, y) -> [n]`, the loss of every query example.
       takes_maps: whether embeddings may have further axes, `[n, H, W, C]`.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams`, or parameters of `model` if the
+      A learner whose `meta_params` are `HeadLearnerParams`, or parameters of `model` if the
       head has none; `adapted` is `Fitted`. `predict` gives logits `[n, N]`, minus
       infinity for classes without a support example. Its loss reports what `Head.fit`
       reports.
@@ -252,7 +251,7 @@ def head_learner(
         features = model.apply(params, support.x, mask=support.mask, key=key)
         if not takes_maps:
             check_vectors(features)
-        return embedded(features, support, len(support.y) if way is None else way)
+        return embedded(features, support, len(support.y) if way == "support" else way)
 
     def split(meta_params: PyTree) -> tuple[PyTree, PyTree]:
         return (meta_params, ()) if head.init is None else meta_params
@@ -262,7 +261,7 @@ def head_learner(
             return model.init(key, task.support.x)
         key_model, key_head = jax.random.split(key)
         params = model.init(key_model, task.support.x)
-        return MetaParams(
+        return HeadLearnerParams(
             params, head.init(key_head, embed(params, task.support, None))
         )
 

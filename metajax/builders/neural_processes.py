@@ -38,19 +38,12 @@ from metajax.distributions import (
 from metajax.masks import hide_padding, masked_mean
 from metajax.models.deep_sets import Layers, set_mean
 from metajax.objectives import query_loss
-from metajax.types import Array, Examples, Learner, PyTree, Task
+from metajax.types import Array, Examples, Learner, Metrics, PyTree, Task
 
-__all__ = [
-    "Adapted",
-    "Decoder",
-    "Latent",
-    "check_network",
-    "neural_process",
-    "pair_layers",
-]
+__all__ = ["AdaptedProcess", "Decoder", "Latent", "check_network", "neural_process", "pair_layers"]
 
 
-class Adapted(NamedTuple):
+class AdaptedProcess(NamedTuple):
     """What one task teaches.
 
     Attributes:
@@ -154,7 +147,7 @@ def neural_process(
 
     Returns:
       A learner whose `meta_params` are those of the network and whose `adapted` is
-      `Adapted`. `predict` gives a `Gaussian`, mean and scale `[n, d]`; with a latent, a
+      `AdaptedProcess`. `predict` gives a `Gaussian`, mean and scale `[n, d]`; with a latent, a
       `Mixture` of S, or of the one at the mean of q(z | support) where `adapt` had no
       key. So all that is random is in `adapt`, and answers to several queries belong to
       the same samples. Its loss without a key is at the mean of q as well, and then no
@@ -202,16 +195,16 @@ def neural_process(
 
     def adapt(
         meta_params: PyTree, support: Examples, *, key: Array | None = None
-    ) -> Adapted:
+    ) -> AdaptedProcess:
         points = _points(support, num_outputs)
         context = call("encode", meta_params, *points)
         latents = None
         if has_latent:
             latents = sample(call("latent", meta_params, *points), num_samples, key)
-        return Adapted(meta_params, context, latents)
+        return AdaptedProcess(meta_params, context, latents)
 
     def predict(
-        adapted: Adapted,
+        adapted: AdaptedProcess,
         inputs: PyTree,
         *,
         mask: Array | None = None,
@@ -227,7 +220,7 @@ def neural_process(
 
     def bound(
         meta_params: PyTree, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         support, query = (_points(part, num_outputs) for part in task)
         both = [jnp.concatenate(parts) for parts in zip(support, query, strict=True)]
         prior = call("latent", meta_params, *support)

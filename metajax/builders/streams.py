@@ -22,17 +22,17 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import flax.errors
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_choice, check_way
+from metajax.builders.targets import check_targets, choose_objective
+from metajax.checks import check_choice
 from metajax.masks import hide_padding, masked_mean
 from metajax.objectives import (
     accuracy,
-    check_objective,
     class_vectors,
     query_score,
     split_key,
@@ -41,22 +41,18 @@ from metajax.types import (
     Array,
     Examples,
     Learner,
+    Metrics,
     Model,
+    Objective,
     PyTree,
     Stream,
     Task,
 )
 
-__all__ = [
-    "TRAINS_ON",
-    "Adapted",
-    "MetaParams",
-    "Reader",
-    "shuffled",
-    "stream_learner",
-]
+__all__ = ["TRAINS_ON", "AdaptedStream", "Reader", "StreamParams", "shuffled", "stream_learner"]
 
-TRAINS_ON = ("query", "sequence")
+TrainsOn = Literal["query", "sequence"]
+TRAINS_ON: tuple[TrainsOn, ...] = get_args(TrainsOn)
 
 
 class Reader(NamedTuple):
@@ -83,7 +79,7 @@ class Reader(NamedTuple):
     ) = None
 
 
-class MetaParams(NamedTuple):
+class StreamParams(NamedTuple):
     """What is learned.
 
     Attributes:
@@ -95,7 +91,7 @@ class MetaParams(NamedTuple):
     reader: PyTree
 
 
-class Adapted(NamedTuple):
+class AdaptedStream(NamedTuple):
     """What one task teaches.
 
     Attributes:
@@ -103,7 +99,7 @@ class Adapted(NamedTuple):
       state: of the reader, behind the examples that it saw.
     """
 
-    meta_params: MetaParams
+    meta_params: StreamParams
     state: PyTree
 
 
@@ -112,8 +108,9 @@ def stream_learner(
     reader: Reader,
     *,
     way: int | None,
-    objective: Callable[[PyTree, PyTree], Array],
-    trains_on: str,
+    num_outputs: int | None,
+    objective: Objective | None,
+    trains_on: TrainsOn,
 ) -> Learner:
     """Builds a learner from an embedding and a reader.
 
@@ -124,14 +121,16 @@ def stream_learner(
       model: an embedding, inputs `[n, ...]` to `[n, ...]`, which is flattened. It may
         not mix examples: a later one would change what an earlier one was.
       reader: what reads.
-      way: classes of a task, N, so that a label becomes one-hot; None for regression
-        targets `[n, d]`.
-      objective: `(outputs, y) -> [n]`, the loss of every example.
+      way: classes of a task, N, so that a label becomes one-hot; give it or
+        `num_outputs`.
+      num_outputs: d, where targets are real numbers `[n, d]`.
+      objective: `(outputs, y) -> [n]`, the loss of every example; by default
+        cross-entropy of classes, or the squared error of numbers.
       trains_on: `"query"`: the loss of the queries; `"sequence"`: of every example of
         the support set before its label is seen as well, all with the same weight.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams` and whose `adapted` are `Adapted`;
+      A learner whose `meta_params` are `StreamParams` and whose `adapted` are `AdaptedStream`;
       it has a `stream` if the reader has a `step`. A label that is no class makes all
       outputs behind it NaN. Its loss reports `sequence_accuracy` if it trains on
       sequences of labels.
@@ -139,11 +138,10 @@ def stream_learner(
     Raises:
       ValueError: if an argument is out of range, the model mixes examples, or it trains
         on sequences and its reader answers only behind them; when it is used, if
-        targets are not what `way` says, or inputs have another size than those that
+        targets are not what it is built for, or inputs have another size than those that
         the parameters were made for.
     """
-    check_way(way)
-    check_objective(way, objective)
+    objective = choose_objective(way, num_outputs, objective)
     check_choice(TRAINS_ON, trains_on=trains_on)
     if model.normalization in ("batch", "support"):
         raise ValueError(
@@ -162,18 +160,13 @@ def stream_learner(
         return features.reshape(features.shape[0], math.prod(features.shape[1:]))
 
     def vectors(y: Array, mask: Array | None) -> Array:
-        if jnp.issubdtype(y.dtype, jnp.integer) != (way is not None):
-            kind = "class labels" if way is None else "regression targets"
-            remedy = "give the number of classes" if way is None else "leave it out"
-            raise ValueError(
-                f"`way` is {way} and targets are {kind} of type {y.dtype}; {remedy}."
-            )
+        check_targets(y, way, num_outputs, size=math.prod(y.shape[1:]))
         y = hide_padding(y, mask)
         if way is None:
             return y.reshape(y.shape[0], math.prod(y.shape[1:]))
         return class_vectors(y, way)
 
-    def init(key: Array, task: Task) -> MetaParams:
+    def init(key: Array, task: Task) -> StreamParams:
         key_model, key_reader = jax.random.split(key)
         x, y, mask = task.support
         params = model.init(key_model, x)
@@ -181,11 +174,11 @@ def stream_learner(
         features = jax.eval_shape(lambda: embed(params, x, mask, None))
         labels = jax.eval_shape(lambda: vectors(y, mask))
         one = (jnp.zeros(s.shape[1:], s.dtype) for s in (features, labels))
-        return MetaParams(params, reader.init(key_reader, *one))
+        return StreamParams(params, reader.init(key_reader, *one))
 
     def read(
-        meta_params: MetaParams, support: Examples, key: Array | None
-    ) -> tuple[Adapted, Array | None]:
+        meta_params: StreamParams, support: Examples, key: Array | None
+    ) -> tuple[AdaptedStream, Array | None]:
         """Behind the support set, and the answers on the way `[n, C]`."""
         features = embed(meta_params.embedding, support.x, support.mask, key)
         labels = vectors(support.y, support.mask)
@@ -193,16 +186,16 @@ def stream_learner(
         in_turn = functools.partial(_scan, reader)
         with _about_sizes():
             state, outputs = (reader.read or in_turn)(*of_all)
-        return Adapted(meta_params, state), outputs
+        return AdaptedStream(meta_params, state), outputs
 
     def adapt(
-        meta_params: MetaParams, support: Examples, *, key: Array | None = None
-    ) -> Adapted:
+        meta_params: StreamParams, support: Examples, *, key: Array | None = None
+    ) -> AdaptedStream:
         key_order, key_embed = split_key(key, 2)
         return read(meta_params, shuffled(support, key_order), key_embed)[0]
 
     def predict(
-        adapted: Adapted,
+        adapted: AdaptedStream,
         inputs: PyTree,
         *,
         mask: Array | None = None,
@@ -216,8 +209,8 @@ def stream_learner(
             )
 
     def loss(
-        meta_params: MetaParams, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+        meta_params: StreamParams, task: Task, *, key: Array | None = None
+    ) -> tuple[Array, Metrics]:
         key_order, key_embed, key_predict = split_key(key, 3)
         support, query = shuffled(task.support, key_order), task.query
         adapted, outputs = read(meta_params, support, key_embed)
@@ -240,16 +233,18 @@ def stream_learner(
     if reader.step is not None:
         step = reader.step
 
-        def start(meta_params: MetaParams) -> Adapted:
-            return Adapted(meta_params, reader.start(meta_params.reader))
+        def start(meta_params: StreamParams) -> AdaptedStream:
+            return AdaptedStream(meta_params, reader.start(meta_params.reader))
 
-        def observe(adapted: Adapted, x: PyTree, y: Array) -> tuple[Adapted, Array]:
+        def observe(
+            adapted: AdaptedStream, x: PyTree, y: Array
+        ) -> tuple[AdaptedStream, Array]:
             params, state = adapted
             x, y = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (x, y))
             features, label = embed(params.embedding, x, None, None), vectors(y, None)
             with _about_sizes():
                 state, outputs = step(params.reader, state, features[0], label[0])
-            return Adapted(params, state), outputs
+            return AdaptedStream(params, state), outputs
 
         stream = Stream(start, observe)
     return Learner(init, adapt, predict, loss, stream=stream)

@@ -12,14 +12,13 @@ Conditioning Layer", AAAI 2018, https://arxiv.org/abs/1709.07871).
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 from jax.flatten_util import ravel_pytree
 
 from metajax.checks import check_positive, is_integer
 from metajax.filters import combine, partition
-from metajax.types import Array, PyTree
+from metajax.types import Array, Filter, PyTree
 
 __all__ = ["check_generator", "generate", "init_generator"]
 
@@ -41,7 +40,7 @@ def init_generator(
     size: int,
     rank: int | None,
     offset_scale: float,
-    generates: Callable[[str], bool],
+    generates: Filter,
 ) -> dict[str, Array]:
     """Draws V and U.
 
@@ -72,7 +71,7 @@ def generate(
     generator: dict[str, Array],
     theta: PyTree,
     code: Array,
-    generates: Callable[[str], bool],
+    generates: Filter,
 ) -> PyTree:
     """phi, of the structure of theta, for the code `[size]` of a task."""
     offsets = code

@@ -26,18 +26,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from metajax.command_line.catalogue import (
-    LEARNERS,
-    MODELS,
-    TASKS,
-    OuterOptimizer,
-    arguments,
-    choice,
-    choices_in,
-    paper,
-    papers,
-    title,
-)
+from metajax.command_line.cards import choices_in, paper, papers, title
+from metajax.command_line.catalogue import LEARNERS, MODELS, TASKS
 from metajax.command_line.configuration import (
     Config,
     build_learner,
@@ -48,6 +38,7 @@ from metajax.command_line.configuration import (
     resolve,
     train_run,
 )
+from metajax.command_line.forms import OuterOptimizer, choice, form_of
 from metajax.compute.cores import use_cores
 from metajax.evaluation.bank import evaluate as evaluate_learner
 from metajax.evaluation.reports import Report, format_value
@@ -70,7 +61,7 @@ Options come after the name of what they belong to, for example
 `metajax train maml conv4 glyphs --learner.inner-steps 5 --tasks.way 20`; ask for --help
 after these names to see all of them."""
 
-_Training = arguments(
+_Training = form_of(
     "Training",
     train_learner,
     without=(
@@ -166,7 +157,7 @@ def evaluate(
     ] = None,
     *,
     sizes: Annotated[Sizes, tyro.conf.arg(name="")],
-    steps: int | None = None,
+    inner_steps: int | None = None,
     split: Literal["meta_test", "meta_valid", "meta_train"] = "meta_test",
     num_tasks: int = 600,
     seed: int = 0,
@@ -185,7 +176,7 @@ def evaluate(
       run_dir: a folder that `metajax train` wrote.
       tasks: other tasks than those of training; by default the same.
       sizes: sizes of the test tasks.
-      steps: inner steps; by default those of the run's learner.
+      inner_steps: of `adapt`; by default those of the run's learner.
       split: whose classes the tasks are made of.
       num_tasks: tasks in the bank.
       seed: of the bank: equal seeds give equal tasks.
@@ -198,8 +189,10 @@ def evaluate(
     config, training_seed = _read_config(run_dir)
     tasks = changed(config.tasks if tasks is None else tasks, "tasks", **vars(sizes))
     check_way(config, tasks)
-    if steps is not None:
-        learner_values = changed(config.learner, "learners", eval_steps=steps)
+    if inner_steps is not None:
+        learner_values = changed(
+            config.learner, "learners", eval_inner_steps=inner_steps
+        )
         config = dataclasses.replace(config, learner=learner_values)
     model, learner = build_learner(config)
     training_tasks = build_tasks(config.tasks, "meta_train")

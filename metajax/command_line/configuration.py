@@ -12,21 +12,20 @@ import jax.numpy as jnp
 
 from metajax import filters, objectives
 from metajax.command_line.catalogue import (
-    ARGUMENTS,
-    EMBEDDING_LEARNERS,
     LEARNERS,
-    LEARNERS_OF_ONE_WAY,
-    LEARNERS_WITHOUT_MODEL,
     MODELS,
-    REGRESSION_LEARNERS,
     TASKS,
-    InnerOptimizer,
-    OuterOptimizer,
+    embeds,
+    has_one_way,
+    is_for_classes,
+    is_for_numbers,
+    takes,
 )
+from metajax.command_line.forms import FORMS, InnerOptimizer, OuterOptimizer
 from metajax.tasks.images.class_table import ClassTable, split_classes
 from metajax.tasks.images.few_shot import ClassTableTasks, few_shot, whole_classes
 from metajax.training.trainer import TrainResult, train
-from metajax.types import Learner, Model, TaskDistribution
+from metajax.types import Filter, Learner, Model, Task, TaskDistribution
 
 __all__ = [
     "SPLITS",
@@ -70,7 +69,7 @@ class Config:
     optimizer: OuterOptimizer
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values, such as `{"learner": {"maml": {"steps": 1, ...}}, ...}`."""
+        """As JSON values, such as `{"learner": {"maml": {"inner_steps": 1, ...}}, ...}`."""
         parts = {part: getattr(self, part) for part in _names(self)}
         return {
             part: {type(value).__name__: dataclasses.asdict(value)}
@@ -84,8 +83,8 @@ def config_from_json(values: dict[str, Any]) -> Config:
     Raises:
       ValueError: if something in `values` is unknown or missing.
     """
-    classes = ARGUMENTS | {
-        "validation": ARGUMENTS["tasks"],
+    classes = FORMS | {
+        "validation": FORMS["tasks"],
         "optimizer": {"OuterOptimizer": OuterOptimizer},
     }
     try:
@@ -138,9 +137,9 @@ def build_learner(config: Config) -> tuple[Model, Learner]:
       ValueError: as the constructors.
     """
     model = _call(MODELS[type(config.model).__name__], config.model)
-    name = type(config.learner).__name__
-    others = {} if name in LEARNERS_WITHOUT_MODEL else {"model": model}
-    return model, _call(LEARNERS[name], config.learner, **others)
+    learner = _constructor(config.learner)
+    others = {"model": model} if takes(learner, "model") else {}
+    return model, _call(learner, config.learner, **others)
 
 
 def train_run(
@@ -193,58 +192,54 @@ def resolve(config: Config) -> Config:
       ValueError: if learner, model and tasks do not go together.
     """
     task = jax.eval_shape(build_tasks(config.tasks, "meta_train"), jax.random.key(0))
-    model, learner = config.model, config.learner
     classifies = jnp.issubdtype(task.query.y.dtype, jnp.integer)
-    learner_name, model_name = type(learner).__name__, type(model).__name__
-    embeds, tasks_name = learner_name in EMBEDDING_LEARNERS, type(config.tasks).__name__
-    if learner_name in LEARNERS_WITHOUT_MODEL and model_name != "identity":
+    _check_together(config, task, classifies=classifies)
+    _check_kept_state(config)
+    config = dataclasses.replace(
+        config,
+        model=_resolved_model(config, task, classifies=classifies),
+        learner=_resolved_learner(config, task, classifies=classifies),
+    )
+    for tasks in (config.tasks, config.validation):
+        check_way(config, tasks)
+    return config
+
+
+def _check_together(config: Config, task: Task, *, classifies: bool) -> None:
+    """Raises a ValueError if learner, model and tasks are not of one kind."""
+    learner, model = _constructor(config.learner), type(config.model).__name__
+    name, tasks = type(config.learner).__name__, type(config.tasks).__name__
+    if not takes(learner, "model") and model != "identity":
         raise ValueError(
-            f"`{learner_name}` reads its inputs itself and takes no model, got "
-            f"`{model_name}`; write `identity`."
+            f"`{name}` reads its inputs itself and takes no model, got `{model}`; "
+            "write `identity`."
         )
-    if model_name == "identity" and learner_name not in (
-        *EMBEDDING_LEARNERS,
-        *LEARNERS_WITHOUT_MODEL,
-    ):
+    if takes(learner, "model") and not embeds(learner) and model == "identity":
         raise ValueError(
-            f"`{learner_name}` adapts the parameters of a model, and `identity` has "
-            "none; use `mlp` or `conv4`."
+            f"`{name}` adapts the parameters of a model, and `identity` has none; use "
+            "`mlp` or `conv4`."
         )
-    if embeds and not classifies and "objective" not in _names(learner):
+    if is_for_classes(learner) and not classifies:
         raise ValueError(
-            f"`{learner_name}` classifies, but the targets of "
-            f"{tasks_name!r} tasks are real numbers; use `maml`."
+            f"`{name}` classifies, but the targets of {tasks!r} tasks are real "
+            "numbers; use `maml`."
         )
-    if learner_name in REGRESSION_LEARNERS and classifies:
+    if is_for_numbers(learner) and classifies:
         raise ValueError(
-            f"`{learner_name}` predicts real numbers, but the targets of "
-            f"{tasks_name!r} tasks are class labels; use `prototypical`."
+            f"`{name}` predicts real numbers, but the targets of {tasks!r} tasks are "
+            "class labels; use `prototypical`."
         )
-    if model_name == "conv4" and task.query.x.ndim != 4:
+    if model == "conv4" and task.query.x.ndim != 4:
         raise ValueError(
-            f"`conv4` needs images, but the inputs of {tasks_name!r} tasks have shape "
+            f"`conv4` needs images, but the inputs of {tasks!r} tasks have shape "
             f"{list(task.query.x.shape[1:])}; use `mlp`."
         )
-    if "num_outputs" in _names(model) and model.num_outputs is None:
-        if not embeds:
-            size = max_way(config.tasks) if classifies else task.query.y.shape[-1]
-            model = dataclasses.replace(model, num_outputs=size)
-        elif model_name == "mlp":
-            model = dataclasses.replace(model, num_outputs=_EMBEDDING_SIZE)
-    if "num_outputs" in _names(learner) and learner.num_outputs is None:
-        size = task.query.y.shape[-1]
-        learner = dataclasses.replace(learner, num_outputs=size)
-    if "objective" in _names(learner):
-        objective = "cross_entropy" if classifies else "squared_error"
-        if learner.objective not in (None, objective):
-            kind = "class labels" if classifies else "real numbers"
-            raise ValueError(
-                f"`learner.objective` is {learner.objective}, but the targets of "
-                f"{tasks_name!r} tasks are {kind}; leave it out, or write {objective}."
-            )
-        learner = dataclasses.replace(learner, objective=objective)
+
+
+def _check_kept_state(config: Config) -> None:
+    """Raises a ValueError if what Reptile keeps would not be a mean of states."""
     outer = config.optimizer
-    if getattr(learner, "keeps_state", False) and (
+    if getattr(config.learner, "keeps_state", False) and (
         outer.name != "sgd" or outer.learning_rate > 1
     ):
         raise ValueError(
@@ -252,31 +247,58 @@ def resolve(config: Config) -> Config:
             f"of at most 1, so that what is kept is a mean of states; got {outer.name} "
             f"with {outer.learning_rate}."
         )
-    if learner_name in LEARNERS_OF_ONE_WAY and learner.way is None:
-        way = max_way(config.tasks) if classifies else None
-        learner = dataclasses.replace(learner, way=way)
-    if learner_name == "baseline" and learner.num_classes is None:
+
+
+def _resolved_model(config: Config, task: Task, *, classifies: bool) -> Any:
+    """The form of the model with a number of outputs."""
+    model = config.model
+    if "num_outputs" not in _names(model) or model.num_outputs is not None:
+        return model
+    if not embeds(_constructor(config.learner)):
+        size = max_way(config.tasks) if classifies else task.query.y.shape[-1]
+        return dataclasses.replace(model, num_outputs=size)
+    if type(model).__name__ == "mlp":
+        return dataclasses.replace(model, num_outputs=_EMBEDDING_SIZE)
+    return model
+
+
+def _resolved_learner(config: Config, task: Task, *, classifies: bool) -> Any:
+    """The form of the learner with its loss, and what it must know of the targets."""
+    learner = config.learner
+    names = _names(learner)
+    changes: dict[str, Any] = {}
+    if "objective" in names:
+        changes["objective"] = "cross_entropy" if classifies else "squared_error"
+        if learner.objective not in (None, changes["objective"]):
+            kind = "class labels" if classifies else "real numbers"
+            raise ValueError(
+                f"`learner.objective` is {learner.objective}, but the targets of "
+                f"{type(config.tasks).__name__!r} tasks are {kind}; leave it out, or "
+                f"write {changes['objective']}."
+            )
+    if classifies and has_one_way(_constructor(learner)) and learner.way is None:
+        changes["way"] = max_way(config.tasks)
+    if not classifies and "num_outputs" in names and learner.num_outputs is None:
+        changes["num_outputs"] = task.query.y.shape[-1]
+    if "num_classes" in names and learner.num_classes is None:
         tasks: Any = _training_tasks(config)
-        num_classes = tasks.table.num_classes
-        learner = dataclasses.replace(learner, num_classes=num_classes)
-    config = dataclasses.replace(config, model=model, learner=learner)
-    for tasks in (config.tasks, config.validation):
-        check_way(config, tasks)
-    return config
+        changes["num_classes"] = tasks.table.num_classes
+    return dataclasses.replace(learner, **changes)
 
 
 def check_way(config: Config, tasks: Any) -> None:
     """Raises a ValueError if tasks have more classes than learner or model can tell."""
     if "way" not in _names(tasks):
         return
-    name = type(config.learner).__name__
-    if name in LEARNERS_OF_ONE_WAY and max_way(tasks) > config.learner.way:
+    learner = _constructor(config.learner)
+    if has_one_way(learner) and max_way(tasks) > config.learner.way:
         raise ValueError(
-            f"`way` must be at most {config.learner.way}, the classes that `{name}` "
-            f"was built for, got {max_way(tasks)}. Train with a larger `way`, or a "
-            "learner that takes any, such as `prototypical`."
+            f"`way` must be at most {config.learner.way}, the classes that "
+            f"`{type(config.learner).__name__}` was built for, got {max_way(tasks)}. "
+            "Train with a larger `way`, or a learner that takes any, such as "
+            "`prototypical`."
         )
-    if name in EMBEDDING_LEARNERS:
+    if embeds(learner) or not takes(learner, "model"):
         return
     if max_way(tasks) > config.model.num_outputs:
         raise ValueError(
@@ -285,6 +307,10 @@ def check_way(config: Config, tasks: Any) -> None:
             "`--model.num-outputs`, or a learner without a head, such as "
             "`prototypical`."
         )
+
+
+def _constructor(learner: Any) -> Callable[..., Any]:
+    return LEARNERS[type(learner).__name__]
 
 
 def max_way(tasks: Any) -> int:
@@ -340,7 +366,7 @@ def _to_object(name: str, value: Any) -> Any:
     return _filter(name, value) if is_filter else value
 
 
-def _filter(name: str, text: str) -> Callable[[str], bool]:
+def _filter(name: str, text: str) -> Filter:
     kind, _, parts = text.partition(":")
     if text == "everything":
         return filters.everything

@@ -24,7 +24,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from metajax.command_line.catalogue import ARGUMENTS, InnerOptimizer, OuterOptimizer
 from metajax.command_line.configuration import (
     Config,
     build_learner,
@@ -32,6 +31,7 @@ from metajax.command_line.configuration import (
     resolve,
     train_run,
 )
+from metajax.command_line.forms import FORMS, InnerOptimizer, OuterOptimizer
 from metajax.evaluation.bank import bank_task, evaluate
 from metajax.evaluation.reports import Report, compare
 from metajax.learners.metric.prototypical import prototypical
@@ -155,14 +155,16 @@ def main_job(
 
 def _prototypical(sizes: Sizes) -> tuple[Config, dict[str, Any]]:
     """What to train, and how long. Training with more classes than testing helps."""
-    learner = ARGUMENTS["learner"]["prototypical"]()
+    learner = FORMS["learner"]["prototypical"]()
     config = _config(sizes, learner, _glyphs(way=20, num_queries=5))
     return config, {"steps": sizes.prototypical_steps, "tasks_per_step": 1}
 
 
 def _maml(sizes: Sizes) -> tuple[Config, dict[str, Any]]:
-    learner = ARGUMENTS["learner"]["maml"](
-        steps=1, eval_steps=3, inner_optimizer=InnerOptimizer(learning_rate=0.4)
+    learner = FORMS["learner"]["maml"](
+        inner_steps=1,
+        eval_inner_steps=3,
+        inner_optimizer=InnerOptimizer(learning_rate=0.4),
     )
     config = _config(sizes, learner, _glyphs(way=5, num_queries=5))
     return config, {"steps": sizes.maml_steps, "tasks_per_step": 4}
@@ -172,7 +174,7 @@ def _config(sizes: Sizes, learner: Any, tasks: Any) -> Config:
     return resolve(
         Config(
             learner=learner,
-            model=ARGUMENTS["model"]["conv4"](
+            model=FORMS["model"]["conv4"](
                 features=sizes.features, pooling="stride", normalization="support"
             ),
             tasks=tasks,
@@ -183,7 +185,7 @@ def _config(sizes: Sizes, learner: Any, tasks: Any) -> Config:
 
 
 def _glyphs(*, way: int, num_queries: int) -> Any:
-    return ARGUMENTS["tasks"]["glyphs"](way=way, shot=1, num_queries=num_queries)
+    return FORMS["tasks"]["glyphs"](way=way, shot=1, num_queries=num_queries)
 
 
 def _scratch(sizes: Sizes, tasks: Any) -> _Contestant:

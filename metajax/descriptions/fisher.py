@@ -27,7 +27,6 @@ prior in it. Here a prior may be added to F: the trivial task, whose F is 0, is 
 prior alone. The head is the minimum of a convex loss and not the end of some epochs.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -38,7 +37,7 @@ from metajax.builders.heads import Embedded, embedded
 from metajax.checks import check_integers, check_not_negative, check_positive
 from metajax.filters import all_but, combine, partition
 from metajax.models.normalization import STATISTICS
-from metajax.types import Array, Examples, Model, PyTree
+from metajax.types import Array, Examples, Model, Objective, PyTree
 
 __all__ = [
     "TaskVector",
@@ -159,7 +158,7 @@ def task2vec(
 
 
 def fisher_diagonal(
-    log_probabilities: Callable[[PyTree, PyTree], Array],
+    log_probabilities: Objective,
     params: PyTree,
     examples: Examples,
     *,

@@ -27,7 +27,7 @@ trains the first configuration of that order has the predictor.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import chex
 import jax
@@ -46,7 +46,8 @@ __all__ = [
 ]
 
 
-RANKINGS = ("portfolio", "mean")
+Ranking = Literal["portfolio", "mean"]
+RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 
 
 class WarmStart(NamedTuple):
@@ -136,7 +137,7 @@ def recommend(
     features: Any,
     *,
     num_neighbors: int,
-    ranking: str = "portfolio",
+    ranking: Ranking = "portfolio",
     exclude: Array | None = None,
 ) -> Array:
     """Ranks configurations for a new task, for `jit` and `vmap`.

@@ -16,7 +16,7 @@ same two functions.
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ from metajax.types import Array, PyTree
 
 __all__ = ["DOMAINS", "GRANULARITIES", "HyperParameter", "LearnedOptimizer", "learned"]
 
-GRANULARITIES = ("optimizer", "leaf", "parameter")
+Granularity = Literal["optimizer", "leaf", "parameter"]
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
 class _Domain(NamedTuple):

@@ -26,7 +26,7 @@ search, but for `"first_order"`, where all that it finds is a constant.
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +38,12 @@ from jax.extend.core import jaxpr_as_fun
 from metajax.checks import check_choice, check_integers
 from metajax.compute.program_costs import has_custom_vjp, has_while
 from metajax.filters import combine, everything, partition
-from metajax.types import Array, PyTree
+from metajax.types import Array, Filter, PyTree
 
 __all__ = ["GRADIENT_MODES", "Unrolled", "check_inner_loop", "unroll"]
 
-GRADIENT_MODES = ("reverse", "remat", "mixed", "first_order")
+GradientMode = Literal["reverse", "remat", "mixed", "first_order"]
+GRADIENT_MODES: tuple[GradientMode, ...] = get_args(GradientMode)
 
 
 class Unrolled(NamedTuple):
@@ -63,7 +64,7 @@ class Unrolled(NamedTuple):
 
 
 def check_inner_loop(
-    optimizer: optax.GradientTransformation, inner_steps: int, gradient: str
+    optimizer: optax.GradientTransformation, inner_steps: int, gradient: GradientMode
 ) -> None:
     """Checks what a learner's constructor was given for its inner loop.
 
@@ -151,8 +152,8 @@ def unroll(
     args: PyTree,
     *,
     inner_steps: int,
-    gradient: str = "remat",
-    adapts: Callable[[str], bool] = everything,
+    gradient: GradientMode = "remat",
+    adapts: Filter = everything,
     key: Array | None = None,
     step_args: PyTree = None,
     opt_state: PyTree = None,

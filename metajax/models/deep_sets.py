@@ -20,7 +20,7 @@ Order never matters, and masked examples are as if absent.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ from metajax.types import Array, Examples, PyTree
 
 __all__ = ["Layers", "TaskEncoder", "set_mean", "task_encoder"]
 
-CLASSES = ("named", "unnamed")
+Classes = Literal["named", "unnamed"]
+CLASSES: tuple[Classes, ...] = get_args(Classes)
 
 
 class TaskEncoder(NamedTuple):
@@ -84,7 +85,7 @@ class _Encoder(nn.Module):
     size: int
     hidden: Sequence[int]
     num_classes: int | None
-    classes: str
+    classes: Classes
 
     @nn.compact
     def __call__(self, examples: Examples) -> Array:
@@ -115,7 +116,7 @@ def task_encoder(
     size: int,
     *,
     num_classes: int | None = None,
-    classes: str = "named",
+    classes: Classes = "named",
     hidden: Sequence[int] = (64, 64),
 ) -> TaskEncoder:
     """Builds a permutation-invariant encoder of a set of labelled examples.

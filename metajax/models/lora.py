@@ -19,7 +19,6 @@ convolutions have them as matrices `[h * w * C, F]`.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ import jax.numpy as jnp
 from metajax.checks import check_integers
 from metajax.filters import everything, path_names
 from metajax.models.normalization import STATISTICS
-from metajax.types import Array, Model, PyTree
+from metajax.types import Array, Filter, Model, PyTree
 
 __all__ = ["merge_lora", "with_lora"]
 
@@ -38,7 +37,7 @@ def with_lora(
     *,
     rank: int,
     scale: float = 1.0,
-    where: Callable[[str], bool] = everything,
+    where: Filter = everything,
 ) -> Model:
     """A model with low-rank factors beside its matrices.
 

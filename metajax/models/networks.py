@@ -11,6 +11,7 @@ flattened). Relation Networks keep maps: F. Sung et al., "Learning to Compare", 
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import chex
 import jax.numpy as jnp
@@ -19,13 +20,14 @@ from flax import linen as nn
 from metajax.checks import check_choice, check_integers, check_sizes
 from metajax.models.adapters import from_functions, from_linen
 from metajax.models.convolution import Conv, max_pool
-from metajax.models.normalization import PER_CHANNEL, Normalize
-from metajax.models.precision import with_precision
+from metajax.models.normalization import PER_CHANNEL, Normalization, Normalize
+from metajax.models.precision import Precision, with_precision
 from metajax.types import Array, Model
 
 __all__ = ["conv4", "identity", "mlp"]
 
-POOLINGS = ("max", "stride", "maps")
+Pooling = Literal["max", "stride", "maps"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 Inputs = Array | tuple[Array, Array]  # alone, or beside a context `[n, c]`
 
@@ -67,7 +69,7 @@ class Conv4(nn.Module):
 
     num_outputs: int | None
     features: int
-    pooling: str
+    pooling: Pooling
     normalization: str
 
     @nn.compact
@@ -118,7 +120,7 @@ def mlp(
     *,
     hidden: Sequence[int] = (40, 40),
     normalization: str = "none",
-    precision: str = "float32",
+    precision: Precision = "float32",
 ) -> Model:
     """A multi-layer perceptron with ReLU, He initialisation and zero biases.
 
@@ -149,9 +151,9 @@ def conv4(
     num_outputs: int | None = None,
     *,
     features: int = 64,
-    pooling: str = "max",
-    normalization: str = "batch",
-    precision: str = "float32",
+    pooling: Pooling = "max",
+    normalization: Normalization = "batch",
+    precision: Precision = "float32",
 ) -> Model:
     """The four-block convolutional network of few-shot learning.
 

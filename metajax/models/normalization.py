@@ -15,6 +15,7 @@ the choices below for meta-learning.
 """
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,8 @@ __all__ = [
     "freeze_support_statistics",
 ]
 
-NORMALIZATIONS = ("none", "layer", "group", "batch", "support", "calibrated")
+Normalization = Literal["none", "layer", "group", "batch", "support", "calibrated"]
+NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 
 PER_CHANNEL = ("batch", "support", "calibrated")
 """Those that take the mean of each channel away, and any bias added before with it."""

@@ -16,6 +16,8 @@ an inner step changes float32 parameters. bfloat16 has the range of float32, so 
 is scaled against underflow; float16 would need that and is not offered.
 """
 
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 
@@ -25,15 +27,16 @@ from metajax.types import Array, Model, PyTree
 
 __all__ = ["PRECISIONS", "check_precision", "with_precision"]
 
-PRECISIONS = ("float32", "bfloat16")
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
-def check_precision(precision: str) -> None:
+def check_precision(precision: Precision) -> None:
     """Raises a ValueError unless `precision` is one of `PRECISIONS`."""
     check_choice(PRECISIONS, precision=precision)
 
 
-def with_precision(model: Model, precision: str) -> Model:
+def with_precision(model: Model, precision: Precision) -> Model:
     """A model that computes in another precision.
 
     Choose `"bfloat16"` on GPU and TPU, whose matrix units are made for it; on CPU it is

@@ -5,7 +5,7 @@ The places on a map need scikit-learn, of the extra `sklearn`.
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -22,7 +22,8 @@ __all__ = [
     "task_places",
 ]
 
-LAYOUTS = ("tsne", "pca")
+Layout = Literal["tsne", "pca"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 _RIGHT, _WRONG = "#00825f", "#d55e00"  # also apart for the colour-blind
 
@@ -123,7 +124,9 @@ class TaskMap(NamedTuple):
     labels: Sequence[str]
 
 
-def task_places(distances: Any, *, layout: str = "tsne", seed: int = 0) -> np.ndarray:
+def task_places(
+    distances: Any, *, layout: Layout = "tsne", seed: int = 0
+) -> np.ndarray:
     """Places on a plane for tasks with known distances.
 
     Args:

@@ -23,7 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.checks import check_integers, is_integer
-from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
+from metajax.types import (
+    Array,
+    Examples,
+    Learner,
+    Metrics,
+    PyTree,
+    Task,
+    TaskDistribution,
+)
 
 __all__ = [
     "Bucket",
@@ -70,7 +78,7 @@ def bucketed(learner: Learner, buckets: Sequence[Bucket]) -> Learner:
     def of_smallest(loss: Any) -> Any:
         def cut_loss(
             *arguments: Any, key: Array | None = None
-        ) -> tuple[Array, dict[str, Array]]:
+        ) -> tuple[Array, Metrics]:
             *before, task = arguments
             branches = [
                 functools.partial(

@@ -27,6 +27,7 @@ from metajax.compute.program_costs import mebibytes, planned_memory
 from metajax.filters import partition
 from metajax.training.outer_gradients import evolution_strategies, pes, truncated
 from metajax.training.outer_loop import reverse_mode
+from metajax.inner.unroll import GradientMode
 from metajax.types import Array, Estimator, Learner, PyTree, TaskDistribution
 
 __all__ = [
@@ -115,7 +116,7 @@ class GradientComparison(NamedTuple):
 
 
 def candidates(
-    make: Callable[[str], Learner],
+    make: Callable[[GradientMode], Learner],
     *,
     num_tasks: int,
     piece: int | None = None,

@@ -33,11 +33,11 @@ import optax
 
 from metajax.checks import check_integers, check_positive
 from metajax.filters import combine, partition
-from metajax.types import Array, Estimator, Learner, PyTree, Segments, Task
+from metajax.types import Array, Estimator, Learner, Metrics, PyTree, Segments, Task
 
 __all__ = ["evolution_strategies", "pes", "truncated"]
 
-LossFn = Callable[..., tuple[Array, dict[str, Array]]]
+LossFn = Callable[..., tuple[Array, Metrics]]
 Estimate = tuple[PyTree, Array, dict[str, Array], PyTree]
 
 
@@ -86,7 +86,7 @@ def evolution_strategies(*, sigma: float = 0.01, num_pairs: int = 1) -> Estimato
             key_noise, key_loss = jax.random.split(key)
             noise = _noise(key_noise, floats, 1.0)
 
-            def at(step: float) -> tuple[Array, dict[str, Array]]:
+            def at(step: float) -> tuple[Array, Metrics]:
                 moved = optax.tree.add_scale(floats, step, noise)
                 return loss(combine(moved, others), task, key=key_loss)
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from metajax.compute.devices import COPIED, TASK_AXIS, constrain, mean_over_devices
 from metajax.filters import path_names
-from metajax.types import Array, Estimator, Learner, PyTree, Task
+from metajax.types import Array, Estimator, Learner, Metrics, PyTree, Task
 
 __all__ = [
     "TrainState",
@@ -119,7 +119,7 @@ def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
     """
 
     def gradient(
-        loss: Callable[..., tuple[Array, dict[str, Array]]],
+        loss: Callable[..., tuple[Array, Metrics]],
         meta_params: PyTree,
         tasks: Task,
         keys: Array,
@@ -136,8 +136,8 @@ def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
 
         def block_loss(
             meta_params: PyTree, block: tuple[Task, Array]
-        ) -> tuple[Array, dict[str, Array]]:
-            def task_loss(task: Task, key: Array) -> tuple[Array, dict[str, Array]]:
+        ) -> tuple[Array, Metrics]:
+            def task_loss(task: Task, key: Array) -> tuple[Array, Metrics]:
                 return loss(meta_params, task, key=key)
 
             if size == 1:

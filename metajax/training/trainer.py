@@ -41,7 +41,14 @@ from metajax.training.stops import (
     warn_of_slow_convolutions,
 )
 from metajax.training.task_source import HostTasks, TaskSource
-from metajax.types import Array, Estimator, Learner, PyTree, Task, TaskDistribution
+from metajax.types import (
+    Array,
+    Estimator,
+    Learner,
+    PyTree,
+    Task,
+    TaskDistribution,
+)
 
 __all__ = ["TrainResult", "train"]
 

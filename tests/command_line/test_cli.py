@@ -11,7 +11,7 @@ from PIL import Image
 
 import metajax
 from metajax.command_line import catalogue, cli, configuration
-from metajax.command_line.catalogue import ARGUMENTS, InnerOptimizer, OuterOptimizer
+from metajax.command_line.forms import FORMS, InnerOptimizer, OuterOptimizer
 from metajax.command_line.cli import main
 from metajax.command_line.configuration import (
     Config,
@@ -216,7 +216,7 @@ def test_only_evaluate_reaches_the_test_split(images, monkeypatch):
 
 
 def test_folder_splits_share_no_class(images):
-    values = ARGUMENTS["tasks"]["folder"](path=str(images), way=3, num_queries=2)
+    values = FORMS["tasks"]["folder"](path=str(images), way=3, num_queries=2)
     tables = [
         np.asarray(build_tasks(values, split).table.images)
         for split in configuration.SPLITS
@@ -378,7 +378,7 @@ def test_every_constructor_argument_is_reachable():
     for part, constructors in parts.items():
         for name, constructor in constructors.items():
             expected = set(inspect.signature(constructor).parameters) - elsewhere
-            assert expected <= set(ARGUMENTS[part][name].__dataclass_fields__)
+            assert expected <= set(FORMS[part][name].__dataclass_fields__)
             if part == "tasks" and name not in (
                 "sinusoid",
                 "glyphs",
@@ -387,7 +387,7 @@ def test_every_constructor_argument_is_reachable():
                 "synthetic_table",
             ):
                 sizes = {"way", "shot", "num_queries", "dtype"}
-                assert sizes <= set(ARGUMENTS[part][name].__dataclass_fields__)
+                assert sizes <= set(FORMS[part][name].__dataclass_fields__)
     training = set(inspect.signature(metajax.training.trainer.train).parameters)
     built = {"learner", "tasks", "optimizer", "validation", "config", "run_dir"}
     code = {"estimator", "mesh"}
@@ -398,12 +398,12 @@ def test_every_constructor_argument_is_reachable():
 def test_config_survives_json(tasks):
     required = {"folder": {"path": "x"}, "tfds": {"name": "mnist", "split": "train"}}
     sizes = {} if tasks == "sinusoid" else {"way": (3, 5)}
-    values = ARGUMENTS["tasks"][tasks](**required.get(tasks, {}), **sizes)
+    values = FORMS["tasks"][tasks](**required.get(tasks, {}), **sizes)
     config = Config(
-        learner=ARGUMENTS["learner"]["maml"](
+        learner=FORMS["learner"]["maml"](
             inner_optimizer=InnerOptimizer(name="adam"), adapts="only:head"
         ),
-        model=ARGUMENTS["model"]["mlp"](hidden=(3, 4)),
+        model=FORMS["model"]["mlp"](hidden=(3, 4)),
         tasks=values,
         validation=values,
         optimizer=OuterOptimizer(schedule="cosine"),
@@ -411,18 +411,18 @@ def test_config_survives_json(tasks):
     assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-@pytest.mark.parametrize("name", ARGUMENTS["learner"])
+@pytest.mark.parametrize("name", FORMS["learner"])
 def test_every_learner_is_built_from_json(name):
-    tasks = ARGUMENTS["tasks"]["synthetic_table"](shot=2, columns=10)
+    tasks = FORMS["tasks"]["synthetic_table"](shot=2, columns=10)
     given = {"num_classes": 2} if name == "baseline" else {}
-    model = ARGUMENTS["model"]["mlp"](hidden=(4,), normalization="layer")
+    model = FORMS["model"]["mlp"](hidden=(4,), normalization="layer")
     if name in catalogue.REGRESSION_LEARNERS:
-        tasks = ARGUMENTS["tasks"]["gaussian_process"](shot=3)
+        tasks = FORMS["tasks"]["gaussian_process"](shot=3)
     if name in catalogue.LEARNERS_WITHOUT_MODEL:
-        model = ARGUMENTS["model"]["identity"]()
+        model = FORMS["model"]["identity"]()
     config = resolve(
         Config(
-            learner=ARGUMENTS["learner"][name](**given),
+            learner=FORMS["learner"][name](**given),
             model=model,
             tasks=tasks,
             validation=tasks,
@@ -452,11 +452,11 @@ def test_an_optimizer_is_learned_where_that_is_possible():
 
 
 def test_only_the_head_adapts():
-    tasks = ARGUMENTS["tasks"]["sinusoid"]()
+    tasks = FORMS["tasks"]["sinusoid"]()
     config = resolve(
         Config(
-            learner=ARGUMENTS["learner"]["maml"](adapts="only:head"),
-            model=ARGUMENTS["model"]["mlp"](hidden=(4,)),
+            learner=FORMS["learner"]["maml"](adapts="only:head"),
+            model=FORMS["model"]["mlp"](hidden=(4,)),
             tasks=tasks,
             validation=tasks,
             optimizer=OuterOptimizer(),

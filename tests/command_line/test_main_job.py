@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metajax.command_line import cli, configuration, main_job
-from metajax.command_line.catalogue import ARGUMENTS
+from metajax.command_line.forms import FORMS
 from metajax.command_line.cli import main
 from metajax.command_line.main_job import Sizes
 from metajax.evaluation.bank import evaluate
@@ -44,13 +44,11 @@ def cheap(monkeypatch):
 
     def conv4(*, features, pooling, normalization):
         del pooling
-        return ARGUMENTS["model"]["mlp"](
-            hidden=(features,), normalization=normalization
-        )
+        return FORMS["model"]["mlp"](hidden=(features,), normalization=normalization)
 
     monkeypatch.setattr(configuration, "build_tasks", build_tasks)
     monkeypatch.setattr(main_job, "build_tasks", build_tasks)
-    monkeypatch.setitem(ARGUMENTS["model"], "conv4", conv4)
+    monkeypatch.setitem(FORMS["model"], "conv4", conv4)
 
 
 def test_main_job_twice(cheap, tmp_path, monkeypatch, capsys):

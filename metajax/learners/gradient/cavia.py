@@ -12,7 +12,7 @@ first layer of `mlp` reads it beside its inputs, as the paper has it for regress
 against the sinusoid results; see the README's table.
 """
 
-from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +20,34 @@ import optax
 
 from metajax.builders.descent import check_descent, learner_of_start
 from metajax.checks import check_integers
+from metajax.inner.unroll import GradientMode
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.types import (
+    Array,
+    CommandLine,
+    Examples,
+    Learner,
+    Model,
+    Objective,
+    PyTree,
+    Task,
+)
 
 __all__ = ["cavia"]
 
 
 def cavia(
     model: Model,
-    inner_optimizer: optax.GradientTransformation,
+    inner_optimizer: Annotated[
+        optax.GradientTransformation, CommandLine({"learning_rate": 1.0})
+    ],
     *,
     context_size: int = 5,
     inner_steps: int = 1,
     eval_inner_steps: int | None = None,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
-    gradient: str = "remat",
+    objective: Objective = cross_entropy,
+    gradient: GradientMode = "remat",
     check_mixed: bool = True,
 ) -> Learner:
     """Builds CAVIA.

@@ -16,7 +16,7 @@ lambda is not learned, and Eq. (6) may have a larger one than the inner problem,
 authors' code has it.
 """
 
-from collections.abc import Callable
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,19 @@ from metajax.builders.descent import (
 from metajax.checks import check_integers, check_not_negative, check_positive
 from metajax.filters import combine, partition
 from metajax.inner.implicit import check_solve, implicit_loss
-from metajax.inner.unroll import Unrolled, unroll
+from metajax.inner.unroll import GradientMode, Unrolled, unroll
 from metajax.objectives import cross_entropy, split_key
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.types import (
+    Array,
+    CommandLine,
+    Examples,
+    Learner,
+    Metrics,
+    Model,
+    Objective,
+    PyTree,
+    Task,
+)
 
 __all__ = ["imaml"]
 
@@ -44,15 +54,15 @@ def imaml(
     model: Model,
     inner_optimizer: optax.GradientTransformation,
     *,
-    inner_steps: int,
+    inner_steps: Annotated[int, CommandLine(16)],
     eval_inner_steps: int | None = None,
     strength: float = 2.0,
     damping: float = 0.0,
     cg_iterations: int = 10,
     max_residual: float = 1.0,
     skips_failed: bool = False,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
-    gradient: str = "implicit",
+    objective: Objective = cross_entropy,
+    gradient: GradientMode | Literal["implicit"] = "implicit",
 ) -> Learner:
     """Builds implicit MAML.
 
@@ -103,7 +113,7 @@ def imaml(
       >>> learner = imaml(mlp(5), optax.sgd(0.1), inner_steps=16)
     """
     is_implicit = gradient == "implicit"
-    mode = "first_order" if is_implicit else gradient
+    mode: GradientMode = "first_order" if gradient == "implicit" else gradient
     check_integers(1, inner_steps=inner_steps)
     check_descent(inner_optimizer, mode, inner_steps, eval_inner_steps)
     check_solve(cg_iterations, max_residual)
@@ -153,13 +163,13 @@ def imaml(
 
     def loss(
         meta_params: PyTree, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         key_adapt, key_predict = split_key(key, 2)
         result = run(meta_params, task.support, key_adapt, Run(inner_steps))
         theta, rest = partition(meta_params)
         solution, _ = partition(result.params)
 
-        def outer(phi: PyTree, others: PyTree) -> tuple[Array, dict[str, Array]]:
+        def outer(phi: PyTree, others: PyTree) -> tuple[Array, Metrics]:
             rest, task, _, key = others
             return score(model, objective, combine(phi, rest), task, key)
 

@@ -53,16 +53,25 @@ from metajax.checks import (
     check_way,
 )
 from metajax.inner.learned_optimizer import HyperParameter, learned
-from metajax.inner.unroll import Unrolled, unroll
+from metajax.inner.unroll import GradientMode, Unrolled, unroll
 from metajax.masks import masked_mean
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy, split_key
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.types import (
+    Array,
+    Embedding,
+    Examples,
+    Learner,
+    Metrics,
+    PyTree,
+    Task,
+    Way,
+)
 
-__all__ = ["MetaParams", "encode", "kl_to_standard", "leo", "row_correlation_penalty"]
+__all__ = ["LEOParams", "encode", "kl_to_standard", "leo", "row_correlation_penalty"]
 
 
-class MetaParams(NamedTuple):
+class LEOParams(NamedTuple):
     """What LEO learns; D features, L latent dimensions.
 
     Attributes:
@@ -81,9 +90,9 @@ class MetaParams(NamedTuple):
 
 
 def leo(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None = None,
+    way: Way = "support",
     num_latents: int = 64,
     inner_steps: int = 5,
     fine_tuning_steps: int = 5,
@@ -93,7 +102,7 @@ def leo(
     encoder_penalty: float = 1e-9,
     orthogonality: float = 1e-3,
     train_embedding: bool = False,
-    gradient: str = "remat",
+    gradient: GradientMode = "remat",
 ) -> Learner:
     """Builds LEO.
 
@@ -104,8 +113,8 @@ def leo(
     Args:
       model: an embedding, inputs `[n, ...]` to features `[n, D]`. To start from a
         trained one, replace `embedding` in what `init` gives.
-      way: the most classes a task may have, N; labels are below it. None takes the
-        number of support examples, which always suffices.
+      way: the most classes a task may have, N; labels are below it. "support" takes
+        the number of support examples, which always suffices.
       num_latents: size of the code of a class, L, at least 1; 64 is the paper's.
       inner_steps: inner steps on the code, at least 0; 5 is the paper's.
       fine_tuning_steps: inner steps on the weights after these, at least 0, likewise.
@@ -120,7 +129,7 @@ def leo(
         `metajax.inner.unroll`.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams` and whose `adapted` is
+      A learner whose `meta_params` are `LEOParams` and whose `adapted` is
       `{"embedding": ..., "head": {"kernel": [N, D], "is_present": [N]}}`; `predict`
       gives logits `[n, N]`, minus infinity for classes without a support example. Its
       loss reports `support_loss_t` for up to 11 inner steps t, first those on the code,
@@ -166,7 +175,7 @@ def leo(
         return loss_of_weights(decode(decoder, codes, key), others, None)
 
     def encoded(
-        meta_params: MetaParams, support: Examples, key: Array | None
+        meta_params: LEOParams, support: Examples, key: Array | None
     ) -> tuple[Array, Array, Array, Array]:
         """Features of the support set, and the distribution of codes."""
         features = model.apply(
@@ -174,11 +183,11 @@ def leo(
         )
         if not train_embedding:
             features = jax.lax.stop_gradient(features)
-        num_classes = len(support.y) if way is None else way
+        num_classes = len(support.y) if way == "support" else way
         return features, *encode(meta_params, features, support, num_classes)
 
     def descend(
-        meta_params: MetaParams, support: Examples, key: Array | None, how: Run
+        meta_params: LEOParams, support: Examples, key: Array | None, how: Run
     ) -> tuple[Unrolled, dict[str, Array]]:
         """Both inner loops as one, and the penalties on codes."""
         key_model, key_start, key_steps, key_end = split_key(key, 4)
@@ -223,12 +232,12 @@ def leo(
         return Unrolled(adapted(weights.params), losses, path, ()), penalties
 
     def run(
-        meta_params: MetaParams, support: Examples, key: Array | None, how: Run
+        meta_params: LEOParams, support: Examples, key: Array | None, how: Run
     ) -> Unrolled:
         del key
         return descend(meta_params, support, None, how)[0]
 
-    def init(key: Array, task: Task) -> MetaParams:
+    def init(key: Array, task: Task) -> LEOParams:
         key_model, key_encoder, key_relation, key_decoder = jax.random.split(key, 4)
         embedding = model.init(key_model, task.support.x)
         features = jax.eval_shape(model.apply, embedding, task.support.x)
@@ -241,7 +250,7 @@ def leo(
             name: optimizers[name].init(key, jnp.zeros((1, width)))
             for name, width in (("latent", num_latents), ("weights", size))
         }
-        return MetaParams(
+        return LEOParams(
             embedding,
             glorot(key_encoder, (size, num_latents)),
             tuple(glorot(key, wide) for key in jax.random.split(key_relation, 3)),
@@ -250,8 +259,8 @@ def leo(
         )
 
     def loss(
-        meta_params: MetaParams, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+        meta_params: LEOParams, task: Task, *, key: Array | None = None
+    ) -> tuple[Array, Metrics]:
         key_adapt, key_predict = split_key(key, 2)
         result, penalties = descend(
             meta_params, task.support, key_adapt, Run(inner_steps)
@@ -277,7 +286,7 @@ def leo(
 
 
 def encode(
-    meta_params: MetaParams, features: Array, support: Examples, num_classes: int
+    meta_params: LEOParams, features: Array, support: Examples, num_classes: int
 ) -> tuple[Array, Array, Array]:
     """Means and spreads `[N, L]` of the codes, and presence of classes `[N]`."""
     first, *others = meta_params.relation

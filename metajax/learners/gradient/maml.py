@@ -15,12 +15,11 @@ Checked against the paper's sinusoid and Omniglot results; see the README's tabl
 First-order MAML is `gradient="first_order"`, and is not Reptile.
 """
 
-from collections.abc import Callable
-
 from metajax.builders.descent import InnerOptimizer, descent
 from metajax.filters import everything
+from metajax.inner.unroll import GradientMode
 from metajax.objectives import cross_entropy
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Filter, Learner, Model, Objective
 
 __all__ = ["maml"]
 
@@ -31,9 +30,9 @@ def maml(
     *,
     inner_steps: int,
     eval_inner_steps: int | None = None,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
-    gradient: str = "remat",
-    adapts: Callable[[str], bool] = everything,
+    objective: Objective = cross_entropy,
+    gradient: GradientMode = "remat",
+    adapts: Filter = everything,
     check_mixed: bool = True,
 ) -> Learner:
     """Builds MAML.
@@ -59,7 +58,7 @@ def maml(
 
     Returns:
       A learner whose `meta_params` and `adapted` are parameters of `model`; with a
-      `LearnedOptimizer`, `meta_params` are `MetaParams(params, optimizer)`. The metrics
+      `LearnedOptimizer`, `meta_params` are `DescentParams(params, optimizer)`. The metrics
       of its loss hold `support_loss_t` for up to 11 inner steps t.
 
     Raises:

@@ -35,18 +35,27 @@ from metajax.builders.descent import (
 from metajax.checks import check_integers, check_positive
 from metajax.filters import combine, everything, partition, path_names
 from metajax.inner.learned_optimizer import HyperParameter, learned
-from metajax.inner.unroll import Unrolled, unroll
+from metajax.inner.unroll import GradientMode, Unrolled, unroll
 from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import cross_entropy, split_key
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.types import (
+    Array,
+    Examples,
+    Learner,
+    Metrics,
+    Model,
+    Objective,
+    PyTree,
+    Task,
+)
 
-__all__ = ["MetaParams", "is_normalization", "maml_plus_plus", "step_weights"]
+__all__ = ["MAMLPlusPlusParams", "is_normalization", "maml_plus_plus", "step_weights"]
 
 # The official code lets no weight but the last fall below this share of an equal one.
 _LEAST_SHARE = 0.03
 
 
-class MetaParams(NamedTuple):
+class MAMLPlusPlusParams(NamedTuple):
     """What MAML++ learns.
 
     Attributes:
@@ -76,8 +85,8 @@ def maml_plus_plus(
     first_order_until: int = 0,
     per_step_rates: bool = True,
     per_step_normalization: bool = True,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
-    gradient: str = "remat",
+    objective: Objective = cross_entropy,
+    gradient: GradientMode = "remat",
 ) -> Learner:
     """Builds MAML++.
 
@@ -100,7 +109,7 @@ def maml_plus_plus(
         `metajax.inner.unroll`.
 
     Returns:
-      A learner with `scheduled_loss`, whose `meta_params` are `MetaParams` and whose
+      A learner with `scheduled_loss`, whose `meta_params` are `MAMLPlusPlusParams` and whose
       `adapted` are parameters of `model`. Its loss reports `support_loss_t` for up to
       11 inner steps t.
 
@@ -142,10 +151,10 @@ def maml_plus_plus(
         return combine(params, row) if per_step_normalization else params
 
     def run(
-        meta_params: MetaParams,
+        meta_params: MAMLPlusPlusParams,
         support: Examples,
         key: Array | None,
-        gradient: str,
+        gradient: GradientMode,
         *,
         keep_path: bool = False,
     ) -> Unrolled:
@@ -172,24 +181,28 @@ def maml_plus_plus(
     def last_row(per_step: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: leaf[-1], per_step)
 
-    def finish(meta_params: MetaParams, params: PyTree, support: Examples) -> PyTree:
+    def finish(
+        meta_params: MAMLPlusPlusParams, params: PyTree, support: Examples
+    ) -> PyTree:
         joined = join(params, last_row(meta_params.per_step))
         return freeze_support_statistics(model, joined, support)
 
-    def init(key: Array, task: Task) -> MetaParams:
+    def init(key: Array, task: Task) -> MAMLPlusPlusParams:
         params, per_step = split(model.init(key, task.support.x))
         per_step = jax.tree.map(lambda leaf: jnp.stack([leaf] * inner_steps), per_step)
         learned_rates = optimizer.init(key, partition(params, everything)[0])
-        return MetaParams(params, per_step, learned_rates if per_step_rates else None)
+        return MAMLPlusPlusParams(
+            params, per_step, learned_rates if per_step_rates else None
+        )
 
     def adapt(
-        meta_params: MetaParams, support: Examples, *, key: Array | None = None
+        meta_params: MAMLPlusPlusParams, support: Examples, *, key: Array | None = None
     ) -> PyTree:
         result = run(meta_params, support, key, gradient)
         return finish(meta_params, result.params, support)
 
     def adapt_steps(
-        meta_params: MetaParams, support: Examples, *, key: Array | None = None
+        meta_params: MAMLPlusPlusParams, support: Examples, *, key: Array | None = None
     ) -> PyTree:
         path = run(meta_params, support, key, gradient, keep_path=True).path
         # The answer after step t is given under the normalisation weights of step t.
@@ -210,12 +223,12 @@ def maml_plus_plus(
         return model.apply(adapted, inputs, mask=mask, key=key)
 
     def loss_of(
-        meta_params: MetaParams,
+        meta_params: MAMLPlusPlusParams,
         task: Task,
         key: Array | None,
-        gradient: str,
+        gradient: GradientMode,
         weights: Array | None,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         """The query loss after the last step, or its weighted sum over the steps."""
         key_adapt, key_predict = split_key(key, 2)
         result = run(
@@ -240,24 +253,24 @@ def maml_plus_plus(
         return value, metrics | support_curve(result.losses)
 
     def loss(
-        meta_params: MetaParams, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+        meta_params: MAMLPlusPlusParams, task: Task, *, key: Array | None = None
+    ) -> tuple[Array, Metrics]:
         return loss_of(meta_params, task, key, gradient, None)
 
     def scheduled_loss(
         outer_step: Array,
-        meta_params: MetaParams,
+        meta_params: MAMLPlusPlusParams,
         task: Task,
         *,
         key: Array | None = None,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         # One program for each stretch of training in which nothing is switched.
         switches = sorted({multi_step_until, first_order_until} - {0})
 
-        def stretch(start: int) -> Callable[..., tuple[Array, dict[str, Array]]]:
+        def stretch(start: int) -> Callable[..., tuple[Array, Metrics]]:
             mode = "first_order" if start < first_order_until else gradient
 
-            def run_stretch(meta_params: MetaParams) -> tuple[Array, dict[str, Array]]:
+            def run_stretch(meta_params: MAMLPlusPlusParams) -> tuple[Array, Metrics]:
                 weights = None
                 if start < multi_step_until:
                     weights = step_weights(outer_step, inner_steps, multi_step_until)

@@ -11,8 +11,6 @@ start as identities, so that learning starts from MAML. Differs from the paper: 
 has a matrix too, and the axes of places of a kernel are taken as one.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,8 +19,9 @@ from metajax.builders.descent import descent
 from metajax.checks import check_integers, check_positive
 from metajax.filters import everything
 from metajax.inner.learned_optimizer import LearnedOptimizer
+from metajax.inner.unroll import GradientMode
 from metajax.objectives import cross_entropy
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Filter, Learner, Model, Objective, PyTree
 
 __all__ = ["curvature", "meta_curvature"]
 
@@ -33,9 +32,9 @@ def meta_curvature(
     rate: float = 0.1,
     inner_steps: int = 1,
     eval_inner_steps: int | None = None,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
-    gradient: str = "remat",
-    adapts: Callable[[str], bool] = everything,
+    objective: Objective = cross_entropy,
+    gradient: GradientMode = "remat",
+    adapts: Filter = everything,
 ) -> Learner:
     """Builds Meta-Curvature.
 
@@ -54,7 +53,7 @@ def meta_curvature(
       adapts: which parameters adapt; see `metajax.filters`.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams(params, optimizer)`, the latter with
+      A learner whose `meta_params` are `DescentParams(params, optimizer)`, the latter with
       a tuple of matrices for each array of parameters.
 
     Raises:

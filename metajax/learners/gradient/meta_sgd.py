@@ -16,16 +16,15 @@ per="parameter"))`, see `metajax.inner.learned_optimizer`. Checked against the s
 and Omniglot results; see the README's table.
 """
 
-from collections.abc import Callable
-
 import optax
 
 from metajax.builders.descent import descent
 from metajax.checks import check_integers
 from metajax.filters import everything
 from metajax.inner.learned_optimizer import HyperParameter, learned
+from metajax.inner.unroll import GradientMode
 from metajax.objectives import cross_entropy
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Filter, Learner, Model, Objective
 
 __all__ = ["meta_sgd"]
 
@@ -36,9 +35,9 @@ def meta_sgd(
     rate: float = 0.1,
     inner_steps: int = 1,
     eval_inner_steps: int | None = None,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
-    gradient: str = "remat",
-    adapts: Callable[[str], bool] = everything,
+    objective: Objective = cross_entropy,
+    gradient: GradientMode = "remat",
+    adapts: Filter = everything,
 ) -> Learner:
     """Builds Meta-SGD.
 
@@ -59,7 +58,7 @@ def meta_sgd(
       adapts: which parameters adapt; see `metajax.filters`.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams(params, optimizer)` and whose
+      A learner whose `meta_params` are `DescentParams(params, optimizer)` and whose
       `adapted` are parameters of `model`. Its loss reports `support_loss_t` for up to
       11 inner steps t.
 

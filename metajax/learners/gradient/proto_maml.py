@@ -11,8 +11,6 @@ no class has a weight of its own to be learned. The outer gradient passes throug
 prototypes, as in the paper.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import optax
 
@@ -20,22 +18,32 @@ from metajax.builders.descent import check_descent, learner_of_start
 from metajax.builders.prototypes import class_means, linear_head
 from metajax.checks import check_way
 from metajax.filters import everything
+from metajax.inner.unroll import GradientMode
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.types import (
+    Array,
+    Embedding,
+    Examples,
+    Filter,
+    Learner,
+    PyTree,
+    Task,
+    Way,
+)
 
 __all__ = ["proto_maml"]
 
 
 def proto_maml(
-    model: Model,
+    model: Embedding,
     inner_optimizer: optax.GradientTransformation,
     *,
     inner_steps: int,
     eval_inner_steps: int | None = None,
-    way: int | None = None,
-    gradient: str = "remat",
-    adapts: Callable[[str], bool] = everything,
+    way: Way = "support",
+    gradient: GradientMode = "remat",
+    adapts: Filter = everything,
     check_mixed: bool = True,
 ) -> Learner:
     """Builds Proto-MAML.
@@ -48,8 +56,8 @@ def proto_maml(
       inner_optimizer: what adapts embedding and head, such as `optax.sgd(0.1)`.
       inner_steps: inner steps in training, at least 0; 0 is Prototypical Networks.
       eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
-      way: the most classes a task may have, N; labels are below it. None takes the
-        number of support examples, which always suffices.
+      way: the most classes a task may have, N; labels are below it. "support" takes
+        the number of support examples, which always suffices.
       gradient: how the outer gradient passes the inner loop; see
         `metajax.inner.unroll`.
       adapts: which parameters adapt, by paths that start with `embedding` or `head`:
@@ -78,7 +86,7 @@ def proto_maml(
 
     def start(meta_params: PyTree, support: Examples) -> PyTree:
         features = model.apply(meta_params, support.x, mask=support.mask)
-        num_classes = len(support.y) if way is None else way
+        num_classes = len(support.y) if way == "support" else way
         centers, is_present = class_means(features, support, num_classes)
         kernel, bias = linear_head(centers)
         head = {"kernel": kernel, "bias": bias, "is_present": is_present}

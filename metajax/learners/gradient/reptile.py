@@ -22,14 +22,13 @@ from the mean of theirs, by the same outer gradient: s - s_T.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metajax.builders.descent import (
-    MetaParams,
+    DescentParams,
     Run,
     check_descent,
     learner_of_run,
@@ -40,7 +39,16 @@ from metajax.checks import check_integers
 from metajax.filters import everything, partition
 from metajax.inner.unroll import Unrolled, unroll
 from metajax.objectives import cross_entropy, split_key
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.types import (
+    Array,
+    Examples,
+    Filter,
+    Learner,
+    Model,
+    Objective,
+    PyTree,
+    Task,
+)
 
 __all__ = ["draw_batches", "reptile"]
 
@@ -54,8 +62,8 @@ def reptile(
     keeps_state: bool = False,
     batch_size: int | None = None,
     eval_batch_size: int | None = None,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
-    adapts: Callable[[str], bool] = everything,
+    objective: Objective = cross_entropy,
+    adapts: Filter = everything,
 ) -> Learner:
     """Builds Reptile.
 
@@ -80,7 +88,7 @@ def reptile(
 
     Returns:
       A learner whose `adapted` are parameters of `model`, and so are its `meta_params`,
-      or `MetaParams(params, optimizer)` with the kept state as `optimizer`. The value
+      or `DescentParams(params, optimizer)` with the kept state as `optimizer`. The value
       of its loss is the query loss after adapting, its gradient Reptile's.
 
     Raises:
@@ -151,7 +159,7 @@ def reptile(
         if not keeps_state:
             return params
         adapting, _ = partition(params, adapts)
-        return MetaParams(params, _kept(inner_optimizer.init(adapting)))
+        return DescentParams(params, _kept(inner_optimizer.init(adapting)))
 
     return learner_of_run(
         model,

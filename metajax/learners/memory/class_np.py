@@ -23,7 +23,7 @@ from metajax.builders.heads import Embedded, Head, head_learner
 from metajax.builders.neural_processes import pair_layers
 from metajax.checks import check_integers
 from metajax.models.deep_sets import Layers
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, Metrics, PyTree
 
 __all__ = ["class_np"]
 
@@ -53,7 +53,7 @@ class _Network(nn.Module):
 
 
 def class_np(
-    model: Model,
+    model: Embedding,
     *,
     way: int,
     size: int = 128,
@@ -74,7 +74,7 @@ def class_np(
       decoder_layers: hidden layers of g, at least 1.
 
     Returns:
-      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`; `predict`
+      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`; `predict`
       gives logits `[n, N]`, minus infinity for classes without a support example. The
       order of the support set does not matter; the numbers of classes do.
 
@@ -98,7 +98,7 @@ def class_np(
 
     def fit(
         head_params: PyTree, support: Embedded, key: Array | None
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         del key
         classes = network.apply(head_params, support, method="encode")
         return cast(Array, classes), {}

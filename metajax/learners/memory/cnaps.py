@@ -18,8 +18,8 @@ network of images; w_k is m_k plus what psi makes of it, so that learning starts
 class means.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,24 @@ from metajax.masks import hide_padding
 from metajax.models.deep_sets import Layers, TaskEncoder, task_encoder
 from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import cross_entropy, query_loss, split_key
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.types import (
+    Array,
+    CommandLine,
+    Embedding,
+    Examples,
+    Filter,
+    Learner,
+    PyTree,
+    Task,
+    Way,
+)
 
-__all__ = ["SCALES_AND_SHIFTS", "Adapted", "MetaParams", "cnaps"]
+__all__ = ["SCALES_AND_SHIFTS", "AdaptedCNAPs", "CNAPsParams", "cnaps"]
 
 SCALES_AND_SHIFTS = only("scale", "bias")
 
 
-class MetaParams(NamedTuple):
+class CNAPsParams(NamedTuple):
     """What is learned.
 
     Attributes:
@@ -56,7 +66,7 @@ class MetaParams(NamedTuple):
     head: PyTree
 
 
-class Adapted(NamedTuple):
+class AdaptedCNAPs(NamedTuple):
     """What one task teaches.
 
     Attributes:
@@ -82,14 +92,14 @@ class _Head(nn.Module):
 
 
 def cnaps(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None = None,
+    way: Way = "support",
     size: int = 64,
     hidden: Sequence[int] = (64,),
     rank: int | None = None,
     offset_scale: float = 0.1,
-    generates: Callable[[str], bool] = SCALES_AND_SHIFTS,
+    generates: Annotated[Filter, CommandLine("only:scale,bias")] = SCALES_AND_SHIFTS,
 ) -> Learner:
     """Builds CNAPs.
 
@@ -99,8 +109,8 @@ def cnaps(
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, D]`, with scales and shifts, such
         as `conv4(normalization="layer")`.
-      way: the most classes a task may have, N; labels are below it. None takes the
-        number of support examples, which always suffices.
+      way: the most classes a task may have, N; labels are below it. "support" takes
+        the number of support examples, which always suffices.
       size: of the code.
       hidden: sizes of the layers of the encoder and of psi.
       rank: None for a full matrix from code to offsets, or the rank of one of low rank.
@@ -108,7 +118,7 @@ def cnaps(
       generates: which parameters of the model have an offset; see `metajax.filters`.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams` and whose `adapted` are `Adapted`;
+      A learner whose `meta_params` are `CNAPsParams` and whose `adapted` are `AdaptedCNAPs`;
       `predict` gives logits `[n, N]`, minus infinity for classes without a support
       example. Neither the order of the support set nor the numbers of classes matter.
 
@@ -130,17 +140,17 @@ def cnaps(
     def embed(params: PyTree, support: Examples, key: Array | None) -> Embedded:
         features = model.apply(params, support.x, mask=support.mask, key=key)
         check_vectors(features)
-        return embedded(features, support, len(support.y) if way is None else way)
+        return embedded(features, support, len(support.y) if way == "support" else way)
 
     def encoder_of(support: Examples) -> TaskEncoder:
         # It has no parameters of a class, and so serves any number of them.
-        num = len(support.y) if way is None else way
+        num = len(support.y) if way == "support" else way
         return task_encoder(size, num_classes=num, classes="unnamed", hidden=hidden)
 
     def read(seen: Embedded, support: Examples) -> Examples:
         return Examples(seen.features, support.y, support.mask)
 
-    def init(key: Array, task: Task) -> MetaParams:
+    def init(key: Array, task: Task) -> CNAPsParams:
         keys = jax.random.split(key, 4)
         support = task.support
         base = model.init(keys[0], support.x)
@@ -153,7 +163,7 @@ def cnaps(
             offset_scale=offset_scale,
             generates=generates,
         )
-        return MetaParams(
+        return CNAPsParams(
             base,
             encoder_of(support).init(keys[1], read(seen, support)),
             generator,
@@ -161,8 +171,8 @@ def cnaps(
         )
 
     def adapt(
-        meta_params: MetaParams, support: Examples, *, key: Array | None = None
-    ) -> Adapted:
+        meta_params: CNAPsParams, support: Examples, *, key: Array | None = None
+    ) -> AdaptedCNAPs:
         base, params, generator, of_head = meta_params
         key_base, key_phi = split_key(key, 2)
         seen = embed(base, support, key_base)
@@ -172,10 +182,10 @@ def cnaps(
         seen = embed(phi, support, key_phi)
         made: Any = head.apply(of_head, seen.means)
         weights, bias = made
-        return Adapted(phi, weights, jnp.where(seen.is_present, bias, -jnp.inf))
+        return AdaptedCNAPs(phi, weights, jnp.where(seen.is_present, bias, -jnp.inf))
 
     def predict(
-        adapted: Adapted,
+        adapted: AdaptedCNAPs,
         inputs: PyTree,
         *,
         mask: Array | None = None,

@@ -14,22 +14,33 @@ lstm_generator` an LSTM reads the task, and inner steps may follow; for few-shot
 classification, where classes have no names, see `metajax.learners.memory.cnaps`.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 
+from metajax.builders.targets import check_targets, choose_objective
 from metajax.builders.weight_generators import check_generator, generate, init_generator
 from metajax.filters import everything
 from metajax.models.deep_sets import task_encoder
 from metajax.models.normalization import freeze_support_statistics
-from metajax.objectives import check_objective, cross_entropy, query_loss
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.objectives import query_loss
+from metajax.types import (
+    Array,
+    Examples,
+    Filter,
+    Learner,
+    Model,
+    Objective,
+    PyTree,
+    Task,
+)
 
-__all__ = ["MetaParams", "hypernetwork"]
+__all__ = ["HypernetworkParams", "hypernetwork"]
 
 
-class MetaParams(NamedTuple):
+class HypernetworkParams(NamedTuple):
     """What is learned.
 
     Attributes:
@@ -46,13 +57,14 @@ class MetaParams(NamedTuple):
 def hypernetwork(
     model: Model,
     *,
-    way: int | None,
+    way: int | None = None,
+    num_outputs: int | None = None,
     size: int = 64,
     hidden: Sequence[int] = (64, 64),
     rank: int | None = None,
     offset_scale: float = 0.1,
-    generates: Callable[[str], bool] = everything,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+    generates: Filter = everything,
+    objective: Objective | None = None,
 ) -> Learner:
     """Builds the hypernetwork.
 
@@ -62,18 +74,20 @@ def hypernetwork(
 
     Args:
       model: the network, such as `mlp(1)`.
-      way: classes of a task, N, whose labels mean the same in every task; None for
-        regression targets `[n, ...]`.
+      way: classes of a task, N, whose labels mean the same in every task; give it or
+        `num_outputs`.
+      num_outputs: how many real numbers a target `[n, ...]` has.
       size: of the code.
       hidden: sizes of the encoder's layers.
       rank: None for a full matrix from code to parameters, or the rank of one of low
         rank, from 1 to `size`.
       offset_scale: size of an offset V^T c at first, for codes of unit size; above 0.
       generates: which parameters have an offset; see `metajax.filters`.
-      objective: `(outputs, y) -> [n]`, the loss of every example.
+      objective: `(outputs, y) -> [n]`, the loss of every example; by default
+        cross-entropy of classes, or the squared error of numbers.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams` and whose `adapted` are parameters
+      A learner whose `meta_params` are `HypernetworkParams` and whose `adapted` are parameters
       of `model`. The order of the support set does not matter.
 
     Raises:
@@ -82,14 +96,13 @@ def hypernetwork(
     Example:
       >>> from metajax.learners import hypernetwork
       >>> from metajax.models import mlp
-      >>> from metajax.objectives import squared_error
-      >>> learner = hypernetwork(mlp(1), way=None, objective=squared_error)
+      >>> learner = hypernetwork(mlp(1), num_outputs=1)
     """
-    check_objective(way, objective)
+    objective = choose_objective(way, num_outputs, objective)
     encoder = task_encoder(size, num_classes=way, hidden=hidden)
     check_generator(size, rank, offset_scale)
 
-    def init(key: Array, task: Task) -> MetaParams:
+    def init(key: Array, task: Task) -> HypernetworkParams:
         key_base, key_encoder, key_generator = jax.random.split(key, 3)
         base = model.init(key_base, task.support.x)
         generator = init_generator(
@@ -100,10 +113,15 @@ def hypernetwork(
             offset_scale=offset_scale,
             generates=generates,
         )
-        return MetaParams(base, encoder.init(key_encoder, task.support), generator)
+        support = task.support
+        size_of = math.prod(support.y.shape[1:])
+        check_targets(support.y, way, num_outputs, size=size_of)
+        return HypernetworkParams(
+            base, encoder.init(key_encoder, task.support), generator
+        )
 
     def adapt(
-        meta_params: MetaParams, support: Examples, *, key: Array | None = None
+        meta_params: HypernetworkParams, support: Examples, *, key: Array | None = None
     ) -> PyTree:
         del key
         base, params, generator = meta_params

@@ -35,11 +35,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.builders.streams import Reader, stream_learner
+from metajax.builders.streams import Reader, TrainsOn, stream_learner
 from metajax.checks import check_integers
 from metajax.models.attention import check_heads
-from metajax.objectives import cross_entropy
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, Objective, PyTree
 
 __all__ = ["Cache", "in_context"]
 
@@ -61,15 +60,16 @@ class Cache(NamedTuple):
 
 
 def in_context(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None,
+    way: int | None = None,
+    num_outputs: int | None = None,
     context: int | None = 256,
     size: int = 64,
     layers: int = 4,
     heads: int = 4,
-    trains_on: str | None = None,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+    trains_on: TrainsOn | None = None,
+    objective: Objective | None = None,
 ) -> Learner:
     """Builds the in-context transformer.
 
@@ -78,7 +78,8 @@ def in_context(
 
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, ...]`; `identity()` for tables.
-      way: classes of a task, N; None for regression targets `[n, d]`.
+      way: classes of a task, N; give it or `num_outputs`.
+      num_outputs: d, where targets are real numbers `[n, d]`.
       context: how many examples are kept, and how far each sees back; of a larger
         support set the oldest make room. None reads the whole set at once.
       size: of the tokens, a multiple of `heads`.
@@ -86,7 +87,8 @@ def in_context(
       heads: of its attention.
       trains_on: `"sequence"`, the loss of every example before its label is seen, and
         of the queries; `"query"`, of these alone. By default the first if it is causal.
-      objective: `(outputs, y) -> [n]`, the loss of every example.
+      objective: `(outputs, y) -> [n]`, the loss of every example; by default
+        cross-entropy of classes, or the squared error of numbers.
 
     Returns:
       A learner whose `adapted` holds a `Cache`; with a `context` it has a `stream`. See
@@ -108,7 +110,12 @@ def in_context(
         trains_on = "query" if context is None else "sequence"
     reader = _reader(context, size, layers, heads)
     return stream_learner(
-        model, reader, way=way, objective=objective, trains_on=trains_on
+        model,
+        reader,
+        way=way,
+        num_outputs=num_outputs,
+        objective=objective,
+        trains_on=trains_on,
     )
 
 

@@ -7,23 +7,21 @@ before learns, across many tasks, to learn in its activations. The cell is that 
 an external memory beside it (`metajax.learners.memory.mann`).
 """
 
-from collections.abc import Callable
-
-from metajax.builders.controllers import Memory, with_controller
-from metajax.builders.streams import stream_learner
-from metajax.objectives import cross_entropy
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.builders.controllers import ExternalMemory, with_controller
+from metajax.builders.streams import TrainsOn, stream_learner
+from metajax.types import Embedding, Learner, Objective
 
 __all__ = ["lstm_learner"]
 
 
 def lstm_learner(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None,
+    way: int | None = None,
+    num_outputs: int | None = None,
     hidden: int = 200,
-    trains_on: str = "sequence",
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+    trains_on: TrainsOn = "sequence",
+    objective: Objective | None = None,
 ) -> Learner:
     """Builds the LSTM without external memory.
 
@@ -31,11 +29,13 @@ def lstm_learner(
 
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, ...]`.
-      way: classes of a task, N; None for regression targets `[n, d]`.
+      way: classes of a task, N; give it or `num_outputs`.
+      num_outputs: d, where targets are real numbers `[n, d]`.
       hidden: units of the LSTM.
       trains_on: `"sequence"`, the loss of every example before its label is seen, and
         of the queries; or `"query"`, of these alone.
-      objective: `(outputs, y) -> [n]`, the loss of every example.
+      objective: `(outputs, y) -> [n]`, the loss of every example; by default
+        cross-entropy of classes, or the squared error of numbers.
 
     Returns:
       A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The
@@ -49,7 +49,7 @@ def lstm_learner(
       >>> from metajax.models import identity
       >>> learner = lstm_learner(identity(), way=5)
     """
-    nothing = Memory(
+    nothing = ExternalMemory(
         num_commands=0,
         num_reads=0,
         init=lambda key: {},
@@ -58,5 +58,10 @@ def lstm_learner(
     )
     reader = with_controller(nothing, hidden=hidden)
     return stream_learner(
-        model, reader, way=way, objective=objective, trains_on=trains_on
+        model,
+        reader,
+        way=way,
+        num_outputs=num_outputs,
+        objective=objective,
+        trains_on=trains_on,
     )

@@ -28,18 +28,16 @@ nothing are not read, as they would thin out the rest, and gates start near the 
 least usage (alpha_t is what the controller gives, less 3).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from metajax.builders.controllers import Memory, with_controller
+from metajax.builders.controllers import ExternalMemory, with_controller
 from metajax.builders.heads import unit
-from metajax.builders.streams import stream_learner
+from metajax.builders.streams import TrainsOn, stream_learner
 from metajax.checks import check_integers, check_positive
-from metajax.objectives import cross_entropy
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, Objective, PyTree
 
 __all__ = ["Slots", "mann", "slot_memory"]
 
@@ -66,17 +64,18 @@ class Slots(NamedTuple):
 
 
 def mann(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None,
+    way: int | None = None,
+    num_outputs: int | None = None,
     hidden: int = 200,
     slots: int = 128,
     width: int = 40,
     heads: int = 4,
     decay: float = 0.95,
     strength: float | None = None,
-    trains_on: str = "sequence",
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+    trains_on: TrainsOn = "sequence",
+    objective: Objective | None = None,
 ) -> Learner:
     """Builds the memory-augmented network.
 
@@ -86,7 +85,8 @@ def mann(
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, ...]`; the paper's is `identity()`,
         pixels as they are.
-      way: classes of a task, N; None for regression targets `[n, d]`.
+      way: classes of a task, N; give it or `num_outputs`.
+      num_outputs: d, where targets are real numbers `[n, d]`.
       hidden: units of the controller.
       slots: of the memory, at least `heads`.
       width: numbers in a slot.
@@ -95,7 +95,8 @@ def mann(
       strength: beta, above 0, or None to learn it, from about 8 on.
       trains_on: `"sequence"`, the paper's loss of every example before its label is
         seen, and of the queries; or `"query"`, of these alone.
-      objective: `(outputs, y) -> [n]`, the loss of every example.
+      objective: `(outputs, y) -> [n]`, the loss of every example; by default
+        cross-entropy of classes, or the squared error of numbers.
 
     Returns:
       A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The
@@ -114,13 +115,18 @@ def mann(
     )
     reader = with_controller(memory, hidden=hidden)
     return stream_learner(
-        model, reader, way=way, objective=objective, trains_on=trains_on
+        model,
+        reader,
+        way=way,
+        num_outputs=num_outputs,
+        objective=objective,
+        trains_on=trains_on,
     )
 
 
 def slot_memory(
     *, slots: int, width: int, heads: int, decay: float, strength: float | None
-) -> Memory:
+) -> ExternalMemory:
     """Slots with least recently used access; arguments are those of `mann`."""
     check_integers(1, slots=slots, width=width, heads=heads)
     if slots < heads:
@@ -162,7 +168,7 @@ def slot_memory(
         usage = decay * state.usage + jnp.sum(reads + writes, axis=0)  # Eq. (5)
         return Slots(contents, usage, reads), (reads @ contents).reshape(-1)
 
-    return Memory(
+    return ExternalMemory(
         num_commands=heads * (2 * width + 2),
         num_reads=heads * width,
         init=lambda key: {},

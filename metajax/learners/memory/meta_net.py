@@ -32,7 +32,7 @@ from metajax.builders.heads import Embedded, Head, head_learner, unit
 from metajax.checks import check_integers, check_positive
 from metajax.inner.lstm_cells import log_and_sign
 from metajax.models.deep_sets import set_mean
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, PyTree
 
 __all__ = ["meta_net"]
 
@@ -64,7 +64,7 @@ class _Generator(nn.Module):
 
 
 def meta_net(
-    model: Model,
+    model: Embedding,
     *,
     way: int,
     units: int = 64,
@@ -86,7 +86,7 @@ def meta_net(
       scale: s at first, above 0.
 
     Returns:
-      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`; `predict`
+      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`; `predict`
       gives logits `[n, N]`, minus infinity for classes without a support example.
 
     Raises:

@@ -35,7 +35,7 @@ from metajax.builders.heads import unit
 from metajax.builders.streams import Reader, stream_learner
 from metajax.checks import check_integers, check_positive
 from metajax.objectives import cross_entropy
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, PyTree
 
 __all__ = ["Slots", "mm_net"]
 
@@ -61,7 +61,7 @@ class Slots(NamedTuple):
 
 
 def mm_net(
-    model: Model,
+    model: Embedding,
     *,
     way: int,
     slots: int = 32,
@@ -142,7 +142,12 @@ def mm_net(
 
     reader = Reader(init, start, answer, step)
     return stream_learner(
-        model, reader, way=way, objective=cross_entropy, trains_on="query"
+        model,
+        reader,
+        way=way,
+        num_outputs=None,
+        objective=cross_entropy,
+        trains_on="query",
     )
 
 

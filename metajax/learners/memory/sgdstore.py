@@ -21,32 +21,31 @@ and whose controller is two plain recurrent layers.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from metajax.builders.controllers import Memory, with_controller
-from metajax.builders.streams import stream_learner
+from metajax.builders.controllers import ExternalMemory, with_controller
+from metajax.builders.streams import TrainsOn, stream_learner
 from metajax.checks import check_integers, check_positive
-from metajax.objectives import cross_entropy
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, Objective, PyTree
 
 __all__ = ["network_memory", "sgdstore"]
 
 
 def sgdstore(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None,
+    way: int | None = None,
+    num_outputs: int | None = None,
     hidden: int = 200,
     width: int = 32,
     units: int = 256,
     writes: int = 16,
     reads: int = 2,
     max_rate: float = 1.0,
-    trains_on: str = "sequence",
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+    trains_on: TrainsOn = "sequence",
+    objective: Objective | None = None,
 ) -> Learner:
     """Builds the learner whose memory is trained by what it writes.
 
@@ -55,7 +54,8 @@ def sgdstore(
 
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, ...]`.
-      way: classes of a task, N; None for regression targets `[n, d]`.
+      way: classes of a task, N; give it or `num_outputs`.
+      num_outputs: d, where targets are real numbers `[n, d]`.
       hidden: units of the controller.
       width: numbers in a key, and in a target.
       units: hidden ones of the memory. These and the next two are sgdstore's.
@@ -64,7 +64,8 @@ def sgdstore(
       max_rate: the largest rate of a write, above 0.
       trains_on: `"sequence"`, the loss of every example before its label is seen, and
         of the queries; or `"query"`, of these alone.
-      objective: `(outputs, y) -> [n]`, the loss of every example.
+      objective: `(outputs, y) -> [n]`, the loss of every example; by default
+        cross-entropy of classes, or the squared error of numbers.
 
     Returns:
       A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The
@@ -83,13 +84,18 @@ def sgdstore(
     )
     reader = with_controller(memory, hidden=hidden)
     return stream_learner(
-        model, reader, way=way, objective=objective, trains_on=trains_on
+        model,
+        reader,
+        way=way,
+        num_outputs=num_outputs,
+        objective=objective,
+        trains_on=trains_on,
     )
 
 
 def network_memory(
     *, width: int, units: int, writes: int, reads: int, max_rate: float
-) -> Memory:
+) -> ExternalMemory:
     """A network that is written to by gradient steps; arguments are `sgdstore`'s."""
     check_integers(1, width=width, units=units, writes=writes, reads=reads)
     check_positive(max_rate=max_rate)
@@ -118,7 +124,7 @@ def network_memory(
         state = jax.tree.map(lambda phi, g: phi - rate * g, state, gradient)
         return state, _ask(state, queries).reshape(-1)
 
-    return Memory(
+    return ExternalMemory(
         num_commands=2 * num + reads * width + 1,
         num_reads=reads * width,
         init=init,

@@ -19,17 +19,16 @@ Differs from the paper: dilations start from 1 and not from 2, so that a token s
 one before it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.builders.streams import Reader, stream_learner
+from metajax.builders.streams import Reader, TrainsOn, stream_learner
 from metajax.checks import check_integers
-from metajax.objectives import cross_entropy
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, Objective, PyTree
 
 __all__ = ["History", "snail"]
 
@@ -47,15 +46,16 @@ class History(NamedTuple):
 
 
 def snail(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None,
+    way: int | None = None,
+    num_outputs: int | None = None,
     context: int = 32,
     filters: int = 128,
     keys: Sequence[int] = (64, 256, 512),
     values: Sequence[int] = (32, 128, 256),
-    trains_on: str = "query",
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
+    trains_on: TrainsOn = "query",
+    objective: Objective | None = None,
 ) -> Learner:
     """Builds SNAIL.
 
@@ -65,7 +65,8 @@ def snail(
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, ...]`; with it in training, as in
         the paper, or `identity()`.
-      way: classes of a task, N; None for regression targets `[n, d]`.
+      way: classes of a task, N; give it or `num_outputs`.
+      num_outputs: d, where targets are real numbers `[n, d]`.
       context: how many examples are remembered, at least 2; N times K for few-shot
         tasks.
       filters: that each dense block appends.
@@ -73,7 +74,8 @@ def snail(
       values: of their values.
       trains_on: `"query"`, the loss of the queries, as in the paper; `"sequence"`, of
         every example before its label is seen as well.
-      objective: `(outputs, y) -> [n]`, the loss of every example.
+      objective: `(outputs, y) -> [n]`, the loss of every example; by default
+        cross-entropy of classes, or the squared error of numbers.
 
     Returns:
       A learner with a `stream`; see `metajax.builders.streams.stream_learner`. The
@@ -133,7 +135,12 @@ def snail(
 
     reader = Reader(init, start, answer, step)
     return stream_learner(
-        model, reader, way=way, objective=objective, trains_on=trains_on
+        model,
+        reader,
+        way=way,
+        num_outputs=num_outputs,
+        objective=objective,
+        trains_on=trains_on,
     )
 
 

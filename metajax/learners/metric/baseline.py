@@ -19,7 +19,7 @@ The authors' code takes batches of 4 for 100 passes, damps the gradient by 0.9 u
 momentum, and decays weights by 0.001; the default here does neither.
 """
 
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +38,22 @@ from metajax.inner.unroll import check_inner_loop, unroll
 from metajax.masks import masked_mean
 from metajax.models.normalization import freeze_support_statistics
 from metajax.objectives import cross_entropy, query_score, split_key
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.types import (
+    Array,
+    CommandLine,
+    Embedding,
+    Examples,
+    Learner,
+    Metrics,
+    PyTree,
+    Task,
+    Way,
+)
 
-__all__ = ["Adapted", "Classifier", "baseline"]
+__all__ = ["AdaptedBaseline", "Classifier", "baseline"]
 
-HEADS = ("linear", "cosine", "centroid")
+HeadKind = Literal["linear", "cosine", "centroid"]
+HEADS: tuple[HeadKind, ...] = get_args(HeadKind)
 
 
 class Classifier(NamedTuple):
@@ -59,7 +70,7 @@ class Classifier(NamedTuple):
     bias: Array
 
 
-class Adapted(NamedTuple):
+class AdaptedBaseline(NamedTuple):
     """What one task teaches.
 
     Attributes:
@@ -72,12 +83,15 @@ class Adapted(NamedTuple):
 
 
 def baseline(
-    model: Model,
+    model: Embedding,
     *,
-    num_classes: int,
-    head: str = "linear",
-    way: int | None = None,
-    inner_optimizer: optax.GradientTransformation | None = None,
+    num_classes: Annotated[int, CommandLine(None)],
+    head: HeadKind = "linear",
+    way: Way = "support",
+    inner_optimizer: Annotated[
+        optax.GradientTransformation | None,
+        CommandLine({"name": "momentum", "learning_rate": 0.01}),
+    ] = None,
     inner_steps: int = 100,
     scale: float = 10.0,
     fine_tune: bool = False,
@@ -91,7 +105,7 @@ def baseline(
       model: an embedding, inputs `[n, ...]` to `[n, D]`.
       num_classes: classes of the training table; labels of training are below it.
       head: `"linear"`, `"cosine"` or `"centroid"`.
-      way: the most classes a few-shot task may have, N; None takes the number of
+      way: the most classes a few-shot task may have, N; "support" takes the number of
         support examples.
       inner_optimizer: fits the head; None takes SGD with a rate of 0.01 and momentum
         0.9.
@@ -100,7 +114,7 @@ def baseline(
       fine_tune: whether the embedding is fitted as well.
 
     Returns:
-      A learner whose `meta_params` are a `Classifier` and whose `adapted` is `Adapted`;
+      A learner whose `meta_params` are a `Classifier` and whose `adapted` is `AdaptedBaseline`;
       `predict` gives logits `[n, N]`,
       minus infinity for classes without a support example.
 
@@ -147,7 +161,7 @@ def baseline(
 
     def loss(
         meta_params: Classifier, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         return query_score(apply, meta_params, task.query, cross_entropy, key)
 
     def first_head(seen: Embedded) -> tuple[Array, Array]:
@@ -160,15 +174,15 @@ def baseline(
 
     def adapt(
         meta_params: Classifier, support: Examples, *, key: Array | None = None
-    ) -> Adapted:
+    ) -> AdaptedBaseline:
         key_embed, key_fit = split_key(key, 2)
         params = freeze_support_statistics(model, meta_params.embedding, support)
         features = model.apply(params, support.x, mask=support.mask, key=key_embed)
-        num = len(support.y) if way is None else way
+        num = len(support.y) if way == "support" else way
         seen = embedded(features, support, num)
         classifier = Classifier(params, *first_head(seen))
         if head == "centroid":
-            return Adapted(classifier, seen.is_present)
+            return AdaptedBaseline(classifier, seen.is_present)
 
         def support_loss(
             classifier: Classifier, args: tuple[Examples, Embedded], key: Array | None
@@ -191,10 +205,10 @@ def baseline(
             adapts=everything if fine_tune else all_but("embedding"),
             key=key_fit,
         )
-        return Adapted(result.params, seen.is_present)
+        return AdaptedBaseline(result.params, seen.is_present)
 
     def predict(
-        adapted: Adapted,
+        adapted: AdaptedBaseline,
         inputs: PyTree,
         *,
         mask: Array | None = None,

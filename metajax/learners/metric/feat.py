@@ -23,7 +23,7 @@ from flax import linen as nn
 from metajax.builders.heads import Embedded, Head, head_learner
 from metajax.builders.prototypes import linear_head
 from metajax.checks import check_positive
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, Metrics, PyTree, Way
 
 __all__ = ["feat"]
 
@@ -55,9 +55,9 @@ class SetToSet(nn.Module):
 
 
 def feat(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None = None,
+    way: Way = "support",
     temperature: float = 1.0,
     dropout: float = 0.1,
 ) -> Learner:
@@ -68,13 +68,13 @@ def feat(
 
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, D]`.
-      way: the most classes a task may have, N; labels are below it. None takes the
-        number of support examples, which always suffices.
+      way: the most classes a task may have, N; labels are below it. "support" takes
+        the number of support examples, which always suffices.
       temperature: tau, above 0; the paper's depends on the embedding (up to 64).
       dropout: of the attended values in training, in [0, 1).
 
     Returns:
-      A learner whose `meta_params` are `MetaParams` and whose `adapted` holds the
+      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds the
       adapted prototypes `[N, D]` as `fitted`; `predict` gives logits `[n, N]`, minus
       infinity for classes without a support example.
 
@@ -96,7 +96,7 @@ def feat(
 
     def fit(
         head_params: PyTree, support: Embedded, key: Array | None
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         centers = module.apply(
             head_params,
             support.means,

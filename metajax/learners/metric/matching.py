@@ -20,24 +20,27 @@ Full-context embeddings let all of the support set change every embedding:
 f(x) is h_K. With them the order of the support set matters. g' and f' are one model.
 """
 
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.builders.heads import Embedded, Head, head_learner, unit
 from metajax.checks import check_choice, check_integers, check_positive
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, PyTree, Way
 
 __all__ = ["matching"]
 
-SIMILARITIES = ("cosine", "squared_euclidean")
+Similarity = Literal["cosine", "squared_euclidean"]
+SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 
 
 def matching(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None = None,
-    similarity: str = "cosine",
+    way: Way = "support",
+    similarity: Similarity = "cosine",
     scale: float | None = None,
     learn_scale: bool = True,
     full_context: bool = False,
@@ -51,8 +54,8 @@ def matching(
 
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, D]`.
-      way: the most classes a task may have, N; labels are below it. None takes the
-        number of support examples, which always suffices.
+      way: the most classes a task may have, N; labels are below it. "support" takes
+        the number of support examples, which always suffices.
       similarity: `"cosine"` or `"squared_euclidean"`.
       scale: s at first, above 0; None takes 10 for cosines and 1 for distances.
       learn_scale: whether s is learned; the paper's attention is `scale=1.0,
@@ -61,7 +64,7 @@ def matching(
       reads: K, LSTM steps of a query over the support set, at least 1.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams`, or parameters of `model` if there
+      A learner whose `meta_params` are `HeadLearnerParams`, or parameters of `model` if there
       are no others; `predict` gives log probabilities `[n, N]`, minus infinity for
       classes without a support example.
 

@@ -15,21 +15,24 @@ Differs from the paper's code: support and query set are embedded in two passes,
 model with batch statistics normalises each by its own.
 """
 
+from typing import Literal, get_args
+
 from metajax.builders.heads import Embedded, Head, head_learner, unit
 from metajax.builders.prototypes import linear_head
 from metajax.checks import check_choice, check_positive
-from metajax.types import Array, Learner, Model
+from metajax.types import Array, Embedding, Learner, Metrics, Way
 
 __all__ = ["prototypical"]
 
-DISTANCES = ("squared_euclidean", "cosine")
+Distance = Literal["squared_euclidean", "cosine"]
+DISTANCES: tuple[Distance, ...] = get_args(Distance)
 
 
 def prototypical(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None = None,
-    distance: str = "squared_euclidean",
+    way: Way = "support",
+    distance: Distance = "squared_euclidean",
     scale: float = 1.0,
 ) -> Learner:
     """Builds Prototypical Networks.
@@ -40,8 +43,8 @@ def prototypical(
 
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, D]`.
-      way: the most classes a task may have, N; labels are below it. None takes the
-        number of support examples, which always suffices.
+      way: the most classes a task may have, N; labels are below it. "support" takes
+        the number of support examples, which always suffices.
       distance: `"squared_euclidean"` or `"cosine"`.
       scale: factor of the logits, above 0. Cosine similarities lie in [-1, 1] and need
         about 10 to be able to express certainty.
@@ -64,7 +67,7 @@ def prototypical(
 
     def fit(
         head_params: tuple, support: Embedded, key: Array | None
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         del head_params, key
         return support.means, {}
 

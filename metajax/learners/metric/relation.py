@@ -19,7 +19,7 @@ not depend on the others ("batch" is the paper's); convolutions keep the size of
 maps, which are 7 x 7 for images of 28 x 28.
 """
 
-from typing import cast
+from typing import Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,12 @@ from metajax.checks import check_choice, check_integers
 from metajax.models.convolution import Conv, max_pool
 from metajax.models.normalization import Normalize
 from metajax.objectives import class_vectors
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, PyTree, Way
 
 __all__ = ["relation"]
 
-NORMALIZATIONS = ("none", "layer", "batch")
+PairNormalization = Literal["none", "layer", "batch"]
+NORMALIZATIONS: tuple[PairNormalization, ...] = get_args(PairNormalization)
 
 
 class Compare(nn.Module):
@@ -48,7 +49,7 @@ class Compare(nn.Module):
 
     features: int
     hidden: int
-    normalization: str
+    normalization: PairNormalization
 
     @nn.compact
     def __call__(self, classes: Array, queries: Array, mask: Array) -> Array:
@@ -82,12 +83,12 @@ class Compare(nn.Module):
 
 
 def relation(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None = None,
+    way: Way = "support",
     features: int = 64,
     hidden: int = 8,
-    normalization: str = "layer",
+    normalization: PairNormalization = "layer",
 ) -> Learner:
     """Builds Relation Networks.
 
@@ -97,7 +98,7 @@ def relation(
     Args:
       model: an embedding, inputs `[n, ...]` to maps `[n, H, W, C]`, such as
         `conv4(pooling="maps")`, or to vectors `[n, D]`.
-      way: the most classes a task may have, N; labels are below it. None takes the
+      way: the most classes a task may have, N; labels are below it. "support" takes the
         number of support examples: give it where there is more than one shot, as every
         query is compared with every class.
       features: channels of the comparing convolutions.
@@ -105,7 +106,7 @@ def relation(
       normalization: of pairs, `"none"`, `"layer"` or `"batch"`.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams`; `predict` gives scores `[n, N]`
+      A learner whose `meta_params` are `HeadLearnerParams`; `predict` gives scores `[n, N]`
       before the sigmoid, minus infinity for classes without a support example.
 
     Raises:

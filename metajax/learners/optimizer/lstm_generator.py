@@ -23,7 +23,7 @@ It is one of two things that are called Meta-LSTM; the other is an LSTM whose ce
 are the parameters, `metajax.learners.optimizer.meta_lstm`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,19 +34,30 @@ from metajax.builders.descent import (
     check_descent,
     learner_of_start,
 )
+from metajax.builders.targets import check_targets, choose_objective
 from metajax.builders.weight_generators import check_generator, generate, init_generator
-from metajax.checks import check_sizes, check_way
+from metajax.checks import check_sizes
 from metajax.filters import everything, partition
 from metajax.inner.learned_optimizer import LearnedOptimizer
+from metajax.inner.unroll import GradientMode
 from metajax.models.adapters import from_linen
 from metajax.models.recurrent import RecurrentLSTM
-from metajax.objectives import class_vectors, cross_entropy
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.objectives import class_vectors
+from metajax.types import (
+    Array,
+    Examples,
+    Filter,
+    Learner,
+    Model,
+    Objective,
+    PyTree,
+    Task,
+)
 
-__all__ = ["MetaParams", "as_sequences", "lstm_generator"]
+__all__ = ["LSTMGeneratorParams", "as_sequences", "lstm_generator"]
 
 
-class MetaParams(NamedTuple):
+class LSTMGeneratorParams(NamedTuple):
     """What is learned.
 
     Attributes:
@@ -71,11 +82,12 @@ def lstm_generator(
     hidden: Sequence[int] = (64,),
     rank: int | None = None,
     way: int | None = None,
+    num_outputs: int | None = None,
     offset_scale: float = 0.01,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
-    gradient: str = "remat",
-    generates: Callable[[str], bool] = everything,
-    adapts: Callable[[str], bool] = everything,
+    objective: Objective | None = None,
+    gradient: GradientMode = "remat",
+    generates: Filter = everything,
+    adapts: Filter = everything,
     check_mixed: bool = True,
 ) -> Learner:
     """Builds the generator of parameters.
@@ -95,10 +107,13 @@ def lstm_generator(
       hidden: sizes of the layers of the LSTM that reads the support set.
       rank: None for a full matrix from code to parameters, or the rank of one of low
         rank, from 1 to `hidden[-1]`.
-      way: the number of classes, N, if targets are labels; they are read as one-hot.
+      way: the number of classes, N, if targets are labels, read as one-hot; give it or
+        `num_outputs`.
+      num_outputs: length of the last axis of targets that are real numbers.
       offset_scale: size of an offset V^T c at first, for codes of unit size; above 0,
         as the generator could not learn from 0 at both of its sides.
-      objective: `(outputs, y) -> [n]`, the loss of every example.
+      objective: `(outputs, y) -> [n]`, the loss of every example; by default
+        cross-entropy of classes, or the squared error of numbers.
       gradient: how the outer gradient passes the inner loop; see
         `metajax.inner.unroll`.
       generates: which parameters have an offset; see `metajax.filters`.
@@ -106,23 +121,22 @@ def lstm_generator(
       check_mixed: see `metajax.inner.unroll.unroll`.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams` and whose `adapted` are parameters
+      A learner whose `meta_params` are `LSTMGeneratorParams` and whose `adapted` are parameters
       of `model`. Its loss reports `support_loss_t` for up to 11 inner steps t.
 
     Raises:
-      ValueError: if a number is out of range; when it is used, if targets are labels
-        and there is no `way`.
+      ValueError: if a number is out of range; when it is used, if targets are not
+        what it is built for.
       TypeError: if `inner_optimizer` is no optimizer.
 
     Example:
       >>> import optax
       >>> from metajax.learners import lstm_generator
       >>> from metajax.models import lstm
-      >>> from metajax.objectives import squared_error
       >>> model, optimizer = lstm(1), optax.sgd(0.1)
-      >>> learner = lstm_generator(model, optimizer, inner_steps=1, objective=squared_error)
+      >>> learner = lstm_generator(model, optimizer, inner_steps=1, num_outputs=1)
     """
-    check_way(way)
+    objective = choose_objective(way, num_outputs, objective)
     check_descent(
         inner_optimizer, gradient, inner_steps, eval_inner_steps, may_be_learned=True
     )
@@ -131,15 +145,15 @@ def lstm_generator(
     check_generator(size, rank, offset_scale)
     encoder = from_linen(RecurrentLSTM(tuple(hidden)))
 
-    def start(meta_params: MetaParams, support: Examples) -> PyTree:
+    def start(meta_params: LSTMGeneratorParams, support: Examples) -> PyTree:
         """phi_0."""
-        read = as_sequences(support, way)
+        read = as_sequences(support, way, num_outputs)
         last = encoder.apply(meta_params.encoder, read, mask=support.mask)[:, -1]
         where = None if support.mask is None else support.mask[:, None]
         code = jnp.mean(last, axis=0, where=where)
         return generate(meta_params.generator, meta_params.base, code, generates)
 
-    def init(key: Array, task: Task) -> MetaParams:
+    def init(key: Array, task: Task) -> LSTMGeneratorParams:
         key_base, key_encoder, key_generator, key_optimizer = jax.random.split(key, 4)
         base = model.init(key_base, task.support.x)
         generator = init_generator(
@@ -153,8 +167,8 @@ def lstm_generator(
         learned = None
         if isinstance(inner_optimizer, LearnedOptimizer):
             learned = inner_optimizer.init(key_optimizer, partition(base, adapts)[0])
-        reader = encoder.init(key_encoder, as_sequences(task.support, way))
-        return MetaParams(base, reader, generator, learned)
+        reader = encoder.init(key_encoder, as_sequences(task.support, way, num_outputs))
+        return LSTMGeneratorParams(base, reader, generator, learned)
 
     return learner_of_start(
         model,
@@ -170,7 +184,7 @@ def lstm_generator(
     )
 
 
-def as_sequences(examples: Examples, way: int | None = None) -> Array:
+def as_sequences(examples: Examples, way: int | None, num_outputs: int | None) -> Array:
     """Inputs and targets side by side, `[n, T, F]`.
 
     Arrays `[n, T, F]` are sequences, and so are integer labels `[n, T]` beside them.
@@ -179,7 +193,7 @@ def as_sequences(examples: Examples, way: int | None = None) -> Array:
     one-hot.
 
     Raises:
-      ValueError: if targets are labels and `way` is None, if inputs or targets are not
+      ValueError: if targets are not what the learner is built for, if inputs or targets are not
         one array each, or if both are sequences and their lengths differ.
     """
     for name, leaf in (("x", examples.x), ("y", examples.y)):
@@ -189,12 +203,8 @@ def as_sequences(examples: Examples, way: int | None = None) -> Array:
                 f"`[n, ...]`, got {type(leaf).__name__}."
             )
     x, y = examples.x, examples.y
-    if jnp.issubdtype(y.dtype, jnp.integer):
-        if way is None:
-            raise ValueError(
-                "Targets are integers, so class labels: give `way`, the number of "
-                "classes, to read them as one-hot."
-            )
+    check_targets(y, way, num_outputs, size=y.shape[-1] if y.ndim > 1 else 1)
+    if way is not None:
         y = class_vectors(y, way, jnp.result_type(float))
     parts = [
         leaf if leaf.ndim == 3 else leaf.reshape(len(leaf), 1, -1) for leaf in (x, y)

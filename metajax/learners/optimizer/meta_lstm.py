@@ -19,7 +19,6 @@ Not to be confused with an LSTM that generates the parameters of another, see
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ from metajax.filters import everything
 from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.inner.lstm_cells import LSTM, check_lstm, log_and_sign
 from metajax.objectives import cross_entropy
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Filter, Learner, Model, Objective, PyTree
 
 __all__ = ["lstm_gates", "meta_lstm"]
 
@@ -84,8 +83,8 @@ def meta_lstm(
     forget: float = 0.9999,
     hidden: tuple[int, ...] = (20,),
     threshold: float = 10.0,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
-    adapts: Callable[[str], bool] = everything,
+    objective: Objective = cross_entropy,
+    adapts: Filter = everything,
 ) -> Learner:
     """Builds Meta-LSTM.
 
@@ -104,7 +103,7 @@ def meta_lstm(
       adapts: which parameters adapt; see `metajax.filters`.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams(params, optimizer)`.
+      A learner whose `meta_params` are `DescentParams(params, optimizer)`.
 
     Raises:
       ValueError: if a number is out of range.

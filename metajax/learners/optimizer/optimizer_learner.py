@@ -17,28 +17,30 @@ they are per step. Differs from the first paper: the loss is a mean over steps, 
 sum.
 """
 
-from collections.abc import Callable
+from typing import Annotated, Literal, get_args
 
 from metajax.builders.descent import descent
 from metajax.checks import check_choice, check_integers
 from metajax.inner.learned_optimizer import LearnedOptimizer
+from metajax.inner.unroll import GradientMode
 from metajax.objectives import cross_entropy
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import CommandLine, Learner, Model, Objective
 
 __all__ = ["optimizer_learner"]
 
-JUDGES = ("path", "query")
+Judge = Literal["path", "query"]
+JUDGES: tuple[Judge, ...] = get_args(Judge)
 
 
 def optimizer_learner(
     model: Model,
-    inner_optimizer: LearnedOptimizer,
+    inner_optimizer: Annotated[LearnedOptimizer, CommandLine({"learned": "optimizer"})],
     *,
-    inner_steps: int,
+    inner_steps: Annotated[int, CommandLine(20)],
     eval_inner_steps: int | None = None,
-    judges: str = "path",
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
-    gradient: str = "remat",
+    judges: Judge = "path",
+    objective: Objective = cross_entropy,
+    gradient: GradientMode = "remat",
 ) -> Learner:
     """Builds a learner of optimizers.
 
@@ -61,7 +63,7 @@ def optimizer_learner(
         parameters, as the first paper does.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams(None, optimizer)`, whose `adapted`
+      A learner whose `meta_params` are `DescentParams(None, optimizer)`, whose `adapted`
       are parameters of `model`, and which has `segments`.
 
     Raises:

@@ -33,8 +33,7 @@ Checked against MAML on the paper's regression tasks, where their published erro
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -47,23 +46,34 @@ from metajax.builders.descent import (
     learner_of_start,
 )
 from metajax.builders.heads import embedded
+from metajax.builders.targets import check_targets, choose_objective
 from metajax.checks import (
     check_integers,
     check_not_negative,
     check_positive,
-    check_way,
 )
 from metajax.filters import combine, everything, partition
 from metajax.inner.learned_optimizer import LearnedOptimizer
+from metajax.inner.unroll import GradientMode
 from metajax.masks import hide_padding, masked_mean
 from metajax.models.networks import mlp
-from metajax.objectives import cross_entropy
-from metajax.types import Array, Examples, Learner, Model, PyTree, Task
+from metajax.types import (
+    Array,
+    CommandLine,
+    Examples,
+    Filter,
+    Learner,
+    Metrics,
+    Model,
+    Objective,
+    PyTree,
+    Task,
+)
 
-__all__ = ["MetaParams", "arml"]
+__all__ = ["ARMLParams", "arml"]
 
 
-class MetaParams(NamedTuple):
+class ARMLParams(NamedTuple):
     """What is learned.
 
     Attributes:
@@ -81,11 +91,12 @@ class MetaParams(NamedTuple):
 
 def arml(
     model: Model,
-    inner_optimizer: InnerOptimizer,
+    inner_optimizer: Annotated[InnerOptimizer, CommandLine({"learning_rate": 0.001})],
     *,
     inner_steps: int,
     eval_inner_steps: int | None = None,
     way: int | None = None,
+    num_outputs: int | None = None,
     embedding: Model | None = None,
     features: int = 40,
     vertices: int = 6,
@@ -93,10 +104,10 @@ def arml(
     layers: int = 2,
     link_scale: float = math.sqrt(2),
     reconstruction_weight: float = 0.01,
-    objective: Callable[[PyTree, PyTree], Array] = cross_entropy,
-    gradient: str = "remat",
-    gates: Callable[[str], bool] = everything,
-    adapts: Callable[[str], bool] = everything,
+    objective: Objective | None = None,
+    gradient: GradientMode = "remat",
+    gates: Filter = everything,
+    adapts: Filter = everything,
     check_mixed: bool = True,
 ) -> Learner:
     """Builds ARML.
@@ -111,8 +122,9 @@ def arml(
         `optax.sgd(0.001)`, the paper's, or a `LearnedOptimizer`.
       inner_steps: inner steps in training, at least 0.
       eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
-      way: the classes of a task, N, if targets are labels, which are below it; None if
-        they are real numbers.
+      way: the classes of a task, N, if targets are labels, which are below it; give it
+        or `num_outputs`.
+      num_outputs: how many real numbers a target has.
       embedding: E, a model to vectors `[n, D]`, of the inputs if targets are labels,
         else of flat inputs beside flat targets `[n, F]`. None is one linear layer of
         `features`, the paper's for regression; for images give a network, such as
@@ -127,7 +139,8 @@ def arml(
       link_scale: gamma of Eq. (6), above 0: the distance over which a vertex counts.
         By the official code sqrt(2) for regression, sqrt(8) for images.
       reconstruction_weight: mu, at least 0.
-      objective: `(outputs, y) -> [n]`, the loss of every example.
+      objective: `(outputs, y) -> [n]`, the loss of every example; by default
+        cross-entropy of classes, or the squared error of numbers.
       gradient: how the outer gradient passes the inner loop; see
         `metajax.inner.unroll`.
       gates: which parameters are gated; see `metajax.filters`.
@@ -135,13 +148,13 @@ def arml(
       check_mixed: see `metajax.inner.unroll.unroll`.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams` and whose `adapted` are parameters
+      A learner whose `meta_params` are `ARMLParams` and whose `adapted` are parameters
       of `model`. Its loss reports `query_loss`, the loss without `reconstruction`
       (L_q + L_t), and `support_loss_t` for up to 11 inner steps t.
 
     Raises:
-      ValueError: if a number is out of range; when it is used, if targets are labels
-        and there is no `way`, or the other way round, if inputs or targets are not one
+      ValueError: if a number is out of range; when it is used, if targets are not
+        what it is built for, if inputs or targets are not one
         array each, or if `embedding` does not give vectors.
       TypeError: if `inner_optimizer` is no optimizer.
 
@@ -149,10 +162,9 @@ def arml(
       >>> import optax
       >>> from metajax.learners import arml
       >>> from metajax.models import mlp
-      >>> from metajax.objectives import squared_error
-      >>> learner = arml(mlp(1), optax.sgd(0.001), inner_steps=5, objective=squared_error)
+      >>> learner = arml(mlp(1), optax.sgd(0.001), inner_steps=5, num_outputs=1)
     """
-    check_way(way)
+    objective = choose_objective(way, num_outputs, objective)
     check_integers(1, features=features, vertices=vertices)
     check_integers(1, clusters=clusters, layers=layers)
     check_positive(link_scale=link_scale)
@@ -183,14 +195,14 @@ def arml(
 
     def shown_to(support: Examples) -> PyTree:
         """What E reads."""
-        _check_targets(support, way)
+        _check_support(support, way, num_outputs)
         if way is not None:
             return support.x
         return jnp.concatenate(
             [leaf.reshape(len(leaf), -1) for leaf in (support.x, support.y)], axis=1
         )
 
-    def start(meta_params: MetaParams, support: Examples) -> tuple[PyTree, Array]:
+    def start(meta_params: ARMLParams, support: Examples) -> tuple[PyTree, Array]:
         """phi_0, and L_q + L_t."""
         gated, others = partition(meta_params.base, gates)
         theta, unravel = ravel_pytree(gated)
@@ -199,7 +211,7 @@ def arml(
         gate, error = cast(tuple[Array, Array], outputs)
         return combine(unravel(gate * theta), others), error
 
-    def init(key: Array, task: Task) -> MetaParams:
+    def init(key: Array, task: Task) -> ARMLParams:
         key_base, key_embedding, key_relations, key_optimizer = jax.random.split(key, 4)
         base = model.init(key_base, task.support.x)
         gated, others = partition(base, gates)
@@ -209,7 +221,7 @@ def arml(
         learned = None
         if isinstance(inner_optimizer, LearnedOptimizer):
             learned = inner_optimizer.init(key_optimizer, partition(base, adapts)[0])
-        return MetaParams(
+        return ARMLParams(
             combine(twice, others),
             embedding_params,
             relations(size).init(key_relations, *look(embedding_params, task.support)),
@@ -230,8 +242,8 @@ def arml(
     )
 
     def loss(
-        meta_params: MetaParams, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+        meta_params: ARMLParams, task: Task, *, key: Array | None = None
+    ) -> tuple[Array, Metrics]:
         value, metrics = learner.loss(meta_params, task, key=key)
         # Compiled, the graph is not gone through a second time.
         _, error = start(meta_params, task.support)
@@ -241,7 +253,7 @@ def arml(
     return learner._replace(loss=loss)
 
 
-def _check_targets(support: Examples, way: int | None) -> None:
+def _check_support(support: Examples, way: int | None, num_outputs: int | None) -> None:
     """Raises a ValueError unless the targets are what `way` says."""
     for name, leaf in (("x", support.x), ("y", support.y)):
         if getattr(leaf, "ndim", 0) < 1 and (name == "y" or way is None):
@@ -249,17 +261,8 @@ def _check_targets(support: Examples, way: int | None) -> None:
                 f"ARML reads the support set, and needs its `{name}` as one array "
                 f"`[n, ...]`, got {type(leaf).__name__}."
             )
-    are_labels = jnp.issubdtype(support.y.dtype, jnp.integer)
-    if are_labels and way is None:
-        raise ValueError(
-            "Targets are integers, so class labels: give `way`, the number of classes, "
-            "for a prototype of each."
-        )
-    if way is not None and not are_labels:
-        raise ValueError(
-            f"`way` is {way}, and targets are not labels but {support.y.dtype}; leave "
-            "it out for regression."
-        )
+    size = math.prod(support.y.shape[1:])
+    check_targets(support.y, way, num_outputs, size=size)
 
 
 class Nodes(NamedTuple):

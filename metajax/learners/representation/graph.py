@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from metajax.builders.heads import Embedded, Head, head_learner
 from metajax.checks import check_integers
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, PyTree
 
 __all__ = ["graph"]
 
@@ -61,7 +61,7 @@ class GraphNetwork(nn.Module):
 
 
 def graph(
-    model: Model,
+    model: Embedding,
     *,
     way: int,
     layers: int = 2,
@@ -81,7 +81,7 @@ def graph(
       edge_features: hidden units on edges, at least 1.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams`; `predict` gives logits `[n, N]`,
+      A learner whose `meta_params` are `HeadLearnerParams`; `predict` gives logits `[n, N]`,
       minus infinity for classes without a support example.
 
     Raises:

@@ -24,7 +24,7 @@ from flax import linen as nn
 from metajax.builders.heads import Embedded, Head, head_learner
 from metajax.checks import check_integers
 from metajax.inner.solvers import solve
-from metajax.types import Array, Learner, Model, PyTree
+from metajax.types import Array, Embedding, Learner, PyTree, Way
 
 __all__ = ["label_propagation", "propagate"]
 
@@ -40,7 +40,7 @@ class Width(nn.Module):
 
 
 def label_propagation(
-    model: Model, *, way: int | None = None, neighbors: int = 20, alpha: float = 0.99
+    model: Embedding, *, way: Way = "support", neighbors: int = 20, alpha: float = 0.99
 ) -> Learner:
     """Builds a Transductive Propagation Network.
 
@@ -49,13 +49,13 @@ def label_propagation(
 
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, D]`.
-      way: the most classes a task may have, N; labels are below it. None takes the
-        number of support examples.
+      way: the most classes a task may have, N; labels are below it. "support" takes the
+        number of support examples, which always suffices.
       neighbors: edges of each node that are kept, at least 1; all if there are fewer.
       alpha: how far labels spread, in (0, 1).
 
     Returns:
-      A learner whose `meta_params` are `MetaParams`; `predict` gives logits `[n, N]`,
+      A learner whose `meta_params` are `HeadLearnerParams`; `predict` gives logits `[n, N]`,
       minus infinity for classes without a support example.
 
     Raises:

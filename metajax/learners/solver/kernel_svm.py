@@ -41,7 +41,7 @@ one, as in scikit-learn, votes, and votes have no gradient.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +50,14 @@ import numpy as np
 from metajax.builders.heads import Embedded, Head, head_learner, table_rows
 from metajax.checks import check_choice, check_integers, check_positive
 from metajax.inner.solvers import box_program
-from metajax.types import Array, Learner, PyTree
+from metajax.types import Array, Learner, PyTree, Way
 
 __all__ = ["KERNELS", "LEARNED", "Machine", "kernel_svm"]
 
-KERNELS = ("rbf", "linear")
-LEARNED = ("penalty", "width", "relevance", "weights", "scales", "scale")
+Kernel = Literal["rbf", "linear"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+Learned = Literal["penalty", "width", "relevance", "weights", "scales", "scale"]
+LEARNED: tuple[Learned, ...] = get_args(Learned)
 
 # A variable is free if it is so far, in units of C, from both ends. More than rounding,
 # and harmless: if only variables that are hardly free are left, both ends of the
@@ -85,13 +87,13 @@ class Machine(NamedTuple):
 
 def kernel_svm(
     *,
-    way: int | None = None,
-    kernel: str = "rbf",
+    way: Way,
+    kernel: Kernel = "rbf",
     penalty: float = 1.0,
     width: float | Sequence[float] = 1.0,
     relevance: float | Sequence[float] = 0.0,
     scale: float = 1.0,
-    learn: Sequence[str] = LEARNED,
+    learn: tuple[Learned, ...] = LEARNED,
     iterations: int = 300,
 ) -> Learner:
     """Builds a support vector machine with learned numbers.
@@ -105,7 +107,7 @@ def kernel_svm(
     `metajax.tasks.from_table`.
 
     Args:
-      way: the most classes a task may have, N; labels are below it. None takes the
+      way: the most classes a task may have, N; labels are below it. "support" takes the
         number of support examples: give it where there is more than one shot.
       kernel: `"rbf"` or `"linear"`.
       penalty: C at first, above 0: the price of a row inside the margin.
@@ -123,7 +125,7 @@ def kernel_svm(
         more.
 
     Returns:
-      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`: `head` is a
+      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`: `head` is a
       dict of `log_penalty`, `log_scale` (scalars), `log_width`, `relevance`,
       `log_weights` `[M]` (of which the softmax is beta) and `log_scales` `[D]`, of
       those that are learned, and `embedding` is empty. `adapted` holds a `Machine` as

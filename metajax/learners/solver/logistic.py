@@ -19,15 +19,15 @@ import jax.numpy as jnp
 from metajax.builders.heads import Embedded, head_learner, solved_head
 from metajax.checks import check_integers
 from metajax.inner.solvers import logistic_dual
-from metajax.types import Array, Learner, Model
+from metajax.types import Array, Embedding, Learner, Metrics, Way
 
 __all__ = ["logistic"]
 
 
 def logistic(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None = None,
+    way: Way = "support",
     strength: float = 1.0,
     learn_strength: bool = True,
     scale: float = 1.0,
@@ -40,7 +40,7 @@ def logistic(
 
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, D]`.
-      way: the most classes a task may have, N; labels are below it. None takes the
+      way: the most classes a task may have, N; labels are below it. "support" takes the
         number of support examples: give it where there is more than one shot.
       strength: lambda at first, above 0.
       learn_strength: whether lambda is learned, through its logarithm.
@@ -48,7 +48,7 @@ def logistic(
       iterations: of Newton's method, at least 1; the paper has 5 to 10.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams` and whose `adapted` holds the
+      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds the
       weights `[D + 1, N]` as `fitted`; `predict` gives logits `[n, N]`, minus infinity
       for classes without a support example. Its loss reports `solver_residual`, the
       largest error of a dual variable's equation.
@@ -63,7 +63,7 @@ def logistic(
     """
     check_integers(1, iterations=iterations)
 
-    def solve(support: Embedded, strength: Array) -> tuple[Array, dict[str, Array]]:
+    def solve(support: Embedded, strength: Array) -> tuple[Array, Metrics]:
         rows = support.with_ones
         signs = jnp.where(support.is_real[:, None], 2 * support.one_hot - 1, 0)
         found = logistic_dual(rows @ rows.T, signs, strength, iterations=iterations)

@@ -17,15 +17,15 @@ with lambda = 50, not learned: `ridge(model, learn_strength=False)`.
 
 from metajax.builders.heads import Embedded, head_learner, solved_head
 from metajax.inner import solvers
-from metajax.types import Array, Learner, Model
+from metajax.types import Array, Embedding, Learner, Metrics, Way
 
 __all__ = ["ridge"]
 
 
 def ridge(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None = None,
+    way: Way = "support",
     strength: float = 50.0,
     learn_strength: bool = True,
     scale: float = 10.0,
@@ -37,7 +37,7 @@ def ridge(
 
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, D]`.
-      way: the most classes a task may have, N; labels are below it. None takes the
+      way: the most classes a task may have, N; labels are below it. "support" takes the
         number of support examples: give it where there is more than one shot.
       strength: lambda at first, above 0; 50 is of Lee et al.
       learn_strength: whether lambda is learned, through its logarithm.
@@ -46,7 +46,7 @@ def ridge(
         probabilities that are too even.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams` and whose `adapted` holds the
+      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds the
       weights `[D + 1, N]` as `fitted`; `predict` gives logits `[n, N]`, minus infinity
       for classes without a support example.
 
@@ -59,7 +59,7 @@ def ridge(
       >>> learner = ridge(conv4(normalization="calibrated"), way=5)
     """
 
-    def solve(support: Embedded, strength: Array) -> tuple[Array, dict[str, Array]]:
+    def solve(support: Embedded, strength: Array) -> tuple[Array, Metrics]:
         return solvers.ridge(support.with_ones, support.one_hot, strength), {}
 
     head = solved_head(solve, scale=scale, learn=learn_strength, strength=strength)

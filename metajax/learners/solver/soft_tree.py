@@ -52,7 +52,7 @@ and not for each column of a node, softmax in place of entmax, no straight-throu
 gradients, and few steps from a start that is learned.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ import numpy as np
 import optax
 
 from metajax.builders.decision_tree import DecisionTree, leaf_of, level_slices
-from metajax.builders.descent import check_descent
+from metajax.builders.descent import InnerOptimizer, check_descent
 from metajax.builders.heads import Embedded, Fitted, Head, head_learner, table_rows
 from metajax.builders.splits import (
     FEATURES,
@@ -69,10 +69,10 @@ from metajax.builders.splits import (
 )
 from metajax.checks import check_integers, check_positive
 from metajax.inner.learned_optimizer import HyperParameter, LearnedOptimizer, learned
-from metajax.inner.unroll import unroll
+from metajax.inner.unroll import GradientMode, unroll
 from metajax.masks import hide_padding, masked_mean
 from metajax.objectives import accuracy, cross_entropy, query_score, split_key
-from metajax.types import Array, Learner, PyTree, Task
+from metajax.types import Array, CommandLine, Learner, Metrics, PyTree, Task, Way
 
 __all__ = ["SoftTree", "harden", "soft_tree"]
 
@@ -112,11 +112,13 @@ class SoftTree(NamedTuple):
 
 def soft_tree(
     *,
-    way: int | None = None,
+    way: Way,
     depth: int = 3,
     inner_steps: int = 3,
-    inner_optimizer: optax.GradientTransformation | LearnedOptimizer | None = None,
-    gradient: str = "remat",
+    inner_optimizer: Annotated[
+        InnerOptimizer | None, CommandLine({"learning_rate": 10.0, "learned": "leaf"})
+    ] = None,
+    gradient: GradientMode = "remat",
     hidden: int = 16,
     smoothing: float = 3.0,
     min_mass: float = 1.0,
@@ -132,7 +134,7 @@ def soft_tree(
     the order of rows * D * (rows + 16 * 2^depth) numbers.
 
     Args:
-      way: the most classes a task may have, N; labels are below it. None takes the
+      way: the most classes a task may have, N; labels are below it. "support" takes the
         number of support examples: give it where there is more than one shot.
       depth: levels of splits at most, at least 1; how many are used is learned.
       inner_steps: inner steps on scores and gates, at least 0.
@@ -149,7 +151,7 @@ def soft_tree(
         has a learned score of its own in each node.
 
     Returns:
-      A learner whose `meta_params` are `metajax.builders.heads.MetaParams`: `head` is a
+      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`: `head` is a
       dict of `log_smoothing`, `log_min_mass`, `log_penalty`, `log_temperature`,
       `log_sharpness` (scalars), `depth_gates` `[depth]`, `gate_weights` `[F]`, the
       network's `weights_in` `[F, hidden]`, `bias` `[hidden]` and `weights_out`
@@ -253,7 +255,7 @@ def soft_tree(
 
     def loss(
         meta_params: PyTree, task: Task, *, key: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         key_adapt, key_predict = split_key(key, 2)
         adapted = learner.adapt(meta_params, task.support, key=key_adapt)
         value, metrics = query_score(

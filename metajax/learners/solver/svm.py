@@ -25,15 +25,15 @@ import jax.numpy as jnp
 from metajax.builders.heads import Embedded, head_learner, solved_head
 from metajax.checks import check_integers
 from metajax.inner.solvers import box_program
-from metajax.types import Array, Learner, Model
+from metajax.types import Array, Embedding, Learner, Metrics, Way
 
 __all__ = ["svm"]
 
 
 def svm(
-    model: Model,
+    model: Embedding,
     *,
-    way: int | None = None,
+    way: Way = "support",
     penalty: float = 0.1,
     learn_penalty: bool = False,
     scale: float = 10.0,
@@ -46,7 +46,7 @@ def svm(
 
     Args:
       model: an embedding, inputs `[n, ...]` to `[n, D]`.
-      way: the most classes a task may have, N; labels are below it. None takes the
+      way: the most classes a task may have, N; labels are below it. "support" takes the
         number of support examples: give it where there is more than one shot.
       penalty: C at first, above 0; 0.1 is the paper's.
       learn_penalty: whether C is learned, through its logarithm.
@@ -55,7 +55,7 @@ def svm(
       iterations: iterations of the solver, at least 1.
 
     Returns:
-      A learner whose `meta_params` are `MetaParams` and whose `adapted` holds the
+      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds the
       weights `[D + 1, N]` as `fitted`; `predict` gives logits `[n, N]`, minus infinity
       for classes without a support example. Its loss reports `duality_gap`: above 0.01,
       say, give it more steps or a lower penalty.
@@ -70,7 +70,7 @@ def svm(
     """
     check_integers(1, iterations=iterations)
 
-    def solve(support: Embedded, penalty: Array) -> tuple[Array, dict[str, Array]]:
+    def solve(support: Embedded, penalty: Array) -> tuple[Array, Metrics]:
         rows, one_hot = support.with_ones, support.one_hot
         kernel = rows @ rows.T
         # In units of C the box is that of the labels, and C is a factor of the kernel.

@@ -23,7 +23,7 @@ that lets targets depend on each other.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,8 @@ __all__ = [
     "gaussian_process",
 ]
 
-KERNELS = ("rbf", "matern52", "periodic")
+Kernel = Literal["rbf", "matern52", "periodic"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 # Of noise and scale: with less, the Cholesky factor of 100 points has NaN in float32.
 _LEAST_RATIO = 0.01
@@ -86,7 +87,7 @@ class GaussianProcess:
     is static under `jit`.
     """
 
-    kernel: str
+    kernel: Kernel
     length_scale: tuple[float, float]
     scale: tuple[float, float]
     period: tuple[float, float]
@@ -132,7 +133,7 @@ class GaussianProcess:
 
 def gaussian_process(
     *,
-    kernel: str = "rbf",
+    kernel: Kernel = "rbf",
     length_scale: float | tuple[float, float] = 0.6,
     scale: float | tuple[float, float] = 1.0,
     period: float | tuple[float, float] = 1.0,
@@ -196,7 +197,7 @@ def gaussian_process(
 
 
 def covariance(
-    kernel: str, hyperparameters: HyperParameters, a: Array, b: Array
+    kernel: Kernel, hyperparameters: HyperParameters, a: Array, b: Array
 ) -> Array:
     """k(a_i, b_j) without noise, `[m, n]`, of inputs `[m, D]` and `[n, D]`.
 

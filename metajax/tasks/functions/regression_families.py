@@ -24,6 +24,7 @@ The paper's inputs are in (0, 5); its code draws them from (-5, 5), for which gi
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,8 @@ from metajax.types import Array, Examples, Task
 
 __all__ = ["FAMILIES", "RegressionFamilies", "regression_families"]
 
-FAMILIES = ("sinusoid", "line", "quadratic", "cubic", "surface", "ripple")
+Family = Literal["sinusoid", "line", "quadratic", "cubic", "surface", "ripple"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 _RANGES = {
     "sinusoid": ((0.1, 5.0), (0.8, 1.2), (0.0, 2 * math.pi)),

@@ -23,7 +23,7 @@ per class, `S` strokes, `C` control points of a stroke, `P` points of ink.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import chex
 import jax
@@ -36,7 +36,8 @@ from metajax.types import Array, Examples, Task
 
 __all__ = ["SPLITS", "Glyphs", "Strokes", "draw_class", "draw_example", "glyphs"]
 
-SPLITS = ("meta_train", "meta_valid", "meta_test")
+Split = Literal["meta_train", "meta_valid", "meta_test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 _SIZE = 28  # pixels, height and width of an image
 _STROKES = 5  # S, the most strokes of a class
@@ -114,7 +115,7 @@ class Glyphs:
     way: tuple[int, int]
     shot: tuple[int, int]
     num_queries: int
-    split: str
+    split: Split
 
     def __call__(self, key: Array, /) -> Task:
         """Draws one task; the key is consumed. Shapes are in `glyphs`."""
@@ -148,7 +149,7 @@ def glyphs(
     way: int | tuple[int, int],
     shot: int | tuple[int, int],
     num_queries: int,
-    split: str = "meta_train",
+    split: Split = "meta_train",
 ) -> Glyphs:
     """Few-shot classification of glyphs: every task has new classes.
 

@@ -11,7 +11,7 @@ from learners.entry import WAY, Entry, sample, small_mlp
 
 import metajax
 from metajax.learners.gradient.maml_plus_plus import (
-    MetaParams,
+    MAMLPlusPlusParams,
     is_normalization,
     maml_plus_plus,
     step_weights,
@@ -51,7 +51,7 @@ def test_with_everything_off_is_maml(key):
     maml = metajax.learners.maml(model, optax.sgd(0.2), inner_steps=2)
     params = jax.jit(model.init)(key, task.support.x)
     meta_params = jax.jit(learner.init)(key, task)
-    chex.assert_trees_all_equal(meta_params, MetaParams(params, None, None))
+    chex.assert_trees_all_equal(meta_params, MAMLPlusPlusParams(params, None, None))
     assert learner.scheduled_loss is None
 
     def run(learner, params):
@@ -71,7 +71,7 @@ def test_rates_per_step_in_closed_form():
     )
     task, theta = constant_task(), jnp.array([1.0, -2.0])
     rates = jnp.array([0.5, 0.1, -0.2])
-    meta_params = MetaParams(theta, None, {"learning_rate": rates})
+    meta_params = MAMLPlusPlusParams(theta, None, {"learning_rate": rates})
     run = jax.jit(lambda p: loss_and_gradient(lambda p: learner.loss(p, task), p))
     loss, gradient = run(meta_params)
     decay = jnp.prod(1 - rates)
@@ -180,7 +180,7 @@ def test_schedules_switch_where_they_should(multi, first):
     scheduled = jax.jit(
         lambda step: loss_and_gradient(
             lambda p: learner.scheduled_loss(step, p, task),
-            MetaParams(theta, None, None),
+            MAMLPlusPlusParams(theta, None, None),
         )
     )
     decays = [1 - rate, (1 - rate) ** 2]
@@ -198,7 +198,7 @@ def test_schedules_switch_where_they_should(multi, first):
             w * f * g for w, f, g in zip(weights, factors, gaps, strict=True)
         )
         np.testing.assert_allclose(gradient.params, expected, rtol=1e-4)
-    final, _ = learner.loss(MetaParams(theta, None, None), task)
+    final, _ = learner.loss(MAMLPlusPlusParams(theta, None, None), task)
     np.testing.assert_allclose(final, loss, rtol=1e-6)
 
 

@@ -12,7 +12,7 @@ from learners.constant import QUERY, SUPPORT, constant_model, constant_task
 from learners.entry import WAY, Entry, sample, small_mlp
 
 import metajax
-from metajax.builders.descent import MetaParams
+from metajax.builders.descent import DescentParams
 from metajax.learners.gradient.meta_curvature import curvature
 from metajax.objectives import squared_error
 
@@ -58,7 +58,9 @@ def test_matches_closed_form(steps):
         constant_model(), rate=rate, inner_steps=steps, objective=squared_error
     )
     task = constant_task()
-    meta_params = MetaParams(jnp.asarray(theta, float), (jnp.asarray(matrix, float),))
+    meta_params = DescentParams(
+        jnp.asarray(theta, float), (jnp.asarray(matrix, float),)
+    )
     decay = np.linalg.matrix_power(np.eye(2) - rate * matrix, steps)
     phi = SUPPORT + decay @ (theta - SUPPORT)
     adapted = learner.adapt(meta_params, task.support)

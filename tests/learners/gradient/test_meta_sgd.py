@@ -10,7 +10,7 @@ from learners.constant import QUERY, SUPPORT, constant_model, constant_task
 from learners.entry import WAY, Entry, sample, small_mlp
 
 import metajax
-from metajax.builders.descent import MetaParams
+from metajax.builders.descent import DescentParams
 from metajax.objectives import squared_error
 
 ENTRIES = {
@@ -19,7 +19,7 @@ ENTRIES = {
 
 # A negative rate moves away from the support set, and is allowed.
 THETA, RATES = jnp.array([1.0, -2.0]), jnp.array([0.4, -0.1])
-META_PARAMS = MetaParams(THETA, {"learning_rate": RATES})
+META_PARAMS = DescentParams(THETA, {"learning_rate": RATES})
 
 
 def quadratic(**settings):

@@ -9,7 +9,7 @@ from learners.constant import QUERY, SUPPORT, constant_model, constant_task
 from learners.entry import WAY, Entry, small_mlp
 
 import metajax
-from metajax.builders.descent import MetaParams
+from metajax.builders.descent import DescentParams
 from metajax.learners.optimizer.meta_lstm import lstm_gates
 from metajax.objectives import squared_error
 
@@ -50,7 +50,7 @@ def test_constant_gates_are_a_rate_and_a_weight_decay(forget):
     if forget == 1:  # which no gate starts from
         gate = meta_params.optimizer["params"]["forget_gate"]
         gate["bias"] = jnp.full(1, 30.0)
-    meta_params = MetaParams(THETA, meta_params.optimizer)
+    meta_params = DescentParams(THETA, meta_params.optimizer)
     phi = np.asarray(THETA)
     for _ in range(3):
         phi = forget * phi - RATE * (phi - SUPPORT)
@@ -131,7 +131,7 @@ def test_every_weight_learns():
     meta_params = jax.jit(learner.init)(jax.random.key(0), task)
     optimizer = jax.tree.map(lambda leaf: leaf + 0.1, meta_params.optimizer)
     run = jax.jit(jax.grad(lambda p: learner.loss(p, task)[0]))
-    gradient = run(MetaParams(THETA, optimizer))
+    gradient = run(DescentParams(THETA, optimizer))
     chex.assert_tree_all_finite(gradient)
     for leaf in jax.tree.leaves(gradient):
         assert np.abs(leaf).max() > 0
