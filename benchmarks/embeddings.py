@@ -28,7 +28,6 @@ import tyro
 from benchmarks.calibrated import calibrated
 from benchmarks.intervals import interval
 from benchmarks.record import kept, training_settings, write_result
-from metajax.models.networks import Pooling
 from metajax.checks import check_choice
 from metajax.evaluation.bank import evaluate
 from metajax.evaluation.reports import Report
@@ -42,7 +41,7 @@ from metajax.learners.representation.label_propagation import label_propagation
 from metajax.learners.solver.logistic import logistic
 from metajax.learners.solver.ridge import ridge
 from metajax.learners.solver.svm import svm
-from metajax.models.networks import conv4, identity
+from metajax.models.networks import Pooling, conv4, identity
 from metajax.tasks.images.embedded import embed_table, without_embedding
 from metajax.tasks.images.few_shot import few_shot, whole_classes
 from metajax.tasks.images.omniglot import omniglot

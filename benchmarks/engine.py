@@ -42,7 +42,6 @@ from benchmarks import record
 from benchmarks.peers.items import Item, select_items
 from benchmarks.peers.worker import THREADS
 from benchmarks.peers.worker_metajax import training_program
-from metajax.models.precision import Precision
 from metajax.compute.cores import use_cores
 from metajax.compute.devices import TASK_AXIS, spread, task_mesh
 from metajax.compute.program_costs import planned_memory, work
@@ -50,6 +49,7 @@ from metajax.evaluation.bank import evaluate
 from metajax.evaluation.reports import Report, compare
 from metajax.learners.gradient.maml import maml
 from metajax.models.networks import conv4, mlp
+from metajax.models.precision import Precision
 from metajax.objectives import squared_error
 from metajax.tasks.functions.sinusoid import sinusoid
 from metajax.tasks.images.few_shot import few_shot

@@ -8,15 +8,15 @@ some 1,700 parameters are learned; and the rate and momentum of SGD on random qu
 over 20 steps, where two are.
 """
 
-from typing import Literal
 import dataclasses
+from typing import Literal
 
 import optax
 import tyro
 
 from benchmarks.record import RESULTS, write_result
-from metajax.inner.unroll import GradientMode
 from metajax.inner.learned_optimizer import HyperParameter, learned
+from metajax.inner.unroll import GradientMode
 from metajax.learners.gradient.imaml import imaml
 from metajax.learners.gradient.maml import maml
 from metajax.learners.optimizer.optimizer_learner import optimizer_learner

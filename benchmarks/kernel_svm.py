@@ -45,7 +45,7 @@ from benchmarks.intervals import interval, signs
 from benchmarks.pmlb import group_of, read_tables
 from benchmarks.record import write_result
 from metajax.evaluation.bank import evaluate
-from metajax.learners.solver.kernel_svm import kernel_svm
+from metajax.learners.solver.kernel_svm import Learned, kernel_svm
 from metajax.tasks.tables.synthetic_table import synthetic_table
 from metajax.tasks.tables.table_tasks import TableTasks, table_tasks
 from metajax.tasks.tables.tables import Table
@@ -127,7 +127,7 @@ def across_tables(settings: Settings) -> list[dict[str, Any]]:
     keys = jax.random.split(jax.random.key(TEST_SEED), settings.tasks_per_table)
     banks = [draw(tasks.only(place), keys) for place in range(len(tables))]
     grid = np.asarray([grid_accuracies(bank) for bank in banks])
-    numbers = ("penalty", "width", "scale")
+    numbers: tuple[Learned, ...] = ("penalty", "width", "scale")
     learners = {
         "learned": kernel_svm(way=2, learn=(*numbers, "relevance", "weights"), **MIX),
         "learned, one kernel": kernel_svm(way=2, learn=numbers),
@@ -235,7 +235,7 @@ def _count_right(learner: Learner, meta_params: PyTree, bank: Task) -> jax.Array
 def across_columns(settings: Settings) -> list[dict[str, Any]]:
     """Rows of the result: one for each method."""
     tasks = synthetic_table(family=settings.family)
-    without = ("penalty", "width", "scale")
+    without: tuple[Learned, ...] = ("penalty", "width", "scale")
     learners = {
         "learned": kernel_svm(way=2),
         "learned, no scales": kernel_svm(way=2, learn=without),

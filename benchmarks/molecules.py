@@ -250,8 +250,8 @@ def methods(settings: Settings) -> dict[str, dict[Any, Method]]:
 @functools.cache  # programs are compiled once for each learner, by its identity
 def learners(settings: Settings) -> dict[str, Learner]:
     """What is meta-trained, by name; `joint` does not read its support set."""
-    embedding = mlp(settings.hidden // 2, hidden=(settings.hidden,))
-    network = mlp(2, hidden=(settings.hidden, settings.hidden // 2))
+    embedding = mlp(settings.hidden // 2, hidden_sizes=(settings.hidden,))
+    network = mlp(2, hidden_sizes=(settings.hidden, settings.hidden // 2))
     return {
         "prototypical": prototypical(embedding, way=2),
         "ridge": ridge(embedding, way=2),

@@ -131,9 +131,12 @@ def curves(settings: Settings) -> GaussianProcess:
 
 def learners(settings: Settings) -> dict[str, Learner]:
     """What is trained on curves, by name."""
-    common: dict[str, Any] = {"size": settings.size, "min_scale": settings.min_scale}
+    common: dict[str, Any] = {
+        "code_size": settings.size,
+        "min_scale": settings.min_scale,
+    }
     transformer = transformer_np(
-        size=settings.transformer_size,
+        token_size=settings.transformer_size,
         layers=settings.transformer_layers,
         min_scale=settings.min_scale,
     )
@@ -148,7 +151,7 @@ def learners(settings: Settings) -> dict[str, Learner]:
 def image_learners(settings: Settings) -> dict[str, Learner]:
     """What is trained on images, by name."""
     common: dict[str, Any] = {
-        "size": settings.size,
+        "code_size": settings.size,
         "min_scale": settings.image_min_scale,
     }
     return {

@@ -39,9 +39,8 @@ import tyro
 from benchmarks.calibrated import calibrated
 from benchmarks.images import read
 from benchmarks.record import write_result
-from metajax.inner.unroll import GradientMode
-from metajax.tasks.images.glyphs import Split
 from metajax.evaluation.bank import evaluate
+from metajax.inner.unroll import GradientMode
 from metajax.learners.gradient.cavia import cavia
 from metajax.learners.gradient.imaml import imaml
 from metajax.learners.gradient.maml import maml
@@ -54,7 +53,7 @@ from metajax.learners.metric.relation import relation
 from metajax.learners.optimizer.meta_lstm import meta_lstm
 from metajax.models.networks import conv4, mlp
 from metajax.tasks.images.few_shot import few_shot
-from metajax.tasks.images.glyphs import glyphs
+from metajax.tasks.images.glyphs import Split, glyphs
 from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Learner, Model, TaskDistribution
@@ -139,7 +138,7 @@ class MamlMLP(Maml):
 
     def model(self) -> Model:
         """Four hidden layers."""
-        return mlp(self.way, hidden=(256, 128, 64, 64), normalization="batch")
+        return mlp(self.way, hidden_sizes=(256, 128, 64, 64), normalization="batch")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,7 @@ def build(settings: Settings) -> Learner:
     """The learner, which answers for all classes that a task may have."""
     model = from_linen(Bent(2 * settings.size))
     return in_context(
-        model, way=WAY, context=None, size=settings.size, layers=settings.layers
+        model, way=WAY, context=None, token_size=settings.size, layers=settings.layers
     )
 
 

@@ -92,7 +92,7 @@ def compare_with_tuned(settings: Settings) -> list[dict]:
         steps_per_dispatch=500,
         log_every=1000,
         mesh=None,
-        estimator=truncated(
+        outer_gradient=truncated(
             learner, inner_steps=settings.piece, num_tasks=settings.tasks_per_step
         ),
         run_dir=f"runs/quadratics-seed{settings.seed}",

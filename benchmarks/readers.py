@@ -47,7 +47,7 @@ WAY, SHOTS = 5, (1, 5)
 MAKERS: dict[str, Callable[[], Learner]] = {
     "mm_net": lambda: mm_net(identity(), way=WAY),
     "class_np": lambda: class_np(identity(), way=WAY),
-    "cnaps": lambda: cnaps(mlp(64, hidden=(64,), normalization="layer"), way=WAY),
+    "cnaps": lambda: cnaps(mlp(64, hidden_sizes=(64,), normalization="layer"), way=WAY),
     "in_context": lambda: in_context(identity(), way=WAY, context=25),
     "snail": lambda: snail(
         identity(), way=WAY, context=25, filters=32, keys=(32,) * 3, values=(32,) * 3

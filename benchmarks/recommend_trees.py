@@ -39,10 +39,10 @@ import tyro
 from benchmarks.intervals import interval, signs
 from benchmarks.pmlb import group_of, read_tables
 from benchmarks.record import write_result
-from metajax.descriptions.warm_start import Ranking
 from metajax.descriptions.table_features import meta_features
 from metajax.descriptions.warm_start import (
     RANKINGS,
+    Ranking,
     WarmStart,
     fit_warm_start,
     random_regret_curve,
@@ -197,7 +197,7 @@ def all_curves(
     measured: Measured,
     grid: tuple[int, ...],
     features_for: Callable[[str], np.ndarray],
-    rankings: tuple[str, ...] = RANKINGS,
+    rankings: tuple[Ranking, ...] = RANKINGS,
 ) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
     """Regret curves of each method on all tasks, and numbers of neighbours.
 

@@ -99,7 +99,7 @@ def main(settings: Settings) -> None:
 
 def learners(settings: Settings) -> dict[str, Learner]:
     """What is trained, by name."""
-    model = lstm(1, hidden=(settings.hidden,))
+    model = lstm(1, hidden_sizes=(settings.hidden,))
     rate = HyperParameter(settings.inner_rate, per="leaf")
     inner = learned(optax.sgd, learning_rate=rate)
     make_maml: Callable[..., Learner] = functools.partial(
@@ -109,7 +109,7 @@ def learners(settings: Settings) -> dict[str, Learner]:
         lstm_generator,
         model,
         inner,
-        hidden=(settings.encoder_hidden,),
+        hidden_sizes=(settings.encoder_hidden,),
         objective=squared_error,
     )
     return {
@@ -148,7 +148,7 @@ def from_scratch(
 
     def judge(rate: float, steps: int, start: int, **bank: Any) -> Report:
         learner = maml(
-            lstm(1, hidden=(settings.hidden,)),
+            lstm(1, hidden_sizes=(settings.hidden,)),
             optax.adam(rate),
             inner_steps=steps,
             objective=squared_error,

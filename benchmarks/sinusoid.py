@@ -21,9 +21,9 @@ import optax
 import tyro
 
 from benchmarks.record import write_result
-from metajax.inner.unroll import GradientMode
 from metajax.evaluation.bank import evaluate
 from metajax.filters import everything, only
+from metajax.inner.unroll import GradientMode
 from metajax.learners.gradient.cavia import cavia
 from metajax.learners.gradient.maml import maml
 from metajax.learners.gradient.meta_sgd import meta_sgd

@@ -74,7 +74,7 @@ def meta_learned(
     settings: Settings, tasks: TaskDistribution, name: str
 ) -> dict[str, np.ndarray]:
     """Accuracy on each test task of both learners."""
-    model = mlp(2, hidden=(settings.hidden,))
+    model = mlp(2, hidden_sizes=(settings.hidden,))
     steps, rate = settings.inner_steps, settings.inner_rate
     learners = {
         "maml": maml(model, optax.sgd(rate), inner_steps=steps),

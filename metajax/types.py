@@ -4,6 +4,9 @@ Every meta-learning method is one `Learner`: a tuple of pure functions that spea
 *one* task. Batches of tasks are made by `jax.vmap` in the outer loop and nowhere else.
 Axis letters used in all docstrings: `B` tasks, `n` examples of one set, `N` way,
 `K` shot, `Q` queries per class, `D` embedding size, `C` outputs.
+
+A pre-training stage is another learner, and an adversarial objective a `loss` of two
+groups of parameters: neither needs more than is here (CONTRIBUTING.md shows both).
 """
 
 from collections.abc import Callable
@@ -13,17 +16,25 @@ import jax
 import jax.numpy as jnp
 
 __all__ = [
+    "Adapt",
+    "Apply",
     "Array",
+    "Collect",
     "CommandLine",
     "Embedding",
-    "Estimator",
     "Examples",
     "Filter",
+    "Init",
+    "InitModel",
     "Learner",
+    "Loss",
     "Metrics",
     "Model",
     "Objective",
+    "OuterGradient",
+    "Predict",
     "PyTree",
+    "ScheduledLoss",
     "Segments",
     "Stream",
     "Task",
@@ -38,7 +49,7 @@ Metrics = dict[str, Array]
 Objective = Callable[[PyTree, PyTree], Array]
 """`(outputs, y) -> [n]`, the loss of every example; both are `[n, ...]`."""
 Filter = Callable[[str], bool]
-"""Whether a parameter is chosen, by its path such as `"head/kernel"`."""
+"""Whether a parameter is chosen, by its path such as `"params/head/kernel"`."""
 Way = int | Literal["support"]
 """The most classes of a task, or as many as there are support examples."""
 
@@ -84,37 +95,143 @@ class TaskDistribution(Protocol):
     It may be any callable. One that holds arrays (a table of images) should be a pytree
     with a `__call__` method, so that `jit` receives the arrays as arguments; arrays in
     the closure of a plain function are copied into every compiled program instead.
+
+    It may also have a method `at(step) -> TaskDistribution`, for tasks that change as
+    training goes on (streams, curricula): the trainer then draws the tasks of outer
+    step `step`, an int32 scalar that may be traced, from `at(step)`. Called directly,
+    such a distribution draws what a referee should judge.
     """
 
     def __call__(self, key: Array, /) -> Task:
         """Draws one task; the key is consumed."""
 
 
+# A model.
+
+
+class InitModel(Protocol):
+    """Makes the parameters of a model."""
+
+    def __call__(self, key: Array, x: PyTree, /) -> PyTree:
+        """Draws parameters for example inputs `[n, ...]`; the key is consumed."""
+
+
+class Apply(Protocol):
+    """Answers inputs with the parameters of a model."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        x: PyTree,
+        /,
+        *,
+        mask: Array | None = None,
+        key: Array | None = None,
+    ) -> PyTree:
+        """Gives outputs `[n, ...]` for inputs `[n, ...]`.
+
+        `mask`, bool `[n]`, marks the real rows of `x` and matters only to models that
+        mix rows (statistics over the batch); `key` drives dropout and the like, and
+        None means deterministic.
+        """
+
+
 class Model(NamedTuple):
     """A network as pure functions of its parameters. It keeps no state.
 
     Attributes:
-      init: `(key, x) -> params`, from example inputs `[n, ...]`; the key is consumed.
-      apply: `(params, x, *, mask=None, key=None) -> outputs`. `mask`, bool `[n]`, marks
-        the real rows of `x` and matters only to models that mix rows (statistics over
-        the batch); `key` drives dropout and the like, and None means deterministic.
-      statistics: `(params, x, *, mask=None, key=None) -> params`, the same parameters
-        with the normalisation statistics of `x` frozen into them, so that `apply` uses
-        these in place of those of its own batch. None if the model has no such
-        statistics.
+      init: `(key, x) -> params`.
+      apply: `(params, x, *, mask=None, key=None) -> outputs`.
+      statistics: as `apply`, but returns the same parameters with the normalisation
+        statistics of `x` frozen into them, so that `apply` uses these in place of those
+        of its own batch. None if the model has no such statistics.
       normalization: which statistics `apply` normalises by, for learners and reports;
         one of `metajax.models.normalization.NORMALIZATIONS`. Only `"support"` changes
         what learners do: they end `adapt` by freezing the support set's statistics.
     """
 
-    init: Callable[..., PyTree]
-    apply: Callable[..., PyTree]
-    statistics: Callable[..., PyTree] | None = None
+    init: InitModel
+    apply: Apply
+    statistics: Apply | None = None
     normalization: str = "none"
 
 
+Embedding = Annotated[Model, "without a head for the classes"]
+"""A model whose outputs are embeddings, which a learner classifies by itself."""
+
+
+# A learner.
+
+
+class Init(Protocol):
+    """Makes what the outer loop learns."""
+
+    def __call__(self, key: Array, task: Task, /) -> PyTree:
+        """Draws meta-parameters in the shapes that `task` asks for."""
+
+
+class Adapt(Protocol):
+    """Learns one task."""
+
+    def __call__(
+        self, meta_params: PyTree, support: PyTree, /, *, key: Array | None = None
+    ) -> PyTree:
+        """Gives what the support set teaches; a key of None means deterministic."""
+
+
+class Predict(Protocol):
+    """Answers the queries of one task."""
+
+    def __call__(
+        self,
+        adapted: PyTree,
+        inputs: PyTree,
+        /,
+        *,
+        mask: Array | None = None,
+        key: Array | None = None,
+    ) -> PyTree:
+        """Answers all query inputs `[n, ...]` at once.
+
+        `mask`, bool `[n]`, marks the real rows, for transductive methods.
+        """
+
+
+class Loss(Protocol):
+    """What the outer loop minimises, of one task."""
+
+    def __call__(
+        self, meta_params: PyTree, task: Task, /, *, key: Array | None = None
+    ) -> tuple[Array, Metrics]:
+        """Gives a scalar and scalars to report."""
+
+
+class ScheduledLoss(Protocol):
+    """An objective that changes as training goes on."""
+
+    def __call__(
+        self,
+        step: Array,
+        meta_params: PyTree,
+        task: Task,
+        /,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Array, Metrics]:
+        """As `Loss`, after `step` outer steps, an int32 scalar."""
+
+
+class Collect(Protocol):
+    """Gathers the experience of one task with the meta-parameters as they are."""
+
+    def __call__(
+        self, meta_params: PyTree, task: Task, /, *, key: Array | None = None
+    ) -> Task:
+        """Gives the task that `Loss` then sees, whose numbers are constants to it."""
+
+
 class Segments(NamedTuple):
-    """The inner loop of a learner in pieces, for estimators that see one at a time.
+    """The inner loop of a learner in pieces, for gradients that see one at a time.
 
     Attributes:
       inner_steps: of the whole loop.
@@ -126,8 +243,8 @@ class Segments(NamedTuple):
     """
 
     inner_steps: int
-    start: Callable[..., PyTree]
-    advance: Callable[..., tuple[PyTree, Array]]
+    start: Callable[[PyTree, Task, Array | None], PyTree]
+    advance: Callable[[PyTree, Task, PyTree, Array | None, int], tuple[PyTree, Array]]
     learns_start: bool = False
 
 
@@ -145,8 +262,8 @@ class Stream(NamedTuple):
         example of a support set in turn.
     """
 
-    start: Callable[..., PyTree]
-    observe: Callable[..., tuple[PyTree, PyTree]]
+    start: Callable[[PyTree], PyTree]
+    observe: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
 class Learner(NamedTuple):
@@ -156,50 +273,55 @@ class Learner(NamedTuple):
     it. `meta_params` and `adapted` are arbitrary pytrees.
 
     Attributes:
-      init: `(key, task) -> meta_params`, what the outer loop learns, in the shapes that
-        `task` asks for.
+      init: `(key, task) -> meta_params`, what the outer loop learns.
       adapt: `(meta_params, support, *, key=None) -> adapted`, what one task teaches.
       predict: `(adapted, inputs, *, mask=None, key=None) -> outputs`, answers for all
-        query inputs at once. `mask` marks the real rows, for transductive methods.
-      loss: `(meta_params, task, *, key=None) -> (loss, metrics)`, the scalar that the
-        outer loop minimises for one task, and a dict of scalars to report.
+        query inputs at once.
+      loss: `(meta_params, task, *, key=None) -> (loss, metrics)`, what the outer loop
+        minimises for one task.
       adapt_steps: None, or as `adapt` but returning every intermediate state, with a
         leading axis `[steps + 1, ...]` whose entry 0 has learned nothing yet. It gives
         evaluation its curves over inner steps, or over examples read one by one.
-      scheduled_loss: None, or as `loss` but with the number of outer steps taken, an
-        int32 scalar, as its first argument: an objective that changes as training goes
-        on. `loss` is then what it becomes in the end.
+      scheduled_loss: None, or as `loss` but with the number of outer steps taken as its
+        first argument. `loss` is then what it becomes in the end.
       segments: None, or the inner loop in pieces.
       stream: None, or how it reads one example at a time.
+      collect: None, or `(meta_params, task, *, key=None) -> task`, called once an outer
+        step, before the updates of that step: what reinforcement learning does with the
+        policies as they are. `loss` then sees the task that it returns, which may be of
+        another structure, and no gradient passes through it. `adapt` and the evaluation
+        see the task as the distribution draws it.
     """
 
-    init: Callable[..., PyTree]
-    adapt: Callable[..., PyTree]
-    predict: Callable[..., PyTree]
-    loss: Callable[..., tuple[Array, dict[str, Array]]]
-    adapt_steps: Callable[..., PyTree] | None = None
-    scheduled_loss: Callable[..., tuple[Array, dict[str, Array]]] | None = None
+    init: Init
+    adapt: Adapt
+    predict: Predict
+    loss: Loss
+    adapt_steps: Adapt | None = None
+    scheduled_loss: ScheduledLoss | None = None
     segments: Segments | None = None
     stream: Stream | None = None
+    collect: Collect | None = None
 
 
-class Estimator(NamedTuple):
+# The outer gradient.
+
+
+class OuterGradient(NamedTuple):
     """Where the outer gradient comes from; reverse mode through `loss` by default.
 
     Attributes:
-      init: `(key, meta_params, task) -> estimator_state`, `()` for a stateless one; the
+      init: `(key, meta_params, task) -> gradient_state`, `()` for a stateless one; the
         task gives shapes only.
       gradient: `(loss, meta_params, tasks, keys, state) -> (gradient, loss, metrics,
         state)` for tasks and keys with a leading axis `[B]`: `gradient` has the
         structure of `meta_params`, and all three are means over the `B` tasks.
     """
 
-    init: Callable[..., PyTree]
-    gradient: Callable[..., tuple[PyTree, Array, dict[str, Array], PyTree]]
-
-
-Embedding = Annotated[Model, "without a head for the classes"]
-"""A model whose outputs are embeddings, which a learner classifies by itself."""
+    init: Callable[[Array, PyTree, Task], PyTree]
+    gradient: Callable[
+        [Loss, PyTree, Task, Array, PyTree], tuple[PyTree, Array, Metrics, PyTree]
+    ]
 
 
 class CommandLine(NamedTuple):

@@ -410,7 +410,7 @@ def test_task_map(tmp_path, monkeypatch):
     monkeypatch.setattr(
         task_map,
         "conv4",
-        lambda **kw: metajax.models.mlp(3, hidden=(4,), normalization="none"),
+        lambda **kw: metajax.models.mlp(3, hidden_sizes=(4,), normalization="none"),
     )
     monkeypatch.setattr(task_map, "calibrate", lambda model, params, *others: params)
     settings = task_map.Settings(
@@ -532,7 +532,7 @@ def test_function_families(tmp_path, monkeypatch):
         jax.eval_shape(learner.loss, meta_params, task)
     few = {
         name: metajax.learners.maml(
-            metajax.models.mlp(1, hidden=()),
+            metajax.models.mlp(1, hidden_sizes=()),
             optax.sgd(0.001),
             inner_steps=steps,
             objective=metajax.objectives.squared_error,
@@ -581,7 +581,7 @@ def test_neural_processes(tmp_path, monkeypatch):
         del settings
         return {
             name: metajax.learners.conditional_np(
-                size=size, encoder_layers=1, decoder_layers=1
+                code_size=size, encoder_layers=1, decoder_layers=1
             )
             for size, name in enumerate(("one", "other"), start=2)
         }
@@ -675,7 +675,7 @@ def test_scores_of_molecules_follow_the_support(support):
 
 @pytest.mark.usefixtures("data_dir")
 def test_ablation(tmp_path, monkeypatch):
-    model = metajax.models.mlp(5, hidden=(3,), normalization="batch")
+    model = metajax.models.mlp(5, hidden_sizes=(3,), normalization="batch")
     monkeypatch.setattr(omniglot.MamlPlusPlus, "model", lambda self: model)
     kept = ("all", "none (MAML)")
     monkeypatch.setattr(
@@ -715,7 +715,7 @@ def test_prototypical_on_glyphs_and_then_real_images(tmp_path):
 def test_domains(tmp_path, monkeypatch):
     def make_model(num_outputs, *, normalization, **_):
         return metajax.models.mlp(
-            num_outputs or 4, hidden=(3,), normalization=normalization
+            num_outputs or 4, hidden_sizes=(3,), normalization=normalization
         )
 
     # As few programs as show all paths.

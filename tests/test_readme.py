@@ -18,7 +18,7 @@ def test_code_runs_as_it_stands(capsys, key):
     assert "accuracy" in capsys.readouterr().out
     assert namespace["logits"].shape == (25, 5)
     # The learner of the README honours the contract.
-    model = namespace["metajax"].mlp(4, hidden=(8,))
+    model = namespace["metajax"].mlp(4, hidden_sizes=(8,))
     learner = namespace["nearest_mean"](model, 3)
     task = namespace["my_tasks"](key)
     params = learner.init(key, task)

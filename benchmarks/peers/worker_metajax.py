@@ -21,7 +21,7 @@ from metajax.objectives import cross_entropy, squared_error
 from metajax.tasks.images.class_table import class_table
 from metajax.tasks.images.few_shot import ClassTableTasks, few_shot
 from metajax.training.outer_loop import init_state, reverse_mode, run_steps_fn
-from metajax.types import Array, Estimator, Examples, Learner, PyTree, Task
+from metajax.types import Array, Examples, Learner, OuterGradient, PyTree, Task
 
 STEPS_PER_DISPATCH = 100
 
@@ -36,7 +36,7 @@ def prepare(item: Item, variant: str) -> tuple[Step, dict[str, Any]]:
     return training(item, variant)
 
 
-def estimator_for(item: Item) -> Estimator:
+def gradient_for(item: Item) -> OuterGradient:
     """How the tasks of a step are batched."""
     return reverse_mode(tasks_per_block=None if item.kind == "sinusoid" else 1)
 
@@ -69,7 +69,7 @@ def training_program(
     `program(state, tasks, key, step, steps)` gives the next state and the metrics.
     """
     learner = make_learner(item, gradient)
-    optimizer, estimator = optax.adam(1e-3), estimator_for(item)
+    optimizer, outer_gradient = optax.adam(1e-3), gradient_for(item)
     arrays = data_of(item)
     tasks = Task(
         Examples(arrays["support_x"], arrays["support_y"]),
@@ -77,21 +77,21 @@ def training_program(
     )
     mesh = task_mesh("auto", item.tasks)
     one = jax.tree.map(lambda x: x[0], tasks)
-    state = init_state(jax.random.key(0), learner, one, optimizer, estimator)
+    state = init_state(jax.random.key(0), learner, one, optimizer, outer_gradient)
     state = state._replace(meta_params=make_params(item, state.meta_params))
     state = place(state, mesh)
     key = spread(jax.random.key(0), mesh)
     cut = PartitionSpec(TASK_AXIS)
     tasks = spread(tasks, mesh, cut)
 
-    def draw(source: PyTree, index: Array, keys: Array) -> Task:
-        del index, keys
+    def draw(source: PyTree, step: Array, index: Array, keys: Array) -> Task:
+        del step, index, keys
         return source
 
     jitted = run_steps_fn(
         learner,
         optimizer,
-        estimator,
+        outer_gradient,
         draw,
         tasks_per_step=item.tasks,
         steps_per_dispatch=steps_per_dispatch,

@@ -7,7 +7,8 @@
 y_{t-1} stands beside x_t so that the answer to x_t is due before its label is seen, and
 so that an input and its label must be bound in memory (A. Santoro et al., "Meta-
 Learning with Memory-Augmented Neural Networks", ICML 2016, section 2). All states start
-from 0. How the memory M is read and written is the `ExternalMemory`; the controller is an LSTM.
+from 0. How the memory M is read and written is the `ExternalMemory`; the controller is
+an LSTM.
 
 Differs from the paper: U, V and W stand before the LSTM, each initialised by the number
 of its own columns. In one kernel for all, a label of 5 numbers is drowned at first by
@@ -50,7 +51,7 @@ class ControllerState(NamedTuple):
     """What is known behind some examples.
 
     Attributes:
-      cell: of the LSTM, two of `[hidden]`.
+      cell: of the LSTM, two of `[hidden_size]`.
       label: of the last example `[C]`.
       reads: of the last step `[num_reads]`.
       memory: the external one.
@@ -63,15 +64,15 @@ class ControllerState(NamedTuple):
 
 
 class _Controller(nn.Module):
-    hidden: int
+    hidden_size: int
     num_commands: int
     num_outputs: int
 
     def setup(self) -> None:
-        self.from_features = nn.Dense(self.hidden, use_bias=False)
-        self.from_label = nn.Dense(self.hidden, use_bias=False)
-        self.from_reads = nn.Dense(self.hidden, use_bias=False)
-        self.lstm = nn.OptimizedLSTMCell(self.hidden)
+        self.from_features = nn.Dense(self.hidden_size, use_bias=False)
+        self.from_label = nn.Dense(self.hidden_size, use_bias=False)
+        self.from_reads = nn.Dense(self.hidden_size, use_bias=False)
+        self.lstm = nn.OptimizedLSTMCell(self.hidden_size)
         self.commands = nn.Dense(self.num_commands)
         self.outputs = nn.Dense(self.num_outputs)
 
@@ -81,8 +82,10 @@ class _Controller(nn.Module):
         seen = self.from_features(features) + self.from_label(label)
         if reads.size > 0:
             seen += self.from_reads(reads)
-        cell, hidden = self.lstm(cell, seen)
-        return cell, self.commands(hidden) if self.num_commands else hidden[:0]
+        cell, hidden_size = self.lstm(cell, seen)
+        return cell, self.commands(hidden_size) if self.num_commands else hidden_size[
+            :0
+        ]
 
     def answer(self, cell: tuple[Array, Array], reads: Array) -> Array:
         return self.outputs(jnp.concatenate([cell[1], reads]))
@@ -94,28 +97,28 @@ class _Controller(nn.Module):
         return cell, commands, self.answer(cell, reads)
 
 
-def with_controller(memory: ExternalMemory, *, hidden: int) -> Reader:
+def with_controller(memory: ExternalMemory, *, hidden_size: int) -> Reader:
     """A reader from a memory.
 
     Args:
       memory: how to read and write.
-      hidden: units of the LSTM, at least 1.
+      hidden_size: units of the LSTM, at least 1.
 
     Returns:
       A `Reader` with a `step`, whose parameters are a dict of `controller` and
       `memory` and whose states are `ControllerState`.
 
     Raises:
-      ValueError: if `hidden` is out of range.
+      ValueError: if `hidden_size` is out of range.
     """
-    check_integers(1, hidden=hidden)
+    check_integers(1, hidden_size=hidden_size)
 
     def controller(num_outputs: int) -> _Controller:
-        return _Controller(hidden, memory.num_commands, num_outputs)
+        return _Controller(hidden_size, memory.num_commands, num_outputs)
 
     def init(key: Array, features: Array, label: Array) -> dict[str, PyTree]:
         key_controller, key_memory = jax.random.split(key)
-        cell = _zeros(hidden)
+        cell = _zeros(hidden_size)
         reads = jnp.zeros(memory.num_reads)
         params = controller(label.size).init(
             key_controller, cell, features, label, reads
@@ -124,7 +127,7 @@ def with_controller(memory: ExternalMemory, *, hidden: int) -> Reader:
 
     def start(params: PyTree) -> ControllerState:
         return ControllerState(
-            _zeros(hidden),
+            _zeros(hidden_size),
             jnp.zeros(_num_outputs(params)),
             jnp.zeros(memory.num_reads),
             memory.start(params["memory"]),
@@ -151,5 +154,5 @@ def _num_outputs(params: PyTree) -> int:
     return params["controller"]["params"]["outputs"]["bias"].size
 
 
-def _zeros(hidden: int) -> tuple[Array, Array]:
-    return jnp.zeros(hidden), jnp.zeros(hidden)
+def _zeros(hidden_size: int) -> tuple[Array, Array]:
+    return jnp.zeros(hidden_size), jnp.zeros(hidden_size)

@@ -33,7 +33,20 @@ from metajax.types import (
     Task,
 )
 
-__all__ = ["DescentParams", "InnerOptimizer", "Run", "check_descent", "descent", "learner_of_run", "learner_of_start", "optimizer_of", "params_of", "score", "support_curve", "support_loss_fn"]
+__all__ = [
+    "DescentParams",
+    "InnerOptimizer",
+    "Run",
+    "check_descent",
+    "descent",
+    "learner_of_run",
+    "learner_of_start",
+    "optimizer_of",
+    "params_of",
+    "score",
+    "support_curve",
+    "support_loss_fn",
+]
 
 InnerOptimizer: TypeAlias = optax.GradientTransformation | LearnedOptimizer
 
@@ -125,7 +138,7 @@ def support_loss_fn(
 
 
 def support_curve(losses: Array) -> dict[str, Array]:
-    """Metrics `support_loss_t` from the losses before each of `inner_steps` inner steps.
+    """Metrics `support_loss_t` from the losses before each inner step.
 
     At most 11 of them, evenly spaced with the first and the last: each metric is an
     output of the compiled program, and a thousand take half a minute to compile.

@@ -36,7 +36,18 @@ from metajax.types import (
     Way,
 )
 
-__all__ = ["Embedded", "Fitted", "Head", "HeadLearnerParams", "check_vectors", "embedded", "head_learner", "solved_head", "table_rows", "unit"]
+__all__ = [
+    "Embedded",
+    "Fitted",
+    "Head",
+    "HeadLearnerParams",
+    "check_vectors",
+    "embedded",
+    "head_learner",
+    "solved_head",
+    "table_rows",
+    "unit",
+]
 
 
 class Embedded(NamedTuple):
@@ -236,8 +247,8 @@ def head_learner(
       takes_maps: whether embeddings may have further axes, `[n, H, W, C]`.
 
     Returns:
-      A learner whose `meta_params` are `HeadLearnerParams`, or parameters of `model` if the
-      head has none; `adapted` is `Fitted`. `predict` gives logits `[n, N]`, minus
+      A learner whose `meta_params` are `HeadLearnerParams`, or parameters of `model` if
+      the head has none; `adapted` is `Fitted`. `predict` gives logits `[n, N]`, minus
       infinity for classes without a support example. Its loss reports what `Head.fit`
       reports.
 

@@ -40,7 +40,14 @@ from metajax.models.deep_sets import Layers, set_mean
 from metajax.objectives import query_loss
 from metajax.types import Array, Examples, Learner, Metrics, PyTree, Task
 
-__all__ = ["AdaptedProcess", "Decoder", "Latent", "check_network", "neural_process", "pair_layers"]
+__all__ = [
+    "AdaptedProcess",
+    "Decoder",
+    "Latent",
+    "check_network",
+    "neural_process",
+    "pair_layers",
+]
 
 
 class AdaptedProcess(NamedTuple):
@@ -147,11 +154,12 @@ def neural_process(
 
     Returns:
       A learner whose `meta_params` are those of the network and whose `adapted` is
-      `AdaptedProcess`. `predict` gives a `Gaussian`, mean and scale `[n, d]`; with a latent, a
-      `Mixture` of S, or of the one at the mean of q(z | support) where `adapt` had no
-      key. So all that is random is in `adapt`, and answers to several queries belong to
-      the same samples. Its loss without a key is at the mean of q as well, and then no
-      bound; it reports `kl`, nats of the task, and `reconstruction`, nats a point.
+      `AdaptedProcess`. `predict` gives a `Gaussian`, mean and scale `[n, d]`; with a
+      latent, a `Mixture` of S, or of the one at the mean of q(z | support) where
+      `adapt` had no key. So all that is random is in `adapt`, and answers to several
+      queries belong to the same samples. Its loss without a key is at the mean of q as
+      well, and then no bound; it reports `kl`, nats of the task, and `reconstruction`,
+      nats a point.
 
     Raises:
       ValueError: if a number is out of range; in all four functions, if targets are no

@@ -49,7 +49,14 @@ from metajax.types import (
     Task,
 )
 
-__all__ = ["TRAINS_ON", "AdaptedStream", "Reader", "StreamParams", "shuffled", "stream_learner"]
+__all__ = [
+    "TRAINS_ON",
+    "AdaptedStream",
+    "Reader",
+    "StreamParams",
+    "shuffled",
+    "stream_learner",
+]
 
 TrainsOn = Literal["query", "sequence"]
 TRAINS_ON: tuple[TrainsOn, ...] = get_args(TrainsOn)
@@ -130,16 +137,16 @@ def stream_learner(
         the support set before its label is seen as well, all with the same weight.
 
     Returns:
-      A learner whose `meta_params` are `StreamParams` and whose `adapted` are `AdaptedStream`;
-      it has a `stream` if the reader has a `step`. A label that is no class makes all
-      outputs behind it NaN. Its loss reports `sequence_accuracy` if it trains on
-      sequences of labels.
+      A learner whose `meta_params` are `StreamParams` and whose `adapted` are
+      `AdaptedStream`; it has a `stream` if the reader has a `step`. A label that is no
+      class makes all outputs behind it NaN. Its loss reports `sequence_accuracy` if it
+      trains on sequences of labels.
 
     Raises:
       ValueError: if an argument is out of range, the model mixes examples, or it trains
         on sequences and its reader answers only behind them; when it is used, if
-        targets are not what it is built for, or inputs have another size than those that
-        the parameters were made for.
+        targets are not what it is built for, or inputs have another size than those
+        that the parameters were made for.
     """
     objective = choose_objective(way, num_outputs, objective)
     check_choice(TRAINS_ON, trains_on=trains_on)

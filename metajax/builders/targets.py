@@ -1,4 +1,4 @@
-"""What a learner answers: one of N classes, or numbers. Which argument is given decides.
+"""What a learner answers: one of N classes, or numbers, as its arguments say.
 
 `way=N` builds a learner for labels in [0, N), `num_outputs=d` one for `d` real numbers.
 """

@@ -65,7 +65,8 @@ _Training = form_of(
     "Training",
     train_learner,
     without=(
-        *("learner", "tasks", "optimizer", "estimator", "validation", "config"),
+        *("learner", "tasks", "optimizer", "outer_gradient", "validation", "config"),
+        "judge",
         *("run_dir", "mesh"),
     ),
     steps=1000,

@@ -69,7 +69,7 @@ class Config:
     optimizer: OuterOptimizer
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values, such as `{"learner": {"maml": {"inner_steps": 1, ...}}, ...}`."""
+        """As JSON values: `{"learner": {"maml": {"inner_steps": 1, ...}}, ...}`."""
         parts = {part: getattr(self, part) for part in _names(self)}
         return {
             part: {type(value).__name__: dataclasses.asdict(value)}

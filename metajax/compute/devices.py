@@ -31,6 +31,7 @@ __all__ = [
     "TASK_AXIS",
     "constrain",
     "mean_over_devices",
+    "on_each_device",
     "memory_limit",
     "place",
     "spread",
@@ -126,11 +127,31 @@ def mean_over_devices(
         ]
         return jax.tree.unflatten(structure, leaves)
 
+    return on_each_device(share, mesh, in_specs, COPIED)
+
+
+def on_each_device(
+    fn: Callable[..., PyTree],
+    mesh: Mesh,
+    in_specs: tuple[PartitionSpec, ...],
+    out_specs: PartitionSpec,
+) -> Callable[..., PyTree]:
+    """`fn` run on every device's share of its arguments.
+
+    Args:
+      fn: returns a pytree.
+      mesh: from `task_mesh`.
+      in_specs: for each argument, how its leaves lie along `"tasks"`.
+      out_specs: how those of the result lie.
+
+    Returns:
+      A function of the same arguments.
+    """
     return jax.shard_map(
-        share,
+        fn,
         mesh=mesh,
         in_specs=in_specs,
-        out_specs=COPIED,
+        out_specs=out_specs,
         axis_names={TASK_AXIS},
         check_vma=False,
     )

@@ -113,7 +113,7 @@ def task2vec(
       >>> from metajax.tasks import synthetic_table
       >>> keys = jax.random.split(jax.random.key(0), 3)
       >>> supports = jax.vmap(synthetic_table(way=2, shot=8))(keys).support
-      >>> model = mlp(4, hidden=(16,))
+      >>> model = mlp(4, hidden_sizes=(16,))
       >>> params = model.init(jax.random.key(1), supports.x[0])
       >>> vectors = jax.lax.map(
       ...     lambda support: task2vec(model, params, support, way=2).fisher, supports

@@ -5,9 +5,9 @@ A bank is a task distribution and a seed. Task `i` is drawn with a key folded fr
 are asked for and in whatever blocks they run. That is what lets
 `metajax.evaluation.reports` compare two learners task by task.
 
-Only `adapt` is given a key, another one for each task. `predict` gets None, which means
-deterministic: dropout is off when a learner is judged, and what must be random is drawn
-in `adapt`.
+Only `adapt` (and a `judge`) is given a key, another one for each task. `predict` gets
+None, which means deterministic: dropout is off when a learner is judged, and what must
+be random is drawn in `adapt`.
 
 Whether a learner is inductive (the answer to one query depends on no other query) or
 transductive is measured, on the first task of the bank, and not taken on trust. Query
@@ -16,7 +16,7 @@ labels cannot leak: neither `adapt` nor `predict` is given them.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -25,14 +25,28 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax.checks import check_integers, check_seed
-from metajax.compute.devices import COPIED, TASK_AXIS, spread, task_mesh
+from metajax.compute.devices import COPIED, TASK_AXIS, on_each_device, spread, task_mesh
 from metajax.compute.program_costs import best_block
-from metajax.evaluation.metrics import MetricsFn, bin_sums, task_metrics
+from metajax.evaluation.metrics import (
+    Judge,
+    MetricsFn,
+    bin_sums,
+    check_metrics,
+    task_metrics,
+)
 from metajax.evaluation.reports import Report, reliability
 from metajax.evaluation.transduction import leakage
 from metajax.tasks.buckets import Bucket, as_buckets, as_pytree, buckets_of_keys, cut
 from metajax.tasks.task_checks import check_task
-from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
+from metajax.types import (
+    Array,
+    Examples,
+    Learner,
+    Metrics,
+    PyTree,
+    Task,
+    TaskDistribution,
+)
 
 __all__ = [
     "VALIDATION_SEED",
@@ -55,6 +69,7 @@ def evaluate(
     seed: int = 0,
     tasks_per_block: int | Literal["auto"] = "auto",
     metrics_fn: MetricsFn | None = None,
+    judge: Judge | None = None,
     steps_curve: bool = False,
     check_leakage: bool = True,
     buckets: Sequence[Bucket] = (),
@@ -64,12 +79,13 @@ def evaluate(
 
     One program is compiled for a learner, task distribution, metrics and shapes, and
     serves all calls with other meta-parameters or another seed. They must pass the same
-    `learner` and `metrics_fn` objects, so make these once and not inside the loop.
+    `learner`, `metrics_fn` and `judge`, so make these once and not inside the loop.
 
     Args:
       learner: what to judge.
       meta_params: as `learner.init` gives them.
-      tasks: a task distribution whose tasks have `Examples` as their query.
+      tasks: a task distribution whose tasks have `Examples` as their query, unless a
+        `judge` takes it.
       num_tasks: tasks in the bank, at least 1.
       seed: of the bank.
       tasks_per_block: tasks that are adapted to at once, at least 1; the others wait,
@@ -79,8 +95,12 @@ def evaluate(
         labels are judged by `accuracy`, a fraction, and `nll`, nats, from logits
         `[n, C]`, with calibration; floats by `mse`, and where predictions are of
         `metajax.distributions` by `nll`, nats, and the `mse` of their means.
+      judge: `(adapted, query, *, key) -> {name: scalar}` for one task, in place of
+        `predict` and `metrics_fn` where the query is no `Examples`: the return of a
+        policy in an environment, say. The key is its own in every task.
       steps_curve: whether to judge every state of `learner.adapt_steps` as well.
-      check_leakage: whether to measure if the learner is inductive; see `leakage`.
+      check_leakage: whether to measure if the learner is inductive; see `leakage`. With
+        a `judge` there is nothing to measure.
       buckets: smaller shapes, `(support rows, query rows)`, for tasks of variable size;
         see `metajax.tasks.buckets`. They change no task and results by rounding only.
       mesh: the devices to share the tasks of a block, see `metajax.compute.devices`.
@@ -111,11 +131,13 @@ def evaluate(
     keys_task, keys_adapt = _bank_keys(seed, np.arange(1))
     first_task = _draw(tasks, keys_task[0])
     check_task(first_task, "tasks")
-    if not isinstance(first_task.query, Examples):
+    if judge is not None and metrics_fn is not None:
+        raise ValueError("Give either `metrics_fn` or `judge`, not both.")
+    if judge is None and not isinstance(first_task.query, Examples):
         raise ValueError(
             "`evaluate` judges tasks whose query is `Examples`, got "
             f"{type(first_task.query).__name__}; let the task distribution return "
-            "`Task(support, Examples(x, y))`."
+            "`Task(support, Examples(x, y))`, or give `judge`."
         )
     all_keys = _bank_keys(seed, np.arange(num_tasks))
     smaller = as_buckets(buckets)
@@ -125,10 +147,10 @@ def evaluate(
         bucket = buckets_of_keys(tasks, all_keys[0], smaller)
     first_task = cut(first_task, shapes[bucket[0]])
     protocol = "unchecked"
-    if check_leakage:
+    if check_leakage and judge is None:
         protocol = leakage(learner, meta_params, first_task, keys_adapt[0]).protocol
     if tasks_per_block == "auto":
-        traced = _answer.trace(learner, meta_params, first_task, keys_adapt[0])
+        traced = _judged.trace(learner, judge, meta_params, first_task, keys_adapt[0])
         tasks_per_block = best_block(traced.jaxpr.jaxpr) or 20
 
     parts, members = [], []
@@ -140,6 +162,7 @@ def evaluate(
         scores = _score_bank(
             learner,
             metrics_fn,
+            judge,
             meta_params,
             tasks,
             *(keys[members[-1][places]] for keys in all_keys),
@@ -174,10 +197,11 @@ def bank_means(
     *,
     num_tasks: int,
     seed: int,
-) -> dict[str, Array]:
+    judge: Judge | None = None,
+) -> Metrics:
     """Means over a bank of the metrics of `evaluate`, to be part of other programs."""
     keys = _bank_keys(seed, _blocks(num_tasks, 20))
-    scores = _score_blocks(learner, None, meta_params, tasks, keys)
+    scores = _score_blocks(learner, None, judge, meta_params, tasks, keys)
     return jax.tree.map(
         lambda leaf: jnp.mean(leaf.reshape(-1)[:num_tasks]), scores.metrics
     )
@@ -262,11 +286,12 @@ class _Scores(NamedTuple):
 
 
 @functools.partial(
-    jax.jit, static_argnums=(0, 1), static_argnames=("steps_curve", "mesh", "bucket")
+    jax.jit, static_argnums=(0, 1, 2), static_argnames=("steps_curve", "mesh", "bucket")
 )
 def _score_bank(
     learner: Learner,
     metrics_fn: MetricsFn | None,
+    judge: Judge | None,
     meta_params: PyTree,
     tasks: TaskDistribution,
     keys_task: Array,
@@ -277,19 +302,18 @@ def _score_bank(
     bucket: Bucket | None,
 ) -> _Scores:
     """Scores for keys `[blocks, tasks]`, every leaf with these leading axes."""
-    score_blocks = functools.partial(
-        _score_blocks, learner, metrics_fn, steps_curve=steps_curve, bucket=bucket
+    score_blocks: Callable[..., _Scores] = functools.partial(
+        _score_blocks,
+        learner,
+        metrics_fn,
+        judge,
+        steps_curve=steps_curve,
+        bucket=bucket,
     )
     if mesh is not None:
         cut = PartitionSpec(None, TASK_AXIS)
-        score_blocks = jax.shard_map(
-            score_blocks,
-            mesh=mesh,
-            in_specs=(COPIED, COPIED, cut),
-            out_specs=cut,
-            axis_names={TASK_AXIS},
-            check_vma=False,
-        )
+        specs = (COPIED, COPIED, cut)
+        score_blocks = on_each_device(score_blocks, mesh, specs, cut)
     scores = score_blocks(meta_params, tasks, (keys_task, keys_adapt))
     if mesh is None:
         return scores
@@ -299,17 +323,29 @@ def _score_bank(
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _answer(
-    learner: Learner, meta_params: PyTree, task: Task, key: Array | None
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _judged(
+    learner: Learner,
+    judge: Judge | None,
+    meta_params: PyTree,
+    task: Task,
+    key: Array,
 ) -> PyTree:
+    """What the learner answers, or else what the judge says of it."""
+    if judge is None:
+        adapted = learner.adapt(meta_params, task.support, key=key)
+        return learner.predict(adapted, task.query.x, mask=task.query.mask, key=None)
+    key, key_judge = jax.random.split(key)
     adapted = learner.adapt(meta_params, task.support, key=key)
-    return learner.predict(adapted, task.query.x, mask=task.query.mask, key=None)
+    metrics = judge(adapted, task.query, key=key_judge)
+    check_metrics(metrics, "judge")
+    return metrics
 
 
 def _score_blocks(
     learner: Learner,
     metrics_fn: MetricsFn | None,
+    judge: Judge | None,
     meta_params: PyTree,
     tasks: TaskDistribution,
     keys: tuple[Array, Array],
@@ -323,20 +359,27 @@ def _score_blocks(
         whole = jax.tree.map(jnp.asarray, tasks(key_task))
         task = cut(whole, bucket)
         query = task.query
-        outputs = _answer(learner, meta_params, task, key_adapt)
-        metrics = task_metrics(metrics_fn, outputs, query)
+        answer = _judged(learner, judge, meta_params, task, key_adapt)
+        metrics, bins = answer, None
+        if judge is None:
+            metrics = task_metrics(metrics_fn, answer, query)
+            if metrics_fn is None and "accuracy" in metrics:
+                bins = bin_sums(answer, query)
         step_metrics = None
         if steps_curve:
             assert learner.adapt_steps is not None  # `evaluate` has made sure
+            key_judge = key_adapt
+            if judge is not None:
+                key_adapt, key_judge = jax.random.split(key_adapt)
             states = learner.adapt_steps(meta_params, task.support, key=key_adapt)
 
-            def judge(state: PyTree) -> dict[str, Array]:
+            def measure(state: PyTree) -> Metrics:
+                if judge is not None:
+                    return judge(state, query, key=key_judge)
                 outputs = learner.predict(state, query.x, mask=query.mask, key=None)
                 return task_metrics(metrics_fn, outputs, query)
 
-            step_metrics = jax.vmap(judge)(states)
-        has_bins = metrics_fn is None and "accuracy" in metrics
-        bins = bin_sums(outputs, query) if has_bins else None
+            step_metrics = jax.vmap(measure)(states)
         return _Scores(metrics, step_metrics, bins, _fingerprint(whole))
 
     return jax.lax.map(jax.vmap(score), keys)

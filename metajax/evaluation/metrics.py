@@ -4,6 +4,7 @@ A metric is a scalar of one task.
 """
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,34 +12,40 @@ import jax.numpy as jnp
 from metajax.distributions import Gaussian, Mixture, log_likelihood, moments
 from metajax.masks import expand, masked_mean
 from metajax.objectives import accuracy, cross_entropy, squared_error
-from metajax.types import Array, Examples, PyTree
+from metajax.types import Array, Examples, Metrics, PyTree
 
-__all__ = ["NUM_BINS", "MetricsFn", "at_least_float32", "bin_sums", "task_metrics"]
+__all__ = [
+    "NUM_BINS",
+    "Judge",
+    "MetricsFn",
+    "at_least_float32",
+    "bin_sums",
+    "check_metrics",
+    "task_metrics",
+]
 
 NUM_BINS = 15  # of equal width, for calibration, as in Guo et al. (see `reports`)
 
-MetricsFn = Callable[[PyTree, Examples], dict[str, Array]]
+MetricsFn = Callable[[PyTree, Examples], Metrics]
+"""`(outputs, query) -> {name: scalar}`, of one task."""
+
+
+class Judge(Protocol):
+    """What is measured in a task whose query holds no examples to answer."""
+
+    def __call__(self, adapted: PyTree, query: PyTree, /, *, key: Array) -> Metrics:
+        """Gives scalars by name, such as the return of a policy in an environment."""
 
 
 def task_metrics(
     metrics_fn: MetricsFn | None, outputs: PyTree, query: Examples
-) -> dict[str, Array]:
+) -> Metrics:
     """Scalars of one task, all NaN if the answer to any real query holds NaN.
 
     The argmax of NaN would otherwise count as an answer, and be right once in N times.
     """
     metrics = (metrics_fn or _default_metrics)(outputs, query)
-    if not isinstance(metrics, dict) or not metrics:
-        raise ValueError(
-            "`metrics_fn` must return a dict of at least one scalar, got "
-            f"{type(metrics).__name__} {metrics}."
-        )
-    for name, value in metrics.items():
-        if jnp.shape(value) != ():
-            raise ValueError(
-                f"`metrics_fn` must return scalars, but {name!r} has shape "
-                f"{jnp.shape(value)}; average over queries with `masked_mean`."
-            )
+    check_metrics(metrics, "metrics_fn")
     has_nan = jnp.zeros((), bool)
     for leaf in jax.tree.leaves(outputs):
         is_nan = jnp.isnan(leaf)
@@ -51,7 +58,22 @@ def task_metrics(
     }
 
 
-def _default_metrics(outputs: PyTree, query: Examples) -> dict[str, Array]:
+def check_metrics(metrics: Any, name: str) -> None:
+    """Raises a ValueError unless what the function `name` gave is a dict of scalars."""
+    if not isinstance(metrics, dict) or not metrics:
+        raise ValueError(
+            f"`{name}` must return a dict of at least one scalar, got "
+            f"{type(metrics).__name__} {metrics}."
+        )
+    for key, value in metrics.items():
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"`{name}` must return scalars, but {key!r} has shape "
+                f"{jnp.shape(value)}; take a mean, of queries by `masked_mean`."
+            )
+
+
+def _default_metrics(outputs: PyTree, query: Examples) -> Metrics:
     if isinstance(outputs, Gaussian | Mixture):
         outputs = jax.tree.map(at_least_float32, outputs)
         error = squared_error(moments(outputs).mean, query.y)

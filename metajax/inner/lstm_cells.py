@@ -14,13 +14,13 @@ __all__ = ["LSTM", "check_lstm", "log_and_sign"]
 class LSTM(nn.Module):
     """Layers of LSTM cells on rows `[P, F]`, with one state for each row."""
 
-    hidden: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]
 
     @nn.compact
     def __call__(self, states: PyTree, x: Array) -> tuple[PyTree, Array]:
         """Returns the new states and `[P, hidden[-1]]`."""
         new_states = []
-        for size, state in zip(self.hidden, states, strict=True):
+        for size, state in zip(self.hidden_sizes, states, strict=True):
             state, x = nn.LSTMCell(size)(state, x)
             new_states.append(state)
         return tuple(new_states), x
@@ -29,13 +29,13 @@ class LSTM(nn.Module):
         """States of zeros."""
         return tuple(
             (jnp.zeros((num_rows, size)), jnp.zeros((num_rows, size)))
-            for size in self.hidden
+            for size in self.hidden_sizes
         )
 
 
-def check_lstm(hidden: tuple[int, ...], threshold: float) -> None:
+def check_lstm(hidden_sizes: tuple[int, ...], threshold: float) -> None:
     """Raises a ValueError unless there are sizes and the threshold is above 0."""
-    check_sizes(fewest=1, hidden=hidden)
+    check_sizes(fewest=1, hidden_sizes=hidden_sizes)
     check_positive(threshold=threshold)
 
 

@@ -28,26 +28,26 @@ __all__ = ["lstm_optimizer"]
 class _Update(nn.Module):
     """What makes updates of preprocessed gradients."""
 
-    hidden: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]
     threshold: float
 
     @nn.compact
     def __call__(self, states: PyTree, grads: Array) -> tuple[PyTree, Array]:
         """Maps gradients `[P]` to updates `[P]` before scaling."""
-        states, x = LSTM(self.hidden)(states, log_and_sign(grads, self.threshold))
+        states, x = LSTM(self.hidden_sizes)(states, log_and_sign(grads, self.threshold))
         return states, nn.Dense(1)(x)[:, 0]
 
 
 def lstm_optimizer(
     *,
-    hidden: tuple[int, ...] = (20, 20),
+    hidden_sizes: tuple[int, ...] = (20, 20),
     output_scale: float = 0.1,
     threshold: float = 10.0,
 ) -> LearnedOptimizer:
     """An optimizer to be learned by `optimizer_learner`.
 
     Args:
-      hidden: sizes of the LSTM's layers; the default is the paper's.
+      hidden_sizes: sizes of the LSTM's layers; the default is the paper's.
       output_scale: factor of the updates, above 0, so that they are small at first.
       threshold: p of `log_and_sign`, above 0.
 
@@ -62,10 +62,10 @@ def lstm_optimizer(
       ...     mlp(5), lstm_optimizer(), inner_steps=20, gradient="first_order"
       ... )
     """
-    check_lstm(hidden, threshold)
+    check_lstm(hidden_sizes, threshold)
     check_positive(output_scale=output_scale)
-    module = _Update(tuple(hidden), threshold)
-    memory = LSTM(tuple(hidden))
+    module = _Update(tuple(hidden_sizes), threshold)
+    memory = LSTM(tuple(hidden_sizes))
 
     def init(key: Array, params: PyTree) -> PyTree:
         del params  # the weights serve any

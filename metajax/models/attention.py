@@ -19,13 +19,15 @@ from metajax.types import Array
 __all__ = ["AttentionBlock", "MultiHeadAttention", "check_heads"]
 
 
-def check_heads(size: int, heads: int) -> None:
-    """Raises a ValueError unless vectors of `size` can be shared among the heads."""
+def check_heads(heads: int, **sizes: int) -> None:
+    """Raises a ValueError unless vectors of these sizes can be shared among heads."""
     check_integers(1, heads=heads)
-    if size % heads:
-        raise ValueError(
-            f"`size` must be a multiple of `heads`, got {size} and {heads}; change one."
-        )
+    for name, size in sizes.items():
+        if size % heads:
+            raise ValueError(
+                f"`{name}` must be a multiple of `heads`, got {size} and {heads}; "
+                "change one."
+            )
 
 
 class MultiHeadAttention(nn.Module):
@@ -67,11 +69,11 @@ class AttentionBlock(nn.Module):
 
     Attributes:
       heads: of the attention.
-      hidden: units of the network's hidden layer.
+      hidden_size: units of the network's hidden layer.
     """
 
     heads: int
-    hidden: int
+    hidden_size: int
 
     @nn.compact
     def __call__(self, x: Array, context: Array, is_real: Array) -> Array:
@@ -90,6 +92,6 @@ class AttentionBlock(nn.Module):
         x = x + MultiHeadAttention(self.heads, name="attention")(
             norm(x), seen, seen, is_real
         )
-        sizes = (self.hidden, x.shape[-1])
+        sizes = (self.hidden_size, x.shape[-1])
         network = Layers(sizes, ends_linear=True, name="network")
         return x + network(nn.LayerNorm(name="norm_network")(x))

@@ -83,7 +83,7 @@ class Layers(nn.Module):
 
 class _Encoder(nn.Module):
     size: int
-    hidden: Sequence[int]
+    hidden_sizes: Sequence[int]
     num_classes: int | None
     classes: Classes
 
@@ -100,24 +100,24 @@ class _Encoder(nn.Module):
         targets = hide_padding(targets, mask).astype(x.dtype)
         if self.classes == "named":
             pairs = jnp.concatenate([x, targets], axis=1)
-            e = set_mean(Layers(self.hidden, name="phi")(pairs), examples.is_real)
+            e = set_mean(Layers(self.hidden_sizes, name="phi")(pairs), examples.is_real)
         else:
-            values = Layers(self.hidden, name="phi")(x)
+            values = Layers(self.hidden_sizes, name="phi")(x)
             means = jax.vmap(set_mean, (None, 1))(values, targets)
             counts = jnp.sum(targets, axis=0)
             shares = (counts / jnp.maximum(jnp.sum(counts), 1))[:, None]
             of_class = jnp.concatenate([shares, means], axis=1)
-            e = set_mean(Layers(self.hidden, name="psi")(of_class), counts > 0)
-        sizes = (*self.hidden, self.size)
+            e = set_mean(Layers(self.hidden_sizes, name="psi")(of_class), counts > 0)
+        sizes = (*self.hidden_sizes, self.size)
         return Layers(sizes, ends_linear=True, name="rho")(e)
 
 
 def task_encoder(
-    size: int,
+    code_size: int,
     *,
     num_classes: int | None = None,
     classes: Classes = "named",
-    hidden: Sequence[int] = (64, 64),
+    hidden_sizes: Sequence[int] = (64, 64),
 ) -> TaskEncoder:
     """Builds a permutation-invariant encoder of a set of labelled examples.
 
@@ -125,13 +125,13 @@ def task_encoder(
     embeddings by another model where inputs are images.
 
     Args:
-      size: of the vector.
+      code_size: of the vector.
       num_classes: N, where `y` are labels `[n]` in [0, N); None where they are
         regression targets `[n, ...]`.
       classes: `"named"`, if a label means the same in every task, or `"unnamed"`, if
         classes may be numbered in any order.
-      hidden: sizes of the layers of phi, psi and, before its last one, of rho; at least
-        one.
+      hidden_sizes: sizes of the layers of phi, psi and, before its last one, of rho; at
+        least one.
 
     Returns:
       Two functions, see `TaskEncoder`. `x` `[n, ...]` is flattened.
@@ -150,10 +150,10 @@ def task_encoder(
       >>> encoder.apply(params, support).shape
       (16,)
     """
-    check_integers(1, size=size)
+    check_integers(1, code_size=code_size)
     check_choice(CLASSES, classes=classes)
-    check_sizes(fewest=1, hidden=hidden)
-    hidden = tuple(hidden)
+    check_sizes(fewest=1, hidden_sizes=hidden_sizes)
+    hidden_sizes = tuple(hidden_sizes)
     if num_classes is not None:
         check_integers(1, num_classes=num_classes)
     elif classes == "unnamed":
@@ -161,5 +161,5 @@ def task_encoder(
             "classes='unnamed' needs classes, and `num_classes` is None, which means "
             "regression targets; give their number, or leave `classes` out."
         )
-    module = _Encoder(size, hidden, num_classes, classes)
+    module = _Encoder(code_size, hidden_sizes, num_classes, classes)
     return TaskEncoder(module.init, cast(Callable[..., Array], module.apply))

@@ -35,7 +35,7 @@ Inputs = Array | tuple[Array, Array]  # alone, or beside a context `[n, c]`
 class MLP(nn.Module):
     """Dense layers with ReLU between them; the last one is named `head`."""
 
-    hidden: Sequence[int]
+    hidden_sizes: Sequence[int]
     num_outputs: int
     normalization: str
 
@@ -45,12 +45,12 @@ class MLP(nn.Module):
         init = nn.initializers.he_normal()
         x, context = _split_context(x)
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
-        if context is not None and not self.hidden:
+        if context is not None and not self.hidden_sizes:
             raise ValueError(
-                "A context is read by the first hidden layer, and `hidden` is empty; "
-                "give the model one."
+                "A context is read by the first hidden layer, and `hidden_sizes` is "
+                "empty; give the model one."
             )
-        for size in self.hidden:
+        for size in self.hidden_sizes:
             x = nn.Dense(size, kernel_init=init)(x)
             x = Normalize(self.normalization)(x, mask)
             if context is not None:
@@ -118,7 +118,7 @@ class Conv4(nn.Module):
 def mlp(
     num_outputs: int,
     *,
-    hidden: Sequence[int] = (40, 40),
+    hidden_sizes: Sequence[int] = (40, 40),
     normalization: str = "none",
     precision: Precision = "float32",
 ) -> Model:
@@ -126,7 +126,7 @@ def mlp(
 
     Args:
       num_outputs: size of the output.
-      hidden: sizes of the hidden layers; the default is MAML's for sinusoids.
+      hidden_sizes: sizes of the hidden layers; the default is MAML's for sinusoids.
       normalization: see `metajax.models.normalization`.
       precision: see `metajax.models.precision`.
 
@@ -140,10 +140,10 @@ def mlp(
         size is no multiple of the number of groups of `"group"`, 8.
     """
     check_integers(1, num_outputs=num_outputs)
-    check_sizes(hidden=hidden)
-    for index, size in enumerate(hidden):
+    check_sizes(hidden_sizes=hidden_sizes)
+    for index, size in enumerate(hidden_sizes):
         _check_groups(f"hidden[{index}]", size, normalization)
-    module = MLP(tuple(hidden), num_outputs, normalization)
+    module = MLP(tuple(hidden_sizes), num_outputs, normalization)
     return with_precision(from_linen(module, normalization=normalization), precision)
 
 

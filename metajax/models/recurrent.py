@@ -28,7 +28,7 @@ __all__ = ["RecurrentLSTM", "lstm"]
 class RecurrentLSTM(nn.Module):
     """Layers of LSTM along time, and a linear `head` on the last, if there is any."""
 
-    hidden: Sequence[int]
+    hidden_sizes: Sequence[int]
     num_outputs: int | None = None
 
     @nn.compact
@@ -39,7 +39,7 @@ class RecurrentLSTM(nn.Module):
         if context is not None:
             shape = (*x.shape[:2], context.shape[-1])
             x = jnp.concatenate([x, jnp.broadcast_to(context[:, None], shape)], axis=-1)
-        for size in self.hidden:
+        for size in self.hidden_sizes:
             states: Any = nn.RNN(nn.LSTMCell(size))(x)
             x = states
         if self.num_outputs is None:
@@ -47,12 +47,12 @@ class RecurrentLSTM(nn.Module):
         return nn.Dense(self.num_outputs, name="head")(x)
 
 
-def lstm(num_outputs: int, *, hidden: Sequence[int] = (32,)) -> Model:
+def lstm(num_outputs: int, *, hidden_sizes: Sequence[int] = (32,)) -> Model:
     """An LSTM that answers at every time step.
 
     Args:
       num_outputs: size of the output.
-      hidden: sizes of the layers, at least one.
+      hidden_sizes: sizes of the layers, at least one.
 
     Returns:
       A model from `[n, T, F]` to `[n, T, num_outputs]`; the answer at a step depends on
@@ -64,8 +64,8 @@ def lstm(num_outputs: int, *, hidden: Sequence[int] = (32,)) -> Model:
       AssertionError: at trace time, if inputs have no three axes.
     """
     check_integers(1, num_outputs=num_outputs)
-    check_sizes(fewest=1, hidden=hidden)
-    return from_linen(RecurrentLSTM(tuple(hidden), num_outputs))
+    check_sizes(fewest=1, hidden_sizes=hidden_sizes)
+    return from_linen(RecurrentLSTM(tuple(hidden_sizes), num_outputs))
 
 
 def _split_context(x: Array | tuple[Array, Array]) -> tuple[Array, Array | None]:

@@ -72,7 +72,8 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        # In a list, as Orbax refuses a tree that is a single array.
+        items = {name: ocp.args.StandardSave([tree]) for name, tree in trees.items()}
         items["record"] = ocp.args.JsonSave(record)
         self._manager.save(step, args=ocp.args.Composite(**items))
         return self.path(step)
@@ -180,13 +181,13 @@ def _restore(
     import orbax.checkpoint as ocp
 
     items = {
-        name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
+        name: ocp.args.StandardRestore(jax.tree.map(_abstract, [tree]))
         for name, tree in like.items()
     }
     items["record"] = ocp.args.JsonRestore()
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(path, args=ocp.args.Composite(**items))
-    return {name: restored[name] for name in like}, restored["record"]
+    return {name: restored[name][0] for name in like}, restored["record"]
 
 
 def _abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -167,7 +167,7 @@ def explain(
         params = jax.eval_shape(first.init, key, task)
         loss = jax.make_jaxpr(first.loss)(params, task, key=key)
         tasks_per_block = best_block(loss.jaxpr)
-    estimator = reverse_mode(tasks_per_block=tasks_per_block)
+    outer_gradient = reverse_mode(tasks_per_block=tasks_per_block)
     keys = jax.random.split(key, tasks_per_step)
     batch = jax.eval_shape(lambda keys: jax.vmap(tasks)(keys), keys)
 
@@ -176,7 +176,7 @@ def explain(
         params = jax.eval_shape(each.init, key, task)
         began = clock.monotonic()
         traced = jax.jit(
-            lambda params, tasks, keys, loss=each.loss: estimator.gradient(
+            lambda params, tasks, keys, loss=each.loss: outer_gradient.gradient(
                 loss, params, tasks, keys, ()
             )[:2]
         ).trace(params, batch, keys)

@@ -25,10 +25,10 @@ from jax.flatten_util import ravel_pytree
 from metajax.checks import check_integers
 from metajax.compute.program_costs import mebibytes, planned_memory
 from metajax.filters import partition
+from metajax.inner.unroll import GradientMode
 from metajax.training.outer_gradients import evolution_strategies, pes, truncated
 from metajax.training.outer_loop import reverse_mode
-from metajax.inner.unroll import GradientMode
-from metajax.types import Array, Estimator, Learner, PyTree, TaskDistribution
+from metajax.types import Array, Learner, OuterGradient, PyTree, TaskDistribution
 
 __all__ = [
     "Candidate",
@@ -44,13 +44,13 @@ class Candidate(NamedTuple):
 
     Attributes:
       learner: gives the loss, in the gradient mode to compare.
-      estimator: takes its gradient; None for reverse mode.
+      outer_gradient: takes its gradient; None for reverse mode.
       calls: outer steps that make one whole estimate: the number of pieces of the inner
         loop for an estimator that takes it in pieces, else 1.
     """
 
     learner: Learner
-    estimator: Estimator | None = None
+    outer_gradient: OuterGradient | None = None
     calls: int = 1
 
 
@@ -247,20 +247,20 @@ def _measure(
     repeats: int,
 ) -> tuple[np.ndarray, float, int]:
     """Estimates `[repeats, P]`, seconds of a step, and bytes."""
-    learner, estimator, calls = candidate
+    learner, outer_gradient, calls = candidate
     check_integers(1, calls=calls)
-    if estimator is None:
-        estimator = reverse_mode()
+    if outer_gradient is None:
+        outer_gradient = reverse_mode()
 
     def step(meta_params: PyTree, keys: Array, state: PyTree) -> tuple[Array, PyTree]:
-        gradient, _, _, state = estimator.gradient(
+        gradient, _, _, state = outer_gradient.gradient(
             learner.loss, meta_params, batch, keys, state
         )
         return ravel_pytree(partition(gradient)[0])[0], state
 
     def start(key: Array) -> PyTree:
         first = jax.tree.map(lambda leaf: leaf[0], batch)
-        state = estimator.init(key, meta_params, first)
+        state = outer_gradient.init(key, meta_params, first)
         # Without weak types, which would ask for a second program.
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
 

@@ -32,7 +32,7 @@ class Journal:
 
     Args:
       folder: of the run; None writes nothing.
-      judge: `meta_params -> Report`, the validation; None if there is none.
+      validate: `meta_params -> Report`; None if there is no validation.
       monitor: the metric that decides which meta-parameters are best, see `train`.
 
     Attributes:
@@ -43,11 +43,11 @@ class Journal:
     def __init__(
         self,
         folder: RunFolder | None,
-        judge: Callable[[PyTree], Report] | None,
+        validate: Callable[[PyTree], Report] | None,
         monitor: str | None,
     ) -> None:
         self._folder = folder
-        self._judge = judge
+        self._validate = validate
         self._monitor = monitor
         self.history: list[Record] = []
         self.best = Best(None, 0, None)
@@ -72,11 +72,11 @@ class Journal:
 
     def validate(self, state: TrainState, step: int, show: Progress) -> None:
         """Judges the meta-parameters, records it, and keeps them if they are best."""
-        if self._judge is None:
+        if self._validate is None:
             return
         began = time.monotonic()
         with show.pause("validating"):
-            report = self._judge(state.meta_params)
+            report = self._validate(state.meta_params)
         self._log(_validation_record(report, step, time.monotonic() - began))
         name = monitored(report, self._monitor)
         value = report.mean[name]
@@ -148,7 +148,8 @@ def monitored(report: Report, monitor: str | None) -> str:
 def _is_better(name: str, value: float, best: float | None) -> bool:
     if best is None:
         return math.isfinite(value)
-    return value > best if "accuracy" in name else value < best
+    is_gain = "accuracy" in name or "return" in name
+    return value > best if is_gain else value < best
 
 
 def _trees(state: TrainState, best: Best) -> dict[str, PyTree]:

@@ -33,7 +33,7 @@ import optax
 
 from metajax.checks import check_integers, check_positive
 from metajax.filters import combine, partition
-from metajax.types import Array, Estimator, Learner, Metrics, PyTree, Segments, Task
+from metajax.types import Array, Learner, Metrics, OuterGradient, PyTree, Segments, Task
 
 __all__ = ["evolution_strategies", "pes", "truncated"]
 
@@ -60,8 +60,8 @@ class _Loops(NamedTuple):
     sum_of_noise: PyTree
 
 
-def evolution_strategies(*, sigma: float = 0.01, num_pairs: int = 1) -> Estimator:
-    """The antithetic estimator, for any learner.
+def evolution_strategies(*, sigma: float = 0.01, num_pairs: int = 1) -> OuterGradient:
+    """The antithetic outer_gradient, for any learner.
 
     Args:
       sigma: standard deviation of the noise on every meta-parameter, above 0. The
@@ -104,10 +104,10 @@ def evolution_strategies(*, sigma: float = 0.01, num_pairs: int = 1) -> Estimato
         zeros = jax.tree.map(jnp.zeros_like, others)
         return combine(grad, zeros), value, metrics, state
 
-    return Estimator(lambda key, meta_params, task: (), gradient)
+    return OuterGradient(lambda key, meta_params, task: (), gradient)
 
 
-def truncated(learner: Learner, *, inner_steps: int, num_tasks: int) -> Estimator:
+def truncated(learner: Learner, *, inner_steps: int, num_tasks: int) -> OuterGradient:
     """Reverse mode through one piece of the inner loop at each outer step.
 
     An initialisation is learned from the first piece of a loop alone, and not at all
@@ -129,9 +129,9 @@ def truncated(learner: Learner, *, inner_steps: int, num_tasks: int) -> Estimato
     segments = _segments(learner, inner_steps, num_tasks)
     if segments.learns_start and inner_steps < segments.inner_steps:
         warnings.warn(
-            f"This learner learns where its {segments.inner_steps} inner steps start, and "
-            f"pieces of {inner_steps} give the start no gradient, but for the first piece; "
-            "use `pes` instead of `truncated`.",
+            f"This learner learns where its {segments.inner_steps} inner steps start, "
+            f"and pieces of {inner_steps} give the start no gradient, but for the "
+            "first piece; use `pes` instead of `truncated`.",
             stacklevel=2,
         )
 
@@ -170,12 +170,12 @@ def truncated(learner: Learner, *, inner_steps: int, num_tasks: int) -> Estimato
             task, inner, (), inner_steps, segments.inner_steps, num_tasks
         )
 
-    return Estimator(init, gradient)
+    return OuterGradient(init, gradient)
 
 
 def pes(
     learner: Learner, *, inner_steps: int, num_tasks: int, sigma: float = 0.01
-) -> Estimator:
+) -> OuterGradient:
     """Persistent evolution strategies: one piece of the inner loop at each outer step.
 
     Args:
@@ -235,7 +235,7 @@ def pes(
             task, inner, zeros, inner_steps, segments.inner_steps, num_tasks
         )
 
-    return Estimator(init, gradient)
+    return OuterGradient(init, gradient)
 
 
 def _first_loops(
@@ -296,7 +296,7 @@ def _segments(learner: Learner, inner_steps: int, num_tasks: int) -> Segments:
     check_integers(1, inner_steps=inner_steps, num_tasks=num_tasks)
     if inner_steps > segments.inner_steps:
         raise ValueError(
-            f"`inner_steps` must be at most {segments.inner_steps}, the inner steps of the "
+            f"`inner_steps` must be at most {segments.inner_steps}, those of the "
             f"learner, got {inner_steps}: a piece cannot be longer than the whole."
         )
     if segments.inner_steps % inner_steps:
@@ -306,7 +306,7 @@ def _segments(learner: Learner, inner_steps: int, num_tasks: int) -> Segments:
             if segments.inner_steps % d == 0
         ]
         raise ValueError(
-            f"`inner_steps` must divide the {segments.inner_steps} inner steps of the learner, got "
+            f"`inner_steps` must divide the {segments.inner_steps} of the learner, got "
             f"{inner_steps}; it can be one of {divisors}."
         )
     return segments

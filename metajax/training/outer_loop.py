@@ -17,9 +17,24 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.compute.devices import COPIED, TASK_AXIS, constrain, mean_over_devices
+from metajax.compute.devices import (
+    COPIED,
+    TASK_AXIS,
+    constrain,
+    mean_over_devices,
+    on_each_device,
+)
 from metajax.filters import path_names
-from metajax.types import Array, Estimator, Learner, Metrics, PyTree, Task
+from metajax.types import (
+    Array,
+    Learner,
+    Loss,
+    Metrics,
+    OuterGradient,
+    PyTree,
+    Task,
+    TaskDistribution,
+)
 
 __all__ = [
     "TrainState",
@@ -30,6 +45,7 @@ __all__ = [
     "sample_tasks",
     "select_tasks",
     "task_keys",
+    "tasks_at",
 ]
 
 
@@ -40,20 +56,29 @@ class TrainState(NamedTuple):
       step: int32 scalar, the number of steps taken.
       meta_params: what the learner has learned, see `Learner.init`.
       opt_state: state of the Optax optimizer.
-      estimator_state: state of the `Estimator`.
+      gradient_state: state of the `OuterGradient`.
     """
 
     step: Array
     meta_params: PyTree
     opt_state: PyTree
-    estimator_state: PyTree
+    gradient_state: PyTree
 
 
 class Draw(Protocol):
-    """Gets the tasks `[B]` of step number `index` of a dispatch from its source."""
+    """Gets the tasks `[B]` of a step from its source."""
 
-    def __call__(self, source: PyTree, index: Array, keys: Array, /) -> Task:
-        """`keys` `[B]` are the sampling keys of the step."""
+    def __call__(
+        self, source: PyTree, step: Array, index: Array, keys: Array, /
+    ) -> Task:
+        """Draws them.
+
+        Args:
+          source: what `metajax.training.task_source` gives.
+          step: outer steps taken before this one.
+          index: number of the step within a dispatch.
+          keys: `[B]`, the sampling keys of the step.
+        """
 
 
 def task_keys(key: Array, step: Array | int, tasks_per_step: int) -> Array:
@@ -75,14 +100,14 @@ def init_state(
     learner: Learner,
     task: Task,
     optimizer: optax.GradientTransformation,
-    estimator: Estimator,
+    outer_gradient: OuterGradient,
 ) -> TrainState:
     """The state before the first step; the key is consumed.
 
     Every array is a copy, so that the state may be donated: what `learner.init` returns
     (pretrained parameters, say) stays valid, and no two leaves share memory.
     """
-    key_learner, key_estimator = jax.random.split(key)
+    key_learner, key_gradient = jax.random.split(key)
     # As one program each: operation by operation takes seconds to compile. On CPU most
     # of that goes into making a program fast, which one that runs once need not be.
     # Within another program it is no program of its own, and takes no options.
@@ -94,7 +119,7 @@ def init_state(
         step=jnp.int32(0),
         meta_params=meta_params,
         opt_state=jax.jit(optimizer.init)(meta_params),
-        estimator_state=estimator.init(key_estimator, meta_params, task),
+        gradient_state=outer_gradient.init(key_gradient, meta_params, task),
     )
     return jax.jit(_copied)(state)
 
@@ -104,8 +129,8 @@ def _copied(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.array(x, jnp.asarray(x).dtype, copy=True), tree)
 
 
-def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
-    """The default estimator: reverse mode through the mean loss over tasks.
+def reverse_mode(*, tasks_per_block: int | None = None) -> OuterGradient:
+    """The default outer_gradient: reverse mode through the mean loss over tasks.
 
     Args:
       tasks_per_block: the B tasks are taken in blocks of this size, one block after the
@@ -115,7 +140,7 @@ def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
         where nothing is vmapped.
 
     Returns:
-      A stateless `Estimator`. The block size changes its results by rounding only.
+      A stateless `OuterGradient`. The block size changes its results by rounding only.
     """
 
     def gradient(
@@ -172,7 +197,7 @@ def reverse_mode(*, tasks_per_block: int | None = None) -> Estimator:
         )
         return gradient_mean, loss_mean, metrics, state
 
-    return Estimator(init=lambda key, meta_params, task: (), gradient=gradient)
+    return OuterGradient(init=lambda key, meta_params, task: (), gradient=gradient)
 
 
 def _check_real(meta_params: PyTree) -> None:
@@ -193,84 +218,130 @@ def _check_real(meta_params: PyTree) -> None:
 def outer_step(
     learner: Learner,
     optimizer: optax.GradientTransformation,
-    estimator: Estimator,
+    outer_gradient: OuterGradient,
     state: TrainState,
     tasks: Task,
     keys: Array,
-) -> tuple[TrainState, dict[str, Array]]:
-    """One update of the meta-parameters.
+    *,
+    updates_per_step: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """Takes one outer step: an update of the meta-parameters, or several on its tasks.
 
     Args:
-      learner: gives the loss of one task.
+      learner: gives the loss of one task, and may collect its experience first.
       optimizer: any Optax optimizer; those that ask for the loss get it as `value`.
-      estimator: gives the gradient.
+      outer_gradient: gives the gradient.
       state: as it is now.
       tasks: with a leading axis `[B]` on every leaf.
       keys: `[B]`, the learner's randomness in each task.
+      updates_per_step: how many updates are made on these tasks, one after the other.
 
     Returns:
       The new state, and metrics: `loss`, `gradient_norm` (Euclidean, over all
-      meta-parameters), the learner's own as means over tasks, and the bool `is_finite`.
-      If that is False (loss, gradient or updated meta-parameters hold an infinity or
-      NaN), the state returned is the old one, step and all.
+      meta-parameters), the learner's own as means over tasks (and over updates), and
+      the bool `is_finite`. If that is False (loss, gradient or updated meta-parameters
+      hold an infinity or NaN), the state returned is the old one, step and all.
     """
-    loss = _loss_at(learner, state.step)
-    result = estimator.gradient(
-        loss, state.meta_params, tasks, keys, state.estimator_state
+    tasks, keys = _collect(learner, state.meta_params, tasks, keys)
+    differentiate = functools.partial(_differentiate, learner, outer_gradient)
+    return _update(optimizer, differentiate, state, tasks, keys, updates_per_step)
+
+
+def _collect(
+    learner: Learner, meta_params: PyTree, tasks: Task, keys: Array
+) -> tuple[Task, Array]:
+    """Gives the tasks as `loss` sees them, and the keys that are left for it."""
+    collect = learner.collect
+    if collect is None:
+        return tasks, keys
+    both = jax.vmap(jax.random.split)(keys)
+    tasks = jax.vmap(lambda task, key: collect(meta_params, task, key=key))(
+        tasks, both[:, 0]
     )
-    return _apply_gradient(optimizer, state, *result)
+    return tasks, both[:, 1]
 
 
-def _loss_at(learner: Learner, step: Array) -> Callable[..., tuple]:
-    """The learner's objective after `step` outer steps."""
-    if learner.scheduled_loss is None:
-        return learner.loss
-    return functools.partial(learner.scheduled_loss, step)
+def _differentiate(
+    learner: Learner,
+    outer_gradient: OuterGradient,
+    meta_params: PyTree,
+    gradient_state: PyTree,
+    step: Array,
+    tasks: Task,
+    keys: Array,
+) -> tuple[PyTree, Array, Metrics, PyTree]:
+    loss: Loss = learner.loss
+    if learner.scheduled_loss is not None:
+        loss = functools.partial(learner.scheduled_loss, step)
+    return outer_gradient.gradient(loss, meta_params, tasks, keys, gradient_state)
 
 
-def _apply_gradient(
+def _update(
     optimizer: optax.GradientTransformation,
+    differentiate: Callable[..., tuple[PyTree, Array, Metrics, PyTree]],
     state: TrainState,
-    gradient: PyTree,
-    loss: Array,
-    metrics: dict[str, Array],
-    estimator_state: PyTree,
-) -> tuple[TrainState, dict[str, Array]]:
-    """The rest of a step, from what an estimator returns."""
-    updates, opt_state = optax.with_extra_args_support(optimizer).update(
-        gradient, state.opt_state, state.meta_params, value=loss
-    )
-    meta_params = optax.apply_updates(state.meta_params, updates)
-    proposed = TrainState(state.step + 1, meta_params, opt_state, estimator_state)
-    is_finite = _is_finite((loss, gradient, meta_params))
-    metrics = metrics | {
-        "loss": loss,
-        "gradient_norm": optax.tree.norm(gradient),
-        "is_finite": is_finite,
-    }
-    return optax.tree.where(is_finite, proposed, state), metrics
+    tasks: Task,
+    keys: Array,
+    updates_per_step: int,
+) -> tuple[TrainState, Metrics]:
+    """The updates of a step; the old state if one of them is not finite."""
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def update(state: TrainState, keys: Array) -> tuple[TrainState, Metrics]:
+        gradient, loss, metrics, gradient_state = differentiate(
+            state.meta_params, state.gradient_state, state.step, tasks, keys
+        )
+        updates, opt_state = optimizer.update(
+            gradient, state.opt_state, state.meta_params, value=loss
+        )
+        meta_params = optax.apply_updates(state.meta_params, updates)
+        metrics = metrics | {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(gradient),
+            "is_finite": _is_finite((loss, gradient, meta_params)),
+        }
+        return TrainState(state.step, meta_params, opt_state, gradient_state), metrics
+
+    if updates_per_step == 1:
+        proposed, metrics = update(state, keys)
+    else:
+        fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
+        keys = fold_in(keys, jnp.arange(updates_per_step))
+        proposed, metrics = jax.lax.scan(update, state, keys)
+        is_finite = jnp.all(metrics.pop("is_finite"))
+        metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+        metrics["is_finite"] = is_finite
+    proposed = proposed._replace(step=state.step + 1)
+    return optax.tree.where(metrics["is_finite"], proposed, state), metrics
 
 
-def sample_tasks(source: PyTree, index: Array, keys: Array) -> Task:
+def tasks_at(tasks: TaskDistribution, step: Array | int) -> TaskDistribution:
+    """The distribution of the tasks of an outer step; see `TaskDistribution`."""
+    at = getattr(getattr(tasks, "func", tasks), "at", None)  # `Partial` has a `func`
+    return tasks if at is None else at(step)
+
+
+def sample_tasks(source: PyTree, step: Array, index: Array, keys: Array) -> Task:
     """`Draw` for a task distribution that is a pytree: one task for each key."""
     del index
-    return jax.vmap(source)(keys)
+    return jax.vmap(tasks_at(source, step))(keys)
 
 
-def select_tasks(source: PyTree, index: Array, keys: Array) -> Task:
+def select_tasks(source: PyTree, step: Array, index: Array, keys: Array) -> Task:
     """`Draw` for stacked batches `[steps_per_dispatch, B, ...]`: the one at `index`."""
-    del keys
+    del step, keys
     return jax.tree.map(lambda x: x[index], source)
 
 
 def run_steps_fn(
     learner: Learner,
     optimizer: optax.GradientTransformation,
-    estimator: Estimator,
+    outer_gradient: OuterGradient,
     draw: Draw,
     *,
     tasks_per_step: int,
     steps_per_dispatch: int,
+    updates_per_step: int = 1,
     mesh: Mesh | None = None,
     source_spec: PartitionSpec = COPIED,
 ) -> jax.stages.Wrapped:
@@ -279,12 +350,13 @@ def run_steps_fn(
     Args:
       learner: gives the loss of one task.
       optimizer: of the outer loop.
-      estimator: gives the gradient. On a mesh, each device sees its share of the tasks,
-        and floating-point state is averaged as the gradient is; other state must not
-        depend on the tasks.
+      outer_gradient: gives the gradient. On a mesh, each device sees its share of the
+        tasks, and floating-point state is averaged as the gradient is; other state must
+        not depend on the tasks.
       draw: gets the tasks of a step.
       tasks_per_step: B.
       steps_per_dispatch: the most steps of one call.
+      updates_per_step: see `outer_step`.
       mesh: from `metajax.compute.devices.task_mesh`; the state must be `place`d on it.
       source_spec: how the leaves of the source lie on the mesh.
 
@@ -298,36 +370,40 @@ def run_steps_fn(
       `step` is not `start` (left by an earlier such stop) comes back as it went in.
     """
 
-    def draw_and_differentiate(
+    def draw_tasks(
         meta_params: PyTree,
-        estimator_state: PyTree,
         step: Array,
         source: PyTree,
         index: Array,
         sample_keys: Array,
         loss_keys: Array,
-    ) -> tuple[PyTree, Array, dict[str, Array], PyTree]:
-        tasks = draw(source, index, sample_keys)
-        loss = _loss_at(learner, step)
-        return estimator.gradient(loss, meta_params, tasks, loss_keys, estimator_state)
+    ) -> tuple[Task, Array]:
+        tasks = draw(source, step, index, sample_keys)
+        return _collect(learner, meta_params, tasks, loss_keys)
 
+    drawn: Callable[..., tuple[Task, Array]] = draw_tasks
+    differentiate: Callable[..., tuple[PyTree, Array, Metrics, PyTree]]
+    differentiate = functools.partial(_differentiate, learner, outer_gradient)
     if mesh is not None:
         cut = PartitionSpec(TASK_AXIS)
-        specs = (COPIED, COPIED, COPIED, source_spec, COPIED, cut, cut)
-        draw_and_differentiate = mean_over_devices(draw_and_differentiate, mesh, specs)
+        of_draw = (COPIED, COPIED, source_spec, COPIED, cut, cut)
+        drawn = on_each_device(draw_tasks, mesh, of_draw, cut)
+        of_gradient = (COPIED, COPIED, COPIED, cut, cut)
+        differentiate = mean_over_devices(differentiate, mesh, of_gradient)
 
     def step(
         state: TrainState, source: PyTree, key: Array, index: Array
-    ) -> tuple[TrainState, dict[str, Array]]:
-        result = draw_and_differentiate(
+    ) -> tuple[TrainState, Metrics]:
+        tasks, keys = drawn(
             state.meta_params,
-            state.estimator_state,
             state.step,
             source,
             index,
             *task_keys(key, state.step, tasks_per_step),
         )
-        state, metrics = _apply_gradient(optimizer, state, *result)
+        state, metrics = _update(
+            optimizer, differentiate, state, tasks, keys, updates_per_step
+        )
         return constrain(state, mesh), metrics
 
     def run_one(

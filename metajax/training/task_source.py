@@ -1,17 +1,23 @@
 """Where tasks come from: drawn on the device, or read in batches from the host."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax.compute.devices import COPIED, TASK_AXIS, spread
-from metajax.training.outer_loop import Draw, sample_tasks, select_tasks, task_keys
+from metajax.training.outer_loop import (
+    Draw,
+    sample_tasks,
+    select_tasks,
+    task_keys,
+    tasks_at,
+)
 from metajax.types import Array, PyTree, Task, TaskDistribution
 
-__all__ = ["HostTasks", "TaskSource", "is_host"]
+__all__ = ["HostTasks", "OnDevice", "OnHost", "TaskSource", "is_host", "task_source"]
 
 
 class HostTasks(Protocol):
@@ -39,8 +45,100 @@ def is_host(tasks: object) -> bool:
     return hasattr(tasks, "batches")
 
 
-class TaskSource:
-    """Feeds `metajax.training.outer_loop.run_steps_fn` from either kind of tasks.
+class OnDevice:
+    """Feeds `metajax.training.outer_loop.run_steps_fn` from a task distribution.
+
+    Attributes:
+      draw: how the program gets tasks out of what `take` returns.
+      spec: how the leaves of that lie on the mesh.
+      key: of the steps, where the program wants it.
+    """
+
+    draw: Draw = staticmethod(sample_tasks)
+    spec = COPIED
+
+    def __init__(
+        self,
+        tasks: TaskDistribution,
+        key: Array,
+        *,
+        tasks_per_step: int,
+        steps_per_dispatch: int,
+        mesh: Mesh | None,
+    ) -> None:
+        self.key = spread(key, mesh)
+        self.steps_per_dispatch = steps_per_dispatch
+        self._first_key = task_keys(key, 0, tasks_per_step)[0, 0]
+        if jax.tree_util.all_leaves([tasks]):
+            tasks = jax.tree_util.Partial(tasks)  # a plain function is no pytree
+        self._tasks: PyTree = spread(tasks, mesh)
+
+    def example(self) -> Task:
+        """Draws one task of step 0, with real values."""
+        return jax.jit(lambda tasks, key: tasks_at(tasks, 0)(key))(
+            self._tasks, self._first_key
+        )
+
+    def start(self, step: int, steps: int) -> None:
+        """Sets the source to `step`, of `steps` in all."""
+
+    def take(self, count: int) -> PyTree:
+        """Gives what the program takes as its `source` for the next `count` steps."""
+        del count
+        return self._tasks
+
+
+class OnHost:
+    """Feeds `run_steps_fn` from batches on the host; the same methods as `OnDevice`."""
+
+    draw: Draw = staticmethod(select_tasks)
+    spec = PartitionSpec(None, TASK_AXIS)
+
+    def __init__(
+        self,
+        tasks: HostTasks,
+        key: Array,
+        *,
+        tasks_per_step: int,
+        steps_per_dispatch: int,
+        mesh: Mesh | None,
+    ) -> None:
+        self.key = spread(key, mesh)
+        self.steps_per_dispatch = steps_per_dispatch
+        self._step_keys = lambda step: task_keys(key, step, tasks_per_step)[0]
+        self._mesh = mesh
+        self._tasks = tasks
+        self._batches: Iterator[Task] = iter(())
+
+    def example(self) -> Task:
+        """Reads one task of step 0, with real values."""
+        batch = next(self._tasks.batches(self._step_keys, 0, 1))
+        return jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+
+    def start(self, step: int, steps: int) -> None:
+        """Sets the source to `step`, of `steps` in all."""
+        self._batches = self._tasks.batches(self._step_keys, step, steps)
+
+    def take(self, count: int) -> PyTree:
+        """Gives what the program takes as its `source` for the next `count` steps."""
+        batches = [next(self._batches) for _ in range(count)]
+        batches += batches[-1:] * (self.steps_per_dispatch - count)
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+        return spread(stacked, self._mesh, self.spec)
+
+
+TaskSource = OnDevice | OnHost
+
+
+def task_source(
+    tasks: TaskDistribution | HostTasks,
+    key: Array,
+    *,
+    tasks_per_step: int,
+    steps_per_dispatch: int,
+    mesh: Mesh | None = None,
+) -> TaskSource:
+    """Chooses the source for either kind of tasks.
 
     Args:
       tasks: task distribution or host tasks.
@@ -48,65 +146,12 @@ class TaskSource:
       tasks_per_step: B.
       steps_per_dispatch: as in `run_steps_fn`.
       mesh: where the tasks are wanted.
-
-    Attributes:
-      draw: how the program gets tasks out of what `take` returns.
-      spec: how the leaves of that lie on the mesh.
     """
-
-    draw: Draw
-    spec: PartitionSpec
-    key: Array
-    steps_per_dispatch: int
-
-    def __init__(
-        self,
-        tasks: TaskDistribution | HostTasks,
-        key: Array,
-        *,
-        tasks_per_step: int,
-        steps_per_dispatch: int,
-        mesh: Mesh | None = None,
-    ) -> None:
-        self._is_host = is_host(tasks)
-        self._mesh = mesh
-        self._key = key
-        self._tasks_per_step = tasks_per_step
-        self.key = spread(key, mesh)
-        self.steps_per_dispatch = steps_per_dispatch
-        self._tasks: Any = tasks
-        if self._is_host:
-            self.draw = select_tasks
-            self.spec = PartitionSpec(None, TASK_AXIS)
-            return
-        if jax.tree_util.all_leaves([tasks]):
-            tasks = jax.tree_util.Partial(tasks)  # a plain function is no pytree
-        self._tasks = spread(tasks, mesh)
-        self.draw = sample_tasks
-        self.spec = COPIED
-
-    def example(self) -> Task:
-        """One task of step 0, with real values."""
-        if self._is_host:
-            batch = next(self._tasks.batches(self._step_keys, 0, 1))
-            return jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
-        return jax.jit(lambda tasks, key: tasks(key))(
-            self._tasks, self._step_keys(0)[0]
-        )
-
-    def start(self, step: int, steps: int) -> None:
-        """Sets the source to `step`, of `steps` in all."""
-        if self._is_host:
-            self._batches = self._tasks.batches(self._step_keys, step, steps)
-
-    def take(self, count: int) -> PyTree:
-        """What the program takes as its `source` for the next `count` steps."""
-        if not self._is_host:
-            return self._tasks
-        batches = [next(self._batches) for _ in range(count)]
-        batches += batches[-1:] * (self.steps_per_dispatch - count)
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
-        return spread(stacked, self._mesh, self.spec)
-
-    def _step_keys(self, step: int) -> Array:
-        return task_keys(self._key, step, self._tasks_per_step)[0]
+    kind: type = OnHost if is_host(tasks) else OnDevice
+    return kind(
+        tasks,
+        key,
+        tasks_per_step=tasks_per_step,
+        steps_per_dispatch=steps_per_dispatch,
+        mesh=mesh,
+    )

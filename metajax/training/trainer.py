@@ -23,6 +23,7 @@ from metajax.checks import check_integers, check_seed
 from metajax.compute.devices import TASK_AXIS, place, task_mesh
 from metajax.compute.program_costs import best_block
 from metajax.evaluation.bank import VALIDATION_SEED, evaluate
+from metajax.evaluation.metrics import Judge
 from metajax.tasks.task_checks import check_task
 from metajax.training.history import Best, Journal
 from metajax.training.outer_loop import (
@@ -40,11 +41,11 @@ from metajax.training.stops import (
     non_finite_error,
     warn_of_slow_convolutions,
 )
-from metajax.training.task_source import HostTasks, TaskSource
+from metajax.training.task_source import HostTasks, TaskSource, task_source
 from metajax.types import (
     Array,
-    Estimator,
     Learner,
+    OuterGradient,
     PyTree,
     Task,
     TaskDistribution,
@@ -78,12 +79,14 @@ def train(
     *,
     steps: int,
     tasks_per_step: int,
+    updates_per_step: int = 1,
     seed: int = 0,
     steps_per_dispatch: int = 1,
     tasks_per_block: int | Literal["auto"] | None = "auto",
     mesh: Mesh | Literal["auto"] | None = "auto",
-    estimator: Estimator | None = None,
+    outer_gradient: OuterGradient | None = None,
     validation: TaskDistribution | None = None,
+    judge: Judge | None = None,
     validate_every: int = 500,
     num_validation_tasks: int = 200,
     monitor: str | None = None,
@@ -106,6 +109,9 @@ def train(
       optimizer: of the outer loop. It sees the mean gradient over tasks.
       steps: outer steps in total, at least 1.
       tasks_per_step: tasks B in each of them, at least 1.
+      updates_per_step: updates of the meta-parameters on the tasks of a step, one after
+        the other, at least 1. More than one pays where `learner.collect` makes tasks
+        costly, as in reinforcement learning.
       seed: of everything random, from 0 to 2^32 - 1.
       steps_per_dispatch: steps taken by one call of the compiled program. It saves
         overhead where a step takes less than about a millisecond. It puts the step into
@@ -115,14 +121,15 @@ def train(
         on CPU if the learner convolves, and else all at once.
       mesh: the devices, see `metajax.compute.devices`. `"auto"` takes as many as divide
         the tasks evenly; None takes one.
-      estimator: where the outer gradient comes from; reverse mode by default.
+      outer_gradient: where the outer gradient comes from; reverse mode by default.
       validation: the distribution of validation tasks; none are held by default.
+      judge: what is measured of them, see `metajax.evaluate`.
       validate_every: steps between validations; one more comes before the first step,
         and one after the last.
       num_validation_tasks: the same tasks every time, whatever `seed`.
       monitor: the metric that decides which meta-parameters are best. The larger the
-        better if its name contains "accuracy", else the smaller. By default `accuracy`
-        where it is measured, else `nll`, else the first of the metrics.
+        better if its name contains "accuracy" or "return", else the smaller. By default
+        `accuracy` where it is measured, else `nll`, else the first of the metrics.
       run_dir: folder for configuration, metrics, checkpoints and learning curve, see
         `metajax.training.run_folder`. None writes nothing.
       config: JSON values that describe learner, tasks and optimizer, written into the
@@ -150,6 +157,7 @@ def train(
     counts = {
         "steps": steps,
         "tasks_per_step": tasks_per_step,
+        "updates_per_step": updates_per_step,
         "steps_per_dispatch": steps_per_dispatch,
         "validate_every": validate_every,
         "num_validation_tasks": num_validation_tasks,
@@ -166,10 +174,10 @@ def train(
         )
     mesh = task_mesh(mesh, tasks_per_step)
     tasks_on_device = tasks_per_step // (1 if mesh is None else mesh.shape[TASK_AXIS])
-    if estimator is not None and tasks_per_block not in ("auto", None):
+    if outer_gradient is not None and tasks_per_block not in ("auto", None):
         raise ValueError(
-            "`tasks_per_block` belongs to the default estimator; give either it or "
-            "`estimator`."
+            "`tasks_per_block` belongs to the default gradient; give either it or "
+            "`outer_gradient`."
         )
     check_block(tasks_per_block, tasks_on_device)
 
@@ -178,9 +186,10 @@ def train(
         learner,
         tasks,
         optimizer,
-        estimator,
+        outer_gradient,
         seed=seed,
         tasks_per_step=tasks_per_step,
+        updates_per_step=updates_per_step,
         steps_per_dispatch=steps_per_dispatch,
         tasks_per_block=tasks_per_block,
         mesh=mesh,
@@ -189,15 +198,16 @@ def train(
     lowered = run.traced.lower()
 
     # The journal: what was found so far, here and in the folder of the run.
-    folder, judge = None, None
+    folder, validate = None, None
     if validation is not None:
-        judge = functools.partial(
+        validate = functools.partial(
             evaluate,
             learner,
             tasks=validation,
             num_tasks=num_validation_tasks,
             seed=VALIDATION_SEED,
             check_leakage=False,
+            judge=judge,
             mesh=mesh,
         )
     if run_dir is not None:
@@ -208,9 +218,18 @@ def train(
             "monitor": monitor,
         }
         folder = _open_folder(
-            run_dir, arguments, config, learner, run, state, lowered, validation, mesh
+            run_dir,
+            arguments,
+            config,
+            learner,
+            run,
+            state,
+            lowered,
+            validation,
+            judge,
+            mesh,
         )
-    journal = Journal(folder, judge, monitor)
+    journal = Journal(folder, validate, monitor)
     step, state = journal.resume(state)
 
     # The loop: steps up to the next log, validation or checkpoint, and what is due.
@@ -279,17 +298,18 @@ def _prepare(
     learner: Learner,
     tasks: TaskDistribution | HostTasks,
     optimizer: optax.GradientTransformation,
-    estimator: Estimator | None,
+    outer_gradient: OuterGradient | None,
     *,
     seed: int,
     tasks_per_step: int,
+    updates_per_step: int,
     steps_per_dispatch: int,
     tasks_per_block: int | str | None,
     mesh: Mesh | None,
 ) -> tuple[_Prepared, TrainState]:
     """Draws and checks the first task, makes the first state, traces a step."""
     key_init, key = jax.random.split(jax.random.key(seed))
-    source = TaskSource(
+    source = task_source(
         tasks,
         key,
         tasks_per_step=tasks_per_step,
@@ -298,21 +318,27 @@ def _prepare(
     )
     example = source.example()
     check_task(example, "tasks")
-    if estimator is None:
+    if outer_gradient is None:
         if tasks_per_block == "auto":
             params = jax.eval_shape(learner.init, key_init, example)
-            loss = jax.make_jaxpr(learner.loss)(params, example, key=key)
+            seen = example
+            if learner.collect is not None:
+                seen = jax.eval_shape(learner.collect, params, example, key=key)
+            loss = jax.make_jaxpr(learner.loss)(params, seen, key=key)
             tasks_per_block = best_block(loss.jaxpr)
         assert not isinstance(tasks_per_block, str)
-        estimator = reverse_mode(tasks_per_block=tasks_per_block)
-    state = place(init_state(key_init, learner, example, optimizer, estimator), mesh)
+        outer_gradient = reverse_mode(tasks_per_block=tasks_per_block)
+    state = place(
+        init_state(key_init, learner, example, optimizer, outer_gradient), mesh
+    )
     source.start(0, 1)
     run_steps = run_steps_fn(
         learner,
         optimizer,
-        estimator,
+        outer_gradient,
         source.draw,
         tasks_per_step=tasks_per_step,
+        updates_per_step=updates_per_step,
         steps_per_dispatch=steps_per_dispatch,
         mesh=mesh,
         source_spec=source.spec,
@@ -332,6 +358,7 @@ def _open_folder(
     state: TrainState,
     lowered: jax.stages.Lowered,
     validation: TaskDistribution | None,
+    judge: Judge | None,
     mesh: Mesh | None,
 ) -> RunFolder:
     """Opens the folder of a run, which knows the run by its settings and programs."""
@@ -339,20 +366,24 @@ def _open_folder(
     if validation is not None:
         examples.append(validation(jax.random.key(VALIDATION_SEED)))
         check_task(examples[-1], "validation")
-        programs.append(_lowered_answer(learner, state.meta_params, examples[-1]))
+        programs.append(
+            _lowered_answer(learner, judge, state.meta_params, examples[-1])
+        )
     num_devices = 1 if mesh is None else mesh.shape[TASK_AXIS]
     settings = run_settings(arguments, config, state, programs, examples, num_devices)
     return RunFolder(run_dir, settings)
 
 
 def _lowered_answer(
-    learner: Learner, meta_params: PyTree, task: Task
+    learner: Learner, judge: Judge | None, meta_params: PyTree, task: Task
 ) -> jax.stages.Lowered:
     """What a validation computes, as a program."""
 
     def answer(meta_params: PyTree, task: Task, key: Array) -> PyTree:
         adapted = learner.adapt(meta_params, task.support, key=key)
         query = task.query
+        if judge is not None:
+            return judge(adapted, query, key=key)
         return learner.predict(adapted, query.x, mask=query.mask)
 
     return jax.jit(answer).lower(meta_params, task, jax.random.key(0))

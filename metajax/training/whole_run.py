@@ -23,14 +23,16 @@ import optax
 
 from metajax.checks import check_integers
 from metajax.evaluation.bank import VALIDATION_SEED, bank_means
+from metajax.evaluation.metrics import Judge
 from metajax.training.outer_loop import (
     TrainState,
     init_state,
     outer_step,
     reverse_mode,
     task_keys,
+    tasks_at,
 )
-from metajax.types import Array, Estimator, Learner, PyTree, TaskDistribution
+from metajax.types import Array, Learner, OuterGradient, PyTree, TaskDistribution
 
 __all__ = ["WholeRun", "whole_run"]
 
@@ -58,10 +60,12 @@ def whole_run(
     *,
     steps: int,
     tasks_per_step: int,
+    updates_per_step: int = 1,
     validation: TaskDistribution | None = None,
     validate_every: int | None = None,
     num_validation_tasks: int = 200,
-    estimator: Estimator | None = None,
+    judge: Judge | None = None,
+    outer_gradient: OuterGradient | None = None,
 ) -> Callable[[Array, PyTree], WholeRun]:
     """Makes a run a pure function.
 
@@ -71,11 +75,13 @@ def whole_run(
       tasks: the task distribution of training.
       steps: outer steps, at least 1.
       tasks_per_step: tasks B in each of them, at least 1.
+      updates_per_step: updates on these tasks, see `metajax.train`.
       validation: the distribution of validation tasks.
       validate_every: steps between validations; it must divide `steps`, and is `steps`
         by default.
       num_validation_tasks: the same tasks every time, those of `train`.
-      estimator: where the outer gradient comes from; reverse mode by default.
+      judge: what is measured of them, see `metajax.evaluate`.
+      outer_gradient: where the outer gradient comes from; reverse mode by default.
 
     Returns:
       `run(key, hyper=None) -> WholeRun`. With `jax.random.key(seed)` it takes the steps
@@ -88,6 +94,7 @@ def whole_run(
     numbers = {
         "steps": steps,
         "tasks_per_step": tasks_per_step,
+        "updates_per_step": updates_per_step,
         "validate_every": rounds_of,
         "num_validation_tasks": num_validation_tasks,
     }
@@ -96,18 +103,26 @@ def whole_run(
         raise ValueError(
             f"`validate_every` must divide `steps` = {steps}, got {validate_every}."
         )
-    gradient_of = estimator or reverse_mode()
+    gradient_of = outer_gradient or reverse_mode()
 
     def run(key: Array, hyper: PyTree = None) -> WholeRun:
         learner, optimizer = make(hyper)
         key_init, key_steps = jax.random.split(key)
-        example = tasks(task_keys(key_steps, 0, tasks_per_step)[0, 0])
+        example = tasks_at(tasks, 0)(task_keys(key_steps, 0, tasks_per_step)[0, 0])
         state = init_state(key_init, learner, example, optimizer, gradient_of)
 
         def step(state: TrainState, index: Array) -> tuple[TrainState, dict]:
             sample_keys, loss_keys = task_keys(key_steps, index, tasks_per_step)
-            batch = jax.vmap(tasks)(sample_keys)
-            return outer_step(learner, optimizer, gradient_of, state, batch, loss_keys)
+            batch = jax.vmap(tasks_at(tasks, index))(sample_keys)
+            return outer_step(
+                learner,
+                optimizer,
+                gradient_of,
+                state,
+                batch,
+                loss_keys,
+                updates_per_step=updates_per_step,
+            )
 
         def round_of_steps(
             state: TrainState, indices: Array
@@ -121,6 +136,7 @@ def whole_run(
                 validation,
                 num_tasks=num_validation_tasks,
                 seed=VALIDATION_SEED,
+                judge=judge,
             )
             return state, (training, scores)
 

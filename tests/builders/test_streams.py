@@ -149,7 +149,7 @@ def test_regression_targets(key):
     learner = metajax.learners.in_context(
         metajax.models.identity(),
         way=None,
-        size=8,
+        token_size=8,
         layers=1,
         heads=2,
         objective=metajax.objectives.squared_error,

@@ -11,7 +11,6 @@ from PIL import Image
 
 import metajax
 from metajax.command_line import catalogue, cli, configuration
-from metajax.command_line.forms import FORMS, InnerOptimizer, OuterOptimizer
 from metajax.command_line.cli import main
 from metajax.command_line.configuration import (
     Config,
@@ -20,6 +19,7 @@ from metajax.command_line.configuration import (
     config_from_json,
     resolve,
 )
+from metajax.command_line.forms import FORMS, InnerOptimizer, OuterOptimizer
 from metajax.evaluation.bank import evaluate
 from metajax.inner import unroll
 from metajax.learners.gradient.maml import maml
@@ -68,9 +68,10 @@ def contents(folder: str) -> dict[str, bytes]:
 
 
 def test_evaluate_rebuilds_what_train_left(capsys):
-    command = "train maml mlp sinusoid --run-dir run --model.hidden 8 6"
-    command +=
-    " --learner.inner-optimizer.learning-rate 0.01 --learner.eval-inner-steps 2" assert main([*command.split(), *TINY]) == 0
+    command = "train maml mlp sinusoid --run-dir run --model.hidden-sizes 8 6"
+    command += " --learner.inner-optimizer.learning-rate 0.01"
+    command += " --learner.eval-inner-steps 2"
+    assert main([*command.split(), *TINY]) == 0
     assert "best validation mse" in capsys.readouterr().out
     before = contents("run")
 
@@ -78,7 +79,7 @@ def test_evaluate_rebuilds_what_train_left(capsys):
     assert main(command.split()) == 0
     out = capsys.readouterr().out
 
-    model = mlp(1, hidden=(8, 6))
+    model = mlp(1, hidden_sizes=(8, 6))
     learner = maml(
         model,
         optax.sgd(0.01),
@@ -121,7 +122,7 @@ def test_a_validation_without_an_interval_or_a_mean_ends_well(changes, shown, ca
 
 
 def test_train_goes_on_with_more_steps_and_refuses_other_settings(capsys):
-    command = "train maml mlp sinusoid --run-dir run --model.hidden 4".split()
+    command = "train maml mlp sinusoid --run-dir run --model.hidden-sizes 4".split()
     assert main([*command, *TINY]) == 0
     assert main([*command, *TINY, "--steps", "3"]) == 0
     assert read_metrics("run")[-1]["step"] == 3
@@ -154,8 +155,9 @@ def test_evaluate_with_other_sizes(images, capsys):
 def test_baseline_learns_all_classes_and_graph_one_way(images, capsys):
     """The first trains on all 13 training classes, the other on 3 and no more."""
     command = ["train", "baseline", "mlp", *folder_tasks(images), *TINY]
-    command += ["--run-dir", "run", "--learner.inner-steps", "1", "--tasks.rotations",
-    "4"] assert main(command) == 0
+    command += ["--run-dir", "run", "--learner.inner-steps", "1"]
+    command += ["--tasks.rotations", "4"]
+    assert main(command) == 0
     config = json.loads(pathlib.Path("run/config.json").read_text())["config"]
     assert config["learner"]["baseline"]["num_classes"] == 4 * 13
     assert main(["train", "baseline", "mlp", "sinusoid", *TINY]) == 2
@@ -171,7 +173,7 @@ def test_baseline_learns_all_classes_and_graph_one_way(images, capsys):
 @pytest.mark.parametrize(
     ("model", "other", "shape"),
     [
-        ("mlp --model.hidden 4", "glyphs --tasks.way 3", "[28, 28, 1]"),
+        ("mlp --model.hidden-sizes 4", "glyphs --tasks.way 3", "[28, 28, 1]"),
         ("conv4 --model.features 2 --model.pooling stride", "sinusoid", "[1]"),
     ],
 )
@@ -256,8 +258,11 @@ def test_unknown_names_are_answered_by_the_allowed_ones(command, allowed, capsys
     [
         ("train maml mlp sinusoid --steps 0", "`steps` must be an integer of at least"),
         ("train maml mlp sinusoid --tasks.shot 0", "`shot` must be an integer of at"),
-        ("train maml mlp sinusoid --learner.inner-steps -1",
-        "`inner_steps` must be an integer"), ("train maml mlp sinusoid --learner.adapts some", "`only:PART` or `all_but"),
+        (
+            "train maml mlp sinusoid --learner.inner-steps -1",
+            "`inner_steps` must be an integer",
+        ),
+        ("train maml mlp sinusoid --learner.adapts some", "`only:PART` or `all_but"),
         ("train maml mlp sinusoid --optimizer.clip-norm 0", "`optimizer.clip_norm`"),
         ("train maml conv4 sinusoid", "`conv4` needs images, but the inputs of"),
         (
@@ -390,7 +395,7 @@ def test_every_constructor_argument_is_reachable():
                 assert sizes <= set(FORMS[part][name].__dataclass_fields__)
     training = set(inspect.signature(metajax.training.trainer.train).parameters)
     built = {"learner", "tasks", "optimizer", "validation", "config", "run_dir"}
-    code = {"estimator", "mesh"}
+    code = {"outer_gradient", "mesh"}
     assert training - built - code == set(cli._Training.__dataclass_fields__)
 
 

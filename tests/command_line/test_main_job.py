@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from metajax.command_line import cli, configuration, main_job
-from metajax.command_line.forms import FORMS
 from metajax.command_line.cli import main
+from metajax.command_line.forms import FORMS
 from metajax.command_line.main_job import Sizes
 from metajax.evaluation.bank import evaluate
 from metajax.tasks.images.class_table import class_table

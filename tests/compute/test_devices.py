@@ -168,7 +168,7 @@ else:
 
     @pytest.mark.parametrize("steps_per_dispatch", [1, 4])
     def test_tasks_from_the_host(steps_per_dispatch):
-        learner = maml(mlp(2, hidden=(4,)), optax.sgd(0.1), inner_steps=1)
+        learner = maml(mlp(2, hidden_sizes=(4,)), optax.sgd(0.1), inner_steps=1)
         options = {"steps": 5, "steps_per_dispatch": steps_per_dispatch}
         sizes = {"way": 2, "shot": 1, "num_queries": 2}
         table = ClassTable(IMAGES, np.full(len(IMAGES), IMAGES.shape[1]))
@@ -180,12 +180,14 @@ else:
     @pytest.mark.parametrize("steps_per_dispatch", [1, 4])
     def test_one_all_reduce(key, steps_per_dispatch):
         mesh = task_mesh("auto", 8)
-        learner, estimator = quadratic(noise=0.1), reverse_mode()
-        state = place(init_state(key, learner, sample(key), OPTIMIZER, estimator), mesh)
+        learner, outer_gradient = quadratic(noise=0.1), reverse_mode()
+        state = place(
+            init_state(key, learner, sample(key), OPTIMIZER, outer_gradient), mesh
+        )
         program = run_steps_fn(
             learner,
             OPTIMIZER,
-            estimator,
+            outer_gradient,
             sample_tasks,
             tasks_per_step=8,
             steps_per_dispatch=steps_per_dispatch,

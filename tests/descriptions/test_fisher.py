@@ -19,7 +19,7 @@ from metajax.models.adapters import from_functions
 from metajax.types import Examples
 
 ROWS, COLUMNS, WAY, STRENGTH = 12, 4, 3, 0.05
-PROBE = metajax.models.mlp(5, hidden=(6,))
+PROBE = metajax.models.mlp(5, hidden_sizes=(6,))
 
 
 def examples(seed=0):
@@ -153,7 +153,7 @@ def test_monte_carlo_approaches_the_expectation():
 
 
 def test_statistics_are_used_and_not_described():
-    probe = metajax.models.mlp(5, hidden=(6,), normalization="calibrated")
+    probe = metajax.models.mlp(5, hidden_sizes=(6,), normalization="calibrated")
     params = probe.init(jax.random.key(0), examples().x)
     with pytest.raises(
         ValueError, match="no statistics yet; call `metajax.models.calibrate`"

@@ -141,10 +141,11 @@ def test_the_residual_is_that_of_the_solve_and_decides():
         u, new = u + step * p, r - step * a @ p
         p, r = new + (new @ new) / (r @ r) * p, new
         size = np.linalg.norm(a @ u - v) / np.linalg.norm(v)
-        gradient, residual = implicit(theta, others, cg_iterations=steps,
-        max_residual=limit)
-        np.testing.assert_allclose(residual, size, rtol=1e-6) expected =
-        b @ u if size <= limit else np.full(DIM, np.nan)
+        gradient, residual = implicit(
+            theta, others, cg_iterations=steps, max_residual=limit
+        )
+        np.testing.assert_allclose(residual, size, rtol=1e-6)
+        expected = b @ u if size <= limit else np.full(DIM, np.nan)
         np.testing.assert_allclose(gradient, expected, rtol=1e-6)
         refused.append(bool(size > limit))
     assert refused == [True, False, False]
@@ -240,7 +241,10 @@ def test_gradient_is_that_of_the_loss_and_reaches_theta_only():
 
 
 ERRORS = {
-    "cg_iterations": ((0, 0.5), "`cg_iterations` must be an integer of at least 1, got 0"),
+    "cg_iterations": (
+        (0, 0.5),
+        "`cg_iterations` must be an integer of at least 1, got 0",
+    ),
     "cg_iterations is a bool": ((True, 0.5), "`cg_iterations` must be .* got True"),
     "fractional": ((2.5, 0.5), "`cg_iterations` must be .* got 2.5"),
     "max_residual": ((5, 0.0), "`max_residual` must be above 0 and at most 1, got 0.0"),

@@ -143,7 +143,7 @@ def test_granularity_is_that_of_the_arrays(key):
 
 def test_rates_belong_to_what_adapts_only(key):
     learner = metajax.learners.maml(
-        metajax.models.mlp(3, hidden=(4,)),
+        metajax.models.mlp(3, hidden_sizes=(4,)),
         learned(optax.sgd, learning_rate=HyperParameter(0.1, per="leaf")),
         inner_steps=1,
         adapts=metajax.filters.only("head"),
@@ -252,7 +252,7 @@ ERRORS = {
     "inner_steps": (
         lambda: learned(optax.sgd, learning_rate=HyperParameter(0.1, inner_steps=0)),
         ValueError,
-        "`inner_steps` of 'learning_rate' must be None or an integer of at least 1, got 0",
+        "`inner_steps` of 'learning_rate' must be None or .* of at least 1, got 0",
     ),
     "steps is a bool": (
         lambda: learned(optax.sgd, learning_rate=HyperParameter(0.1, inner_steps=True)),

@@ -11,7 +11,7 @@ import metajax
 from metajax.inner.lstm_cells import log_and_sign
 from metajax.objectives import squared_error
 
-OPTIMIZER = metajax.optimizers.lstm_optimizer(hidden=(4, 3), output_scale=0.1)
+OPTIMIZER = metajax.optimizers.lstm_optimizer(hidden_sizes=(4, 3), output_scale=0.1)
 WEIGHTS = jax.jit(OPTIMIZER.init)(jax.random.key(0), jnp.zeros(1))
 
 
@@ -93,7 +93,7 @@ def test_output_scale_is_a_factor(key):
 
     def update(scale):
         build = metajax.optimizers.lstm_optimizer(
-            hidden=(4, 3), output_scale=scale
+            hidden_sizes=(4, 3), output_scale=scale
         ).build(WEIGHTS)
         return build.update(gradient, build.init(gradient))[0]
 
@@ -104,7 +104,7 @@ def test_every_weight_learns():
     """With second derivatives, and where one gradient is 0."""
     learner = metajax.learners.optimizer_learner(
         constant_model((0.5, -2.0)),  # the first coordinate starts where it should be
-        metajax.optimizers.lstm_optimizer(hidden=(3,)),
+        metajax.optimizers.lstm_optimizer(hidden_sizes=(3,)),
         inner_steps=2,
         objective=squared_error,
     )
@@ -117,8 +117,11 @@ def test_every_weight_learns():
 
 
 ERRORS = {
-    "hidden": ({"hidden": ()}, r"`hidden` must hold at least 1 size, got \(\)"),
-    "size": ({"hidden": (4, 0)}, r"`hidden\[1\]` must be .* got 0"),
+    "hidden": (
+        {"hidden_sizes": ()},
+        r"`hidden_sizes` must hold at least 1 size, got \(\)",
+    ),
+    "size": ({"hidden_sizes": (4, 0)}, r"`hidden_sizes\[1\]` must be .* got 0"),
     "output_scale": ({"output_scale": 0.0}, "`output_scale` must be above 0.*got 0.0"),
     "threshold": ({"threshold": -1.0}, "`threshold` must be above 0.*got -1.0"),
     "threshold of NaN": ({"threshold": float("nan")}, "`threshold` must .*got nan"),

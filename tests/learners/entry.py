@@ -65,7 +65,9 @@ class Entry(NamedTuple):
 
 
 def small_mlp(num_outputs: int, normalization: str = "none") -> Model:
-    return metajax.models.mlp(num_outputs, hidden=(8,), normalization=normalization)
+    return metajax.models.mlp(
+        num_outputs, hidden_sizes=(8,), normalization=normalization
+    )
 
 
 def of_points(make: Callable[[], Learner]) -> Entry:

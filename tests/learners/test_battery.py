@@ -75,9 +75,9 @@ def test_one_trace_over_repeated_steps_and_same_key_same_result(name, key):
     chex.clear_trace_counter()
     learner, task, _ = built(name)
     traced = learner._replace(loss=chex.assert_max_traces(n=1)(learner.loss))
-    optimizer, estimator = optax.adam(1e-3), reverse_mode()
-    step = jax.jit(functools.partial(outer_step, traced, optimizer, estimator))
-    state = init_state(key, traced, task, optimizer, estimator)
+    optimizer, outer_gradient = optax.adam(1e-3), reverse_mode()
+    step = jax.jit(functools.partial(outer_step, traced, optimizer, outer_gradient))
+    state = init_state(key, traced, task, optimizer, outer_gradient)
     keys = jax.random.split(key, 2)
     for i in range(3):
         tasks = jax.vmap(REGISTRY[name].sample)(jax.random.split(jax.random.key(i), 2))
@@ -157,8 +157,8 @@ def test_adapting_lowers_the_support_loss(name):
 
 def test_checkpoint_round_trip(name, key, tmp_path):
     learner, task, _ = built(name)
-    optimizer, estimator = optax.adam(1e-3), reverse_mode()
-    state = init_state(key, learner, task, optimizer, estimator)
+    optimizer, outer_gradient = optax.adam(1e-3), reverse_mode()
+    state = init_state(key, learner, task, optimizer, outer_gradient)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(0, {"state": state}, {"note": name})
     step, trees, record = checkpoints.restore_latest({"state": state})

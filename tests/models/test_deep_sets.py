@@ -20,7 +20,7 @@ KINDS = {
 
 @functools.lru_cache
 def built(kind):
-    encoder = task_encoder(5, hidden=(6,), **KINDS[kind])
+    encoder = task_encoder(5, hidden_sizes=(6,), **KINDS[kind])
     params = encoder.init(jax.random.key(0), examples(kind))
     leaves, structure = jax.tree.flatten(params)
     rng = np.random.default_rng(1)  # biases too
@@ -133,14 +133,17 @@ def test_the_mean_of_an_empty_set_is_zero():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 0}, "`size` must be an integer of at least 1, got 0"),
+        ({"code_size": 0}, "`code_size` must be an integer of at least 1, got 0"),
         ({"num_classes": 0}, "`num_classes` must be an integer of at least 1"),
         ({"classes": "free"}, "`classes` must be one of named, unnamed, got 'free'"),
         ({"classes": "unnamed"}, "`num_classes` is None, which means regression"),
-        ({"hidden": ()}, "`hidden` must hold at least 1 size"),
-        ({"hidden": (4, 0)}, r"`hidden\[1\]` must be an integer of at least 1, got 0"),
+        ({"hidden_sizes": ()}, "`hidden_sizes` must hold at least 1 size"),
+        (
+            {"hidden_sizes": (4, 0)},
+            r"`hidden_sizes\[1\]` must be an integer of at least 1, got 0",
+        ),
     ],
 )
 def test_bad_input(changes, message):
     with pytest.raises(ValueError, match=message):
-        task_encoder(**{"size": 4} | changes)
+        task_encoder(**{"code_size": 4} | changes)

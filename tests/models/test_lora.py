@@ -25,7 +25,7 @@ def moved(params, key):
 
 
 def test_starts_as_the_base_model(key):
-    base, x = metajax.models.mlp(3, hidden=(8,)), jax.random.normal(key, (5, 4))
+    base, x = metajax.models.mlp(3, hidden_sizes=(8,)), jax.random.normal(key, (5, 4))
     model = with_lora(base, rank=2)
     params = model.init(key, x)
     assert set(params["lora"]) == {"params/Dense_0/kernel", "params/head/kernel"}
@@ -39,7 +39,7 @@ def test_starts_as_the_base_model(key):
 
 
 def test_merged_weights_are_the_formula(key):
-    base, x = metajax.models.mlp(3, hidden=(8,)), jax.random.normal(key, (5, 4))
+    base, x = metajax.models.mlp(3, hidden_sizes=(8,)), jax.random.normal(key, (5, 4))
     model = with_lora(base, rank=2, scale=0.5)
     params = moved(model.init(key, x), key)
     merged = merge_lora(params, 0.5)
@@ -55,7 +55,7 @@ def test_merged_weights_are_the_formula(key):
 
 
 def test_gradients_reach_base_and_factors(key):
-    model = with_lora(metajax.models.mlp(3, hidden=(8,)), rank=2)
+    model = with_lora(metajax.models.mlp(3, hidden_sizes=(8,)), rank=2)
     x = jax.random.normal(key, (5, 4))
     params = model.init(key, x)
 
@@ -70,7 +70,7 @@ def test_gradients_reach_base_and_factors(key):
 
 
 def test_only_the_factors_adapt(key):
-    model = with_lora(metajax.models.mlp(3, hidden=(8,)), rank=2)
+    model = with_lora(metajax.models.mlp(3, hidden_sizes=(8,)), rank=2)
     learner = metajax.learners.maml(
         model, optax.sgd(0.1), inner_steps=3, adapts=metajax.filters.only("lora")
     )
@@ -118,7 +118,7 @@ def test_convolutions_change_as_matrices(key):
 
 
 def test_support_statistics_are_those_of_the_merged_weights(key):
-    base = metajax.models.mlp(3, hidden=(8,), normalization="support")
+    base = metajax.models.mlp(3, hidden_sizes=(8,), normalization="support")
     model = with_lora(base, rank=2, scale=2.0)
     assert model.normalization == "support"
     x = jax.random.normal(key, (6, 4))
@@ -132,7 +132,7 @@ def test_support_statistics_are_those_of_the_merged_weights(key):
 
 
 def test_can_be_calibrated(key):
-    base = metajax.models.mlp(3, hidden=(8,), normalization="calibrated")
+    base = metajax.models.mlp(3, hidden_sizes=(8,), normalization="calibrated")
     model = with_lora(base, rank=2)
     params = model.init(key, sample(key).support.x)
     frozen = metajax.models.calibrate(model, params, sample, key, num_tasks=2)
@@ -157,6 +157,6 @@ ERRORS = {
 def test_bad_configuration_is_explained(name, key):
     changes, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
-        with_lora(metajax.models.mlp(3, hidden=(8,)), **{"rank": 1} | changes).init(
-            key, jnp.zeros((2, 4))
-        )
+        with_lora(
+            metajax.models.mlp(3, hidden_sizes=(8,)), **{"rank": 1} | changes
+        ).init(key, jnp.zeros((2, 4)))

@@ -48,8 +48,8 @@ FIRST, OTHER, BIAS, NORM = 9 * 1 * 64, 9 * 64 * 64, 64, 2 * 64
         (conv4(features=8), (2, 16, 33, 1), 1 * 2 * 8, 9 * 8 + 3 * 72 * 8 + 4 * 16),
         (conv4(pooling="stride", features=8), (1, 5, 5, 1), 8, 72 + 3 * 576 + 64),
         (mlp(1), (7, 1), 1, 40 * 2 + 40 * 41 + 41),
-        (mlp(3, hidden=(8,), normalization="batch"), (7, 2, 5), 3, 88 + 16 + 27),
-        (mlp(3, hidden=()), (7, 4), 3, 15),
+        (mlp(3, hidden_sizes=(8,), normalization="batch"), (7, 2, 5), 3, 88 + 16 + 27),
+        (mlp(3, hidden_sizes=()), (7, 4), 3, 15),
     ],
 )
 def test_shapes_and_numbers_of_parameters(model, input_shape, outputs, parameters):
@@ -60,7 +60,7 @@ def test_shapes_and_numbers_of_parameters(model, input_shape, outputs, parameter
 
 
 @pytest.mark.parametrize(
-    "model", [mlp(5, hidden=(8, 8)), conv4(5), conv4(5, pooling="stride")]
+    "model", [mlp(5, hidden_sizes=(8, 8)), conv4(5), conv4(5, pooling="stride")]
 )
 def test_the_head_has_a_path(model):
     params, _ = shapes(model, 2, 28, 28, 1)
@@ -76,7 +76,10 @@ def test_embeddings_have_no_head():
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
 def test_normalization_reaches_the_layers(kind):
     """And the model says which it is."""
-    for model in (conv4(normalization=kind), mlp(2, hidden=(8,), normalization=kind)):
+    for model in (
+        conv4(normalization=kind),
+        mlp(2, hidden_sizes=(8,), normalization=kind),
+    ):
         assert model.normalization == kind
         assert (model.statistics is None) == (kind not in ("support", "calibrated"))
         params, _ = shapes(model, 2, 28, 28, 1)
@@ -87,7 +90,7 @@ def test_normalization_reaches_the_layers(kind):
 
 def test_mlp_starts_as_he_with_zero_biases(key):
     """The normal is truncated, but has variance 2 / fan in all the same."""
-    params = mlp(50, hidden=(400, 400)).init(key, jnp.ones((1, 200)))["params"]
+    params = mlp(50, hidden_sizes=(400, 400)).init(key, jnp.ones((1, 200)))["params"]
     for name, fan_in in (("Dense_0", 200), ("Dense_1", 400), ("head", 400)):
         np.testing.assert_array_equal(params[name]["bias"], 0)
         std = np.std(params[name]["kernel"])  # standard error 0.5 % for the smallest
@@ -148,13 +151,13 @@ def with_context(model, x, key):
 
 def test_mlp_reads_a_context_as_if_appended_to_its_inputs(key):
     x = jax.random.normal(key, (3, 4))
-    params, apply = with_context(mlp(2, hidden=(5, 4)), x, key)
+    params, apply = with_context(mlp(2, hidden_sizes=(5, 4)), x, key)
     first, context = (params["params"][name] for name in ("Dense_0", "context"))
     assert context.keys() == {"kernel"}
     kernel = jnp.concatenate([first["kernel"], context["kernel"]])
     appended = {k: v for k, v in params["params"].items() if k != "context"}
     appended["Dense_0"] = first | {"kernel": kernel}
-    expected = mlp(2, hidden=(5, 4)).apply(
+    expected = mlp(2, hidden_sizes=(5, 4)).apply(
         {"params": appended}, jnp.concatenate([x, CONTEXT], axis=1)
     )
     np.testing.assert_allclose(apply(params, CONTEXT), expected, rtol=1e-5, atol=1e-6)
@@ -182,7 +185,7 @@ def test_film_moves_scale_and_shift_of_the_third_block(key):
 def test_no_normalization_takes_a_context_away(kind, key):
     """All rows share it, so that in front of statistics over the batch it would go."""
     x = jax.random.normal(key, (3, 4))
-    model = mlp(2, hidden=(8,), normalization=kind)
+    model = mlp(2, hidden_sizes=(8,), normalization=kind)
     params, apply = with_context(model, x, key)
     change = apply(params, CONTEXT) - apply(params, 3 * CONTEXT)
     assert np.abs(change).max() > 0.1
@@ -190,23 +193,27 @@ def test_no_normalization_takes_a_context_away(kind, key):
 
 def test_context_in_half_precision(key):
     x = jax.random.normal(key, (3, 4))
-    params, apply = with_context(mlp(2, hidden=(5,), precision="bfloat16"), x, key)
+    params, apply = with_context(
+        mlp(2, hidden_sizes=(5,), precision="bfloat16"), x, key
+    )
     outputs = apply(params, CONTEXT)
     assert outputs.dtype == jnp.float32
-    _, exact = with_context(mlp(2, hidden=(5,)), x, key)
+    _, exact = with_context(mlp(2, hidden_sizes=(5,)), x, key)
     np.testing.assert_allclose(outputs, exact(params, CONTEXT), rtol=0.05, atol=0.05)
 
 
 def test_a_context_needs_a_hidden_layer(key):
-    with pytest.raises(ValueError, match="first hidden layer, and `hidden` is empty"):
-        mlp(2, hidden=()).init(key, (jnp.ones((3, 4)), CONTEXT))
+    with pytest.raises(
+        ValueError, match="first hidden layer, and `hidden_sizes` is empty"
+    ):
+        mlp(2, hidden_sizes=()).init(key, (jnp.ones((3, 4)), CONTEXT))
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: mlp(0), "`num_outputs` must be an integer of at least 1, got 0"),
-        (lambda: mlp(1, hidden=(8, 0)), r"`hidden\[1\]` must be .* got 0"),
+        (lambda: mlp(1, hidden_sizes=(8, 0)), r"`hidden_sizes\[1\]` must be .* got 0"),
         (lambda: mlp(1.5), "`num_outputs` must be an integer .* got 1.5"),
         (lambda: mlp(1, normalization="bn"), "`normalization` must be .* got 'bn'"),
         (lambda: conv4(features=-1), "`features` must be .* got -1"),
@@ -221,8 +228,8 @@ def test_a_context_needs_a_hidden_layer(key):
             "`features` must be a multiple of 8, .*, got 10",
         ),
         (
-            lambda: mlp(2, hidden=(8, 4), normalization="group"),
-            r"`hidden\[1\]` must be a multiple of 8, .*, got 4",
+            lambda: mlp(2, hidden_sizes=(8, 4), normalization="group"),
+            r"`hidden_sizes\[1\]` must be a multiple of 8, .*, got 4",
         ),
     ],
 )

@@ -178,7 +178,7 @@ def test_unknown_kind():
 
 
 def model_and_params(kind, hidden=(4,)):
-    model = mlp(2, hidden=hidden, normalization=kind)
+    model = mlp(2, hidden_sizes=hidden, normalization=kind)
     return model, model.init(jax.random.key(1), jnp.ones((2, 3)))
 
 
@@ -253,7 +253,7 @@ def test_gradients_pass_support_statistics_but_not_calibrated_ones():
 
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
 def test_adapt_ends_by_freezing_only_with_support(kind):
-    model = mlp(2, hidden=(8,), normalization=kind)
+    model = mlp(2, hidden_sizes=(8,), normalization=kind)
     params = model.init(jax.random.key(1), jnp.ones((2, 3)))
     padded = np.concatenate([normal(6, 3), np.full((2, 3), 5, np.float32)])
     support = Examples(padded, np.zeros(8, np.int32), jnp.arange(8) < 6)
@@ -306,7 +306,7 @@ class TableTask:
     "tasks", [sinusoid(shot=5, num_queries=5), TableTask(normal(20, 1))]
 )
 def test_calibrate_takes_distributions_that_are_pytrees(key, tasks):
-    model = mlp(1, hidden=(4,), normalization="calibrated")
+    model = mlp(1, hidden_sizes=(4,), normalization="calibrated")
     params = model.init(key, jnp.ones((2, 1)))
     calibrated = calibrate(model, params, tasks, key, num_tasks=2)
     apply = partial(model.apply, calibrated)

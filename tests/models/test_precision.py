@@ -16,7 +16,9 @@ TASKS = few_shot(class_table(IMAGES), way=3, shot=2, num_queries=4)
 
 
 def make(precision, normalization="layer"):
-    return mlp(3, hidden=(16, 16), normalization=normalization, precision=precision)
+    return mlp(
+        3, hidden_sizes=(16, 16), normalization=normalization, precision=precision
+    )
 
 
 def learner_of(precision, gradient="remat"):

@@ -11,7 +11,7 @@ from metajax.models.recurrent import lstm
 
 
 def test_equals_the_equations_written_out(key):
-    model = lstm(2, hidden=(3,))
+    model = lstm(2, hidden_sizes=(3,))
     x = jax.random.normal(key, (4, 5, 2))
     params = model.init(key, x)
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
@@ -39,7 +39,7 @@ def test_equals_the_equations_written_out(key):
 
 
 def test_answers_depend_on_the_past_of_their_own_sequence_alone(key):
-    model = lstm(1, hidden=(4, 3))
+    model = lstm(1, hidden_sizes=(4, 3))
     x = jax.random.normal(key, (2, 6, 1))
     params = model.init(key, x)
     jacobian = jax.jit(jax.jacobian(lambda x: model.apply(params, x)))
@@ -51,7 +51,7 @@ def test_answers_depend_on_the_past_of_their_own_sequence_alone(key):
 
 
 def test_paths_and_layers(key):
-    params = lstm(2, hidden=(4, 3)).init(key, jnp.zeros((1, 2, 5)))
+    params = lstm(2, hidden_sizes=(4, 3)).init(key, jnp.zeros((1, 2, 5)))
     paths = path_names(params)
     assert "params/head/kernel" in paths
     chex.assert_shape(params["params"]["head"]["kernel"], (3, 2))
@@ -60,7 +60,7 @@ def test_paths_and_layers(key):
 
 
 def test_a_context_is_an_input_of_every_step(key):
-    model = lstm(1, hidden=(3,))
+    model = lstm(1, hidden_sizes=(3,))
     x, context = jax.random.normal(key, (2, 4, 1)), jnp.array([[1.0, 2.0], [3.0, 4.0]])
     params = model.init(key, (x, context))
     repeated = jnp.repeat(context[:, None], 4, axis=1)
@@ -72,9 +72,12 @@ def test_a_context_is_an_input_of_every_step(key):
 
 ERRORS = {
     "outputs": ({"num_outputs": 0}, "`num_outputs` must be .*got 0"),
-    "no layer": ({"hidden": ()}, r"`hidden` must hold at least 1 size, got \(\)"),
-    "size": ({"hidden": (8, 0)}, r"`hidden\[1\]` must .*got 0"),
-    "number": ({"hidden": 8}, "`hidden` must .*got 8"),
+    "no layer": (
+        {"hidden_sizes": ()},
+        r"`hidden_sizes` must hold at least 1 size, got \(\)",
+    ),
+    "size": ({"hidden_sizes": (8, 0)}, r"`hidden_sizes\[1\]` must .*got 0"),
+    "number": ({"hidden_sizes": 8}, "`hidden_sizes` must .*got 8"),
 }
 
 

@@ -86,7 +86,7 @@ def of_each_bucket(tasks):
 def learner():
     """One whose adapted state has a row for each support row."""
     return metajax.learners.prototypical(
-        metajax.models.mlp(4, hidden=(5,), normalization="support")
+        metajax.models.mlp(4, hidden_sizes=(5,), normalization="support")
     )
 
 

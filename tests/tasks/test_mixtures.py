@@ -97,7 +97,9 @@ def test_only_one_set_may_need_padding(key):
 
 
 def test_trains_on_several_domains():
-    learner = metajax.learners.prototypical(metajax.models.mlp(2, hidden=()), way=3)
+    learner = metajax.learners.prototypical(
+        metajax.models.mlp(2, hidden_sizes=()), way=3
+    )
     result = metajax.train(
         learner,
         mixture([constant(1.0), constant(2.0, support=2)]),

@@ -11,7 +11,7 @@ from metajax.training.costs import Cost, Explanation, explain
 
 
 def make(gradient):
-    model = mlp(1, hidden=(16,))
+    model = mlp(1, hidden_sizes=(16,))
     return maml(
         model,
         optax.sgd(0.01),

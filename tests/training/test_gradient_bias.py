@@ -11,7 +11,7 @@ from metajax.objectives import squared_error
 from metajax.plots import plot_gradients
 from metajax.training.gradient_bias import Candidate, candidates, compare_gradients
 from metajax.training.outer_gradients import evolution_strategies
-from metajax.types import Estimator, Examples, Task
+from metajax.types import Examples, OuterGradient, Task
 
 NUM_TASKS = 4
 
@@ -79,7 +79,7 @@ def test_a_wrong_gradient_is_seen():
     def gradient(loss, meta_params, tasks, keys, state):
         return jnp.flip(meta_params), jnp.zeros(()), {}, state
 
-    wrong = Estimator(lambda key, meta_params, task: (), gradient)
+    wrong = OuterGradient(lambda key, meta_params, task: (), gradient)
     found = {
         "exact": Candidate(make("remat")),
         "wrong": Candidate(make("remat"), wrong),

@@ -72,28 +72,28 @@ def assert_mean(samples, expected, *, num_errors=4):
     assert np.linalg.norm(error) < 0.1 * np.linalg.norm(expected)
 
 
-def cycle(estimator, params, task, key, num_pieces):
+def cycle(outer_gradient, params, task, key, num_pieces):
     """What `num_pieces` outer steps at one place give: gradients, losses, states."""
 
     def step(state, key):
-        result = estimator.gradient(None, params, one(task), key[None], state)
+        result = outer_gradient.gradient(None, params, one(task), key[None], state)
         gradient, loss, _, state = result
         return state, (flat(gradient), loss, state)
 
     keys = jax.random.split(key, num_pieces)
-    return jax.lax.scan(step, estimator.init(key, params, task), keys)[1]
+    return jax.lax.scan(step, outer_gradient.init(key, params, task), keys)[1]
 
 
 @pytest.mark.parametrize("num_pairs", [1, 3])
 def test_evolution_strategies_are_unbiased(num_pairs, key):
     learner, task = quadratic_maml(), constant_task()
     params = learner.init(key, task)
-    estimator = evolution_strategies(sigma=0.5, num_pairs=num_pairs)
+    outer_gradient = evolution_strategies(sigma=0.5, num_pairs=num_pairs)
 
     @jax.jit
     @jax.vmap
     def run(key):
-        result = estimator.gradient(learner.loss, params, one(task), key[None], ())
+        result = outer_gradient.gradient(learner.loss, params, one(task), key[None], ())
         return flat(result[0]), result[1]
 
     gradients, losses = run(jax.random.split(key, 10_000))
@@ -115,8 +115,8 @@ def test_evolution_strategies_need_no_derivative(key):
         return jnp.sign(params["theta"]), {"theta": params["theta"]}
 
     params = {"theta": jnp.zeros(()), "count": jnp.int32(3)}
-    estimator = evolution_strategies(sigma=sigma)
-    run = jax.jit(lambda keys: estimator.gradient(loss, params, (), keys, ()))
+    outer_gradient = evolution_strategies(sigma=sigma)
+    run = jax.jit(lambda keys: outer_gradient.gradient(loss, params, (), keys, ()))
     gradient, value, metrics, _ = run(keys)
     expected = np.sqrt(2 / np.pi) / sigma
     error = np.sqrt(1 - 2 / np.pi) / sigma / np.sqrt(len(keys))
@@ -133,9 +133,11 @@ def test_both_signs_share_their_randomness(key):
     def loss(params, task, *, key):
         return params + 1024 * jax.random.normal(key), {}
 
-    estimator = evolution_strategies(sigma=1.0)
+    outer_gradient = evolution_strategies(sigma=1.0)
     keys = jax.random.split(key, 100)
-    run = jax.jit(lambda keys: estimator.gradient(loss, jnp.zeros(()), (), keys, ()))
+    run = jax.jit(
+        lambda keys: outer_gradient.gradient(loss, jnp.zeros(()), (), keys, ())
+    )
     assert 0 < run(keys)[0] < 2
 
 
@@ -146,13 +148,13 @@ def test_pes_is_unbiased_over_a_cycle(name, steps, key):
     make, sigma = LEARNERS[name]
     learner, task = make(), constant_task()
     params = learner.init(key, task)
-    estimator = pes(learner, inner_steps=steps, num_tasks=1, sigma=sigma)
+    outer_gradient = pes(learner, inner_steps=steps, num_tasks=1, sigma=sigma)
     num = STEPS // steps
 
     @jax.jit
     @jax.vmap
     def run(key):
-        gradients, losses, state = cycle(estimator, params, task, key, 2 * num)
+        gradients, losses, state = cycle(outer_gradient, params, task, key, 2 * num)
         return gradients, losses, flat(state.sum_of_noise)
 
     gradients, losses, sums = run(jax.random.split(key, 20_000))
@@ -178,9 +180,9 @@ def slope_of_pieces(distance, rate, steps):
 def test_truncated_is_exact_for_the_whole_and_biased_for_less(steps, key):
     learner, task = quadratic_rate("path"), constant_task()
     params = learner.init(key, task)
-    estimator = truncated(learner, inner_steps=steps, num_tasks=1)
+    outer_gradient = truncated(learner, inner_steps=steps, num_tasks=1)
     num = STEPS // steps
-    run = jax.jit(lambda key: cycle(estimator, params, task, key, 2 * num))
+    run = jax.jit(lambda key: cycle(outer_gradient, params, task, key, 2 * num))
     gradients, losses, _ = run(key)
     # What came before a piece is a constant to it.
     start = np.sum(np.square(np.array(START) - SUPPORT))
@@ -211,14 +213,14 @@ def test_truncated_by_the_whole_loop_is_reverse_mode(judges, key):
     keys = jax.random.split(key, 2)
     tasks = jax.vmap(sample_centres)(keys)
     params = learner.init(key, sample_centres(key))
-    estimator = truncated(learner, inner_steps=3, num_tasks=2)
+    outer_gradient = truncated(learner, inner_steps=3, num_tasks=2)
 
     def both(state):
-        *got, state = estimator.gradient(None, params, tasks, keys, state)
+        *got, state = outer_gradient.gradient(None, params, tasks, keys, state)
         expected = reverse_mode().gradient(learner.loss, params, tasks, keys, ())
         return got[:2], expected[:2], state
 
-    state, run = estimator.init(key, params, sample_centres(key)), jax.jit(both)
+    state, run = outer_gradient.init(key, params, sample_centres(key)), jax.jit(both)
     for _ in range(2):
         (gradient, loss), expected, state = run(state)
         chex.assert_trees_all_close((gradient, loss), expected, rtol=1e-4, atol=1e-6)
@@ -227,7 +229,7 @@ def test_truncated_by_the_whole_loop_is_reverse_mode(judges, key):
 SEGMENTED = {
     "maml": quadratic_maml,
     "maml, head only, learned": lambda: metajax.learners.maml(
-        metajax.models.mlp(3, hidden=(4,), normalization="support"),
+        metajax.models.mlp(3, hidden_sizes=(4,), normalization="support"),
         learned(
             optax.sgd,
             learning_rate=HyperParameter(0.1, per="leaf", inner_steps=3),
@@ -282,11 +284,11 @@ def test_pieces_of_a_learned_start_are_warned_of():
 @pytest.mark.parametrize("make", [truncated, pes])
 def test_tasks_stay_until_their_loop_ends_and_loops_are_staggered(make, key):
     learner = quadratic_maml()
-    estimator = make(learner, steps=1, num_tasks=6)
+    outer_gradient = make(learner, steps=1, num_tasks=6)
     task = constant_task()
     params = learner.init(key, task)
-    step = jax.jit(estimator.gradient, static_argnums=0)
-    state, path, starts = estimator.init(key, params, task), [], []
+    step = jax.jit(outer_gradient.gradient, static_argnums=0)
+    state, path, starts = outer_gradient.init(key, params, task), [], []
     for i in range(10):
         # Tasks that say in which step they were drawn.
         tasks = jax.tree.map(lambda leaf, i=i: jnp.full((6, *leaf.shape), i), task)
@@ -324,7 +326,7 @@ def test_training_resumes_to_the_same_bits(name, tmp_path):
             steps=steps,
             tasks_per_step=4,
             mesh=None,
-            estimator=ESTIMATORS[name](learner),
+            outer_gradient=ESTIMATORS[name](learner),
             run_dir=run_dir,
             progress=False,
         )
@@ -382,7 +384,7 @@ ERRORS = {
             optax.sgd(0.1),
             steps=1,
             tasks_per_step=3,
-            estimator=pes(MAML, inner_steps=1, num_tasks=2),
+            outer_gradient=pes(MAML, inner_steps=1, num_tasks=2),
             progress=False,
         ),
         "was made for 2 tasks a step and got 3; .* `tasks_per_step` .*mesh=None",

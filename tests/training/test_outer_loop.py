@@ -23,9 +23,11 @@ OPTIMIZER = optax.adam(0.1)
 TASKS = jax.tree_util.Partial(sample)
 
 
-def new_state(key, learner=None, optimizer=OPTIMIZER, estimator=None):
-    estimator = estimator or reverse_mode()
-    return init_state(key, learner or quadratic(), sample(key), optimizer, estimator)
+def new_state(key, learner=None, optimizer=OPTIMIZER, outer_gradient=None):
+    outer_gradient = outer_gradient or reverse_mode()
+    return init_state(
+        key, learner or quadratic(), sample(key), optimizer, outer_gradient
+    )
 
 
 def batch(key):
@@ -96,8 +98,8 @@ def test_blocks_agree_with_a_loop_over_tasks(key, tasks_per_block):
     (loss, metrics), gradient = jax.tree.map(
         lambda *x: np.mean(np.stack(x), axis=0), *single
     )
-    estimator = reverse_mode(tasks_per_block=tasks_per_block)
-    got = jax.jit(estimator.gradient, static_argnums=0)(
+    outer_gradient = reverse_mode(tasks_per_block=tasks_per_block)
+    got = jax.jit(outer_gradient.gradient, static_argnums=0)(
         learner.loss, state.meta_params, tasks, keys, ()
     )
     chex.assert_trees_all_close(got, (gradient, loss, metrics, ()), rtol=1e-5)
@@ -114,9 +116,9 @@ def test_block_of_one_is_not_vmapped(key):
     params = new_state(key).meta_params
 
     def primitives(tasks_per_block):
-        estimator = reverse_mode(tasks_per_block=tasks_per_block)
+        outer_gradient = reverse_mode(tasks_per_block=tasks_per_block)
         return str(
-            jax.make_jaxpr(lambda p: estimator.gradient(loss, p, tasks, keys, ()))(
+            jax.make_jaxpr(lambda p: outer_gradient.gradient(loss, p, tasks, keys, ()))(
                 params
             )
         )

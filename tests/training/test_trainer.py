@@ -20,7 +20,7 @@ from metajax.training.checkpoints import load_meta_params
 from metajax.training.run_folder import read_metrics
 from metajax.training.stops import NonFiniteError
 from metajax.training.trainer import train
-from metajax.types import Estimator, Examples, Learner, Task
+from metajax.types import Examples, Learner, OuterGradient, Task
 
 NUM_TASKS = 4
 LEARNER = quadratic(noise=0.1)
@@ -252,11 +252,13 @@ def test_custom_estimator_keeps_its_state(tmp_path):
         slope = (plus - minus) / 0.2
         return {"theta": slope * direction}, (plus + minus) / 2, {}, (count + 1, key)
 
-    estimator = Estimator(lambda key, meta_params, task: (jnp.int32(0), key), gradient)
-    whole = short_run(estimator=estimator, steps=10)
-    assert whole.state.estimator_state[0] == 10
-    short_run(estimator=estimator, steps=5, run_dir=tmp_path)
-    resumed = short_run(estimator=estimator, steps=10, run_dir=tmp_path)
+    outer_gradient = OuterGradient(
+        lambda key, meta_params, task: (jnp.int32(0), key), gradient
+    )
+    whole = short_run(outer_gradient=outer_gradient, steps=10)
+    assert whole.state.gradient_state[0] == 10
+    short_run(outer_gradient=outer_gradient, steps=5, run_dir=tmp_path)
+    resumed = short_run(outer_gradient=outer_gradient, steps=10, run_dir=tmp_path)
     assert same_bits(whole.meta_params, resumed.meta_params)
 
 
@@ -422,9 +424,9 @@ ERRORS = {
     ),
     "zero block": ({"tasks_per_block": 0}, ValueError, "`tasks_per_block`.* got 0"),
     "block and estimator": (
-        {"tasks_per_block": 1, "estimator": Estimator(None, None)},
+        {"tasks_per_block": 1, "outer_gradient": OuterGradient(None, None)},
         ValueError,
-        "belongs to the default estimator",
+        "belongs to the default gradient",
     ),
     "monitor": (
         {"validation": sample, "monitor": "f1"},

@@ -58,8 +58,8 @@ def maml(
 
     Returns:
       A learner whose `meta_params` and `adapted` are parameters of `model`; with a
-      `LearnedOptimizer`, `meta_params` are `DescentParams(params, optimizer)`. The metrics
-      of its loss hold `support_loss_t` for up to 11 inner steps t.
+      `LearnedOptimizer`, `meta_params` are `DescentParams(params, optimizer)`. The
+      metrics of its loss hold `support_loss_t` for up to 11 inner steps t.
 
     Raises:
       ValueError: if `inner_steps`, `eval_inner_steps` or `gradient` is out of range, or

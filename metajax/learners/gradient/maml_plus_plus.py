@@ -109,9 +109,9 @@ def maml_plus_plus(
         `metajax.inner.unroll`.
 
     Returns:
-      A learner with `scheduled_loss`, whose `meta_params` are `MAMLPlusPlusParams` and whose
-      `adapted` are parameters of `model`. Its loss reports `support_loss_t` for up to
-      11 inner steps t.
+      A learner with `scheduled_loss`, whose `meta_params` are `MAMLPlusPlusParams` and
+      whose `adapted` are parameters of `model`. Its loss reports `support_loss_t` for
+      up to 11 inner steps t.
 
     Raises:
       ValueError: if a number is out of range; in `init`, if normalisation weights are
@@ -289,7 +289,7 @@ def maml_plus_plus(
 
 
 def step_weights(outer_step: Array, inner_steps: int, until: int) -> Array:
-    """Weights `[inner_steps]` of the query losses after every inner step; their sum is 1.
+    """Weights `[inner_steps]` of the query losses after each step; their sum is 1.
 
     Args:
       outer_step: outer steps taken.

@@ -53,8 +53,8 @@ def meta_curvature(
       adapts: which parameters adapt; see `metajax.filters`.
 
     Returns:
-      A learner whose `meta_params` are `DescentParams(params, optimizer)`, the latter with
-      a tuple of matrices for each array of parameters.
+      A learner whose `meta_params` are `DescentParams(params, optimizer)`, the latter
+      with a tuple of matrices for each array of parameters.
 
     Raises:
       ValueError: if a number is out of range.

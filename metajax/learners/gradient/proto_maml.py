@@ -78,7 +78,8 @@ def proto_maml(
       >>> import optax
       >>> from metajax.learners import proto_maml
       >>> from metajax.models import conv4
-      >>> learner = proto_maml(conv4(normalization="layer"), optax.sgd(0.1), inner_steps=3)
+      >>> model = conv4(normalization="layer")
+      >>> learner = proto_maml(model, optax.sgd(0.1), inner_steps=3)
     """
     check_way(way)
     check_descent(inner_optimizer, gradient, inner_steps, eval_inner_steps)

@@ -88,8 +88,8 @@ def reptile(
 
     Returns:
       A learner whose `adapted` are parameters of `model`, and so are its `meta_params`,
-      or `DescentParams(params, optimizer)` with the kept state as `optimizer`. The value
-      of its loss is the query loss after adapting, its gradient Reptile's.
+      or `DescentParams(params, optimizer)` with the kept state as `optimizer`. The
+      value of its loss is the query loss after adapting, its gradient Reptile's.
 
     Raises:
       ValueError: if a number is out of range.
@@ -105,8 +105,8 @@ def reptile(
     check_descent(inner_optimizer, "first_order", inner_steps, eval_inner_steps)
     if inner_steps < 2:
         raise ValueError(
-            f"`inner_steps` must be at least 2, got {inner_steps}: after a single inner step "
-            "Reptile's gradient is that of training on all tasks jointly."
+            f"`inner_steps` must be at least 2, got {inner_steps}: after a single "
+            "inner step Reptile's gradient is that of training on all tasks jointly."
         )
     sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
     check_integers(1, **{k: size for k, size in sizes.items() if size is not None})

@@ -98,7 +98,7 @@ class _Network(nn.Module):
 def attentive_np(
     *,
     num_outputs: int = 1,
-    size: int = 128,
+    code_size: int = 128,
     heads: int = 8,
     encoder_layers: int = 4,
     key_layers: int = 2,
@@ -117,7 +117,7 @@ def attentive_np(
 
     Args:
       num_outputs: d, numbers of a target.
-      size: of r and z, and units of hidden layers; 128 in the paper. A multiple of
+      code_size: of r and z, and units of hidden layers; 128 in the paper. A multiple of
         `heads`.
       heads: of attention, at least 1; 8 in the paper.
       encoder_layers: of phi, at least 1, the last one linear.
@@ -147,16 +147,16 @@ def attentive_np(
     check_network(
         min_scale=min_scale,
         num_outputs=num_outputs,
-        size=size,
+        code_size=code_size,
         encoder_layers=encoder_layers,
         key_layers=key_layers,
         decoder_layers=decoder_layers,
     )
-    check_heads(size, heads)
+    check_heads(heads, code_size=code_size)
     check_integers(0, self_attention=self_attention)
     network = _Network(
         num_outputs,
-        size,
+        code_size,
         heads,
         encoder_layers,
         key_layers,

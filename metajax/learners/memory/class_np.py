@@ -56,7 +56,7 @@ def class_np(
     model: Embedding,
     *,
     way: int,
-    size: int = 128,
+    code_size: int = 128,
     encoder_layers: int = 1,
     decoder_layers: int = 3,
 ) -> Learner:
@@ -69,14 +69,14 @@ def class_np(
     Args:
       model: an embedding, inputs `[n, ...]` to vectors `[n, D]`.
       way: classes of a task, N; labels are below it.
-      size: of a code, and units of hidden layers.
+      code_size: of a code, and units of hidden layers.
       encoder_layers: of phi, at least 1, the last one linear.
       decoder_layers: hidden layers of g, at least 1.
 
     Returns:
-      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`; `predict`
-      gives logits `[n, N]`, minus infinity for classes without a support example. The
-      order of the support set does not matter; the numbers of classes do.
+      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`;
+      `predict` gives logits `[n, N]`, minus infinity for classes without a support
+      example. The order of the support set does not matter; the numbers of classes do.
 
     Raises:
       ValueError: if an argument is out of range; in all four functions, if embeddings
@@ -90,11 +90,11 @@ def class_np(
     check_integers(
         1,
         way=way,
-        size=size,
+        code_size=code_size,
         encoder_layers=encoder_layers,
         decoder_layers=decoder_layers,
     )
-    network = _Network(way, size, encoder_layers, decoder_layers)
+    network = _Network(way, code_size, encoder_layers, decoder_layers)
 
     def fit(
         head_params: PyTree, support: Embedded, key: Array | None

@@ -81,13 +81,13 @@ class AdaptedCNAPs(NamedTuple):
 
 
 class _Head(nn.Module):
-    hidden: Sequence[int]
+    hidden_sizes: Sequence[int]
 
     @nn.compact
     def __call__(self, means: Array) -> tuple[Array, Array]:
-        sizes = (*self.hidden, means.shape[-1])
+        sizes = (*self.hidden_sizes, means.shape[-1])
         weights = Layers(sizes, ends_linear=True, name="weights")(means)
-        bias = Layers((*self.hidden, 1), ends_linear=True, name="bias")(means)
+        bias = Layers((*self.hidden_sizes, 1), ends_linear=True, name="bias")(means)
         return means + weights, bias[:, 0]
 
 
@@ -95,8 +95,8 @@ def cnaps(
     model: Embedding,
     *,
     way: Way = "support",
-    size: int = 64,
-    hidden: Sequence[int] = (64,),
+    code_size: int = 64,
+    hidden_sizes: Sequence[int] = (64,),
     rank: int | None = None,
     offset_scale: float = 0.1,
     generates: Annotated[Filter, CommandLine("only:scale,bias")] = SCALES_AND_SHIFTS,
@@ -111,16 +111,17 @@ def cnaps(
         as `conv4(normalization="layer")`.
       way: the most classes a task may have, N; labels are below it. "support" takes
         the number of support examples, which always suffices.
-      size: of the code.
-      hidden: sizes of the layers of the encoder and of psi.
+      code_size: of the code.
+      hidden_sizes: sizes of the layers of the encoder and of psi.
       rank: None for a full matrix from code to offsets, or the rank of one of low rank.
       offset_scale: size of an offset at first, for codes of unit size; above 0.
       generates: which parameters of the model have an offset; see `metajax.filters`.
 
     Returns:
-      A learner whose `meta_params` are `CNAPsParams` and whose `adapted` are `AdaptedCNAPs`;
-      `predict` gives logits `[n, N]`, minus infinity for classes without a support
-      example. Neither the order of the support set nor the numbers of classes matter.
+      A learner whose `meta_params` are `CNAPsParams` and whose `adapted` are
+      `AdaptedCNAPs`; `predict` gives logits `[n, N]`, minus infinity for classes
+      without a support example. Neither the order of the support set nor the numbers of
+      classes matter.
 
     Raises:
       ValueError: if an argument is out of range; when it is used, if `generates`
@@ -132,10 +133,10 @@ def cnaps(
       >>> learner = cnaps(conv4(normalization="layer"))
     """
     check_way(way)
-    check_generator(size, rank, offset_scale)
-    hidden = tuple(hidden)
-    task_encoder(size, hidden=hidden)  # checks its arguments
-    head = _Head(hidden)
+    check_generator(code_size, rank, offset_scale)
+    hidden_sizes = tuple(hidden_sizes)
+    task_encoder(code_size, hidden_sizes=hidden_sizes)  # checks its arguments
+    head = _Head(hidden_sizes)
 
     def embed(params: PyTree, support: Examples, key: Array | None) -> Embedded:
         features = model.apply(params, support.x, mask=support.mask, key=key)
@@ -145,7 +146,9 @@ def cnaps(
     def encoder_of(support: Examples) -> TaskEncoder:
         # It has no parameters of a class, and so serves any number of them.
         num = len(support.y) if way == "support" else way
-        return task_encoder(size, num_classes=num, classes="unnamed", hidden=hidden)
+        return task_encoder(
+            code_size, num_classes=num, classes="unnamed", hidden_sizes=hidden_sizes
+        )
 
     def read(seen: Embedded, support: Examples) -> Examples:
         return Examples(seen.features, support.y, support.mask)
@@ -158,7 +161,7 @@ def cnaps(
         generator = init_generator(
             keys[2],
             base,
-            size=size,
+            size=code_size,
             rank=rank,
             offset_scale=offset_scale,
             generates=generates,

@@ -54,7 +54,7 @@ class _Network(nn.Module):
 def conditional_np(
     *,
     num_outputs: int = 1,
-    size: int = 128,
+    code_size: int = 128,
     encoder_layers: int = 4,
     decoder_layers: int = 2,
     min_scale: float = 0.1,
@@ -68,7 +68,7 @@ def conditional_np(
 
     Args:
       num_outputs: d, numbers of a target.
-      size: of r, and units of hidden layers; 128 in the paper.
+      code_size: of r, and units of hidden layers; 128 in the paper.
       encoder_layers: of phi, at least 1, the last one linear.
       decoder_layers: hidden layers of the decoder, at least 1.
       min_scale: below which no predicted standard deviation is, in (0, 1); 0.1 is that
@@ -96,9 +96,11 @@ def conditional_np(
     check_network(
         min_scale=min_scale,
         num_outputs=num_outputs,
-        size=size,
+        code_size=code_size,
         encoder_layers=encoder_layers,
         decoder_layers=decoder_layers,
     )
-    network = _Network(num_outputs, size, encoder_layers, decoder_layers, min_scale)
+    network = _Network(
+        num_outputs, code_size, encoder_layers, decoder_layers, min_scale
+    )
     return neural_process(network, num_outputs=num_outputs)

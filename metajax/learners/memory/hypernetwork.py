@@ -59,8 +59,8 @@ def hypernetwork(
     *,
     way: int | None = None,
     num_outputs: int | None = None,
-    size: int = 64,
-    hidden: Sequence[int] = (64, 64),
+    code_size: int = 64,
+    hidden_sizes: Sequence[int] = (64, 64),
     rank: int | None = None,
     offset_scale: float = 0.1,
     generates: Filter = everything,
@@ -77,18 +77,18 @@ def hypernetwork(
       way: classes of a task, N, whose labels mean the same in every task; give it or
         `num_outputs`.
       num_outputs: how many real numbers a target `[n, ...]` has.
-      size: of the code.
-      hidden: sizes of the encoder's layers.
+      code_size: of the code.
+      hidden_sizes: sizes of the encoder's layers.
       rank: None for a full matrix from code to parameters, or the rank of one of low
-        rank, from 1 to `size`.
+        rank, from 1 to `code_size`.
       offset_scale: size of an offset V^T c at first, for codes of unit size; above 0.
       generates: which parameters have an offset; see `metajax.filters`.
       objective: `(outputs, y) -> [n]`, the loss of every example; by default
         cross-entropy of classes, or the squared error of numbers.
 
     Returns:
-      A learner whose `meta_params` are `HypernetworkParams` and whose `adapted` are parameters
-      of `model`. The order of the support set does not matter.
+      A learner whose `meta_params` are `HypernetworkParams` and whose `adapted` are
+      parameters of `model`. The order of the support set does not matter.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -99,8 +99,8 @@ def hypernetwork(
       >>> learner = hypernetwork(mlp(1), num_outputs=1)
     """
     objective = choose_objective(way, num_outputs, objective)
-    encoder = task_encoder(size, num_classes=way, hidden=hidden)
-    check_generator(size, rank, offset_scale)
+    encoder = task_encoder(code_size, num_classes=way, hidden_sizes=hidden_sizes)
+    check_generator(code_size, rank, offset_scale)
 
     def init(key: Array, task: Task) -> HypernetworkParams:
         key_base, key_encoder, key_generator = jax.random.split(key, 3)
@@ -108,7 +108,7 @@ def hypernetwork(
         generator = init_generator(
             key_generator,
             base,
-            size=size,
+            size=code_size,
             rank=rank,
             offset_scale=offset_scale,
             generates=generates,

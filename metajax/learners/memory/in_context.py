@@ -65,7 +65,7 @@ def in_context(
     way: int | None = None,
     num_outputs: int | None = None,
     context: int | None = 256,
-    size: int = 64,
+    token_size: int = 64,
     layers: int = 4,
     heads: int = 4,
     trains_on: TrainsOn | None = None,
@@ -82,7 +82,7 @@ def in_context(
       num_outputs: d, where targets are real numbers `[n, d]`.
       context: how many examples are kept, and how far each sees back; of a larger
         support set the oldest make room. None reads the whole set at once.
-      size: of the tokens, a multiple of `heads`.
+      token_size: of the tokens, a multiple of `heads`.
       layers: of the transformer, at least 1.
       heads: of its attention.
       trains_on: `"sequence"`, the loss of every example before its label is seen, and
@@ -102,13 +102,13 @@ def in_context(
       >>> from metajax.models import identity
       >>> learner = in_context(identity(), way=5, context=25)
     """
-    check_integers(1, size=size, layers=layers)
-    check_heads(size, heads)
+    check_integers(1, token_size=token_size, layers=layers)
+    check_heads(heads, token_size=token_size)
     if context is not None:
         check_integers(1, context=context)
     if trains_on is None:
         trains_on = "query" if context is None else "sequence"
-    reader = _reader(context, size, layers, heads)
+    reader = _reader(context, token_size, layers, heads)
     return stream_learner(
         model,
         reader,

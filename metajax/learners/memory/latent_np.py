@@ -67,7 +67,7 @@ class _Network(nn.Module):
 def latent_np(
     *,
     num_outputs: int = 1,
-    size: int = 128,
+    code_size: int = 128,
     encoder_layers: int = 4,
     decoder_layers: int = 2,
     min_scale: float = 0.1,
@@ -82,7 +82,7 @@ def latent_np(
 
     Args:
       num_outputs: d, numbers of a target.
-      size: of z, and units of hidden layers; 128 in the papers.
+      code_size: of z, and units of hidden layers; 128 in the papers.
       encoder_layers: of phi, at least 1, the last one linear.
       decoder_layers: hidden layers of the decoder, at least 1.
       min_scale: below which no predicted standard deviation is, in (0, 1); 0.1 is that
@@ -114,12 +114,12 @@ def latent_np(
     check_network(
         min_scale=min_scale,
         num_outputs=num_outputs,
-        size=size,
+        code_size=code_size,
         encoder_layers=encoder_layers,
         decoder_layers=decoder_layers,
     )
     return neural_process(
-        _Network(num_outputs, size, encoder_layers, decoder_layers, min_scale),
+        _Network(num_outputs, code_size, encoder_layers, decoder_layers, min_scale),
         num_outputs=num_outputs,
         has_latent=True,
         num_samples=num_samples,

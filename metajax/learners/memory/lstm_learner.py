@@ -19,7 +19,7 @@ def lstm_learner(
     *,
     way: int | None = None,
     num_outputs: int | None = None,
-    hidden: int = 200,
+    hidden_size: int = 200,
     trains_on: TrainsOn = "sequence",
     objective: Objective | None = None,
 ) -> Learner:
@@ -31,7 +31,7 @@ def lstm_learner(
       model: an embedding, inputs `[n, ...]` to `[n, ...]`.
       way: classes of a task, N; give it or `num_outputs`.
       num_outputs: d, where targets are real numbers `[n, d]`.
-      hidden: units of the LSTM.
+      hidden_size: units of the LSTM.
       trains_on: `"sequence"`, the loss of every example before its label is seen, and
         of the queries; or `"query"`, of these alone.
       objective: `(outputs, y) -> [n]`, the loss of every example; by default
@@ -56,7 +56,7 @@ def lstm_learner(
         start=lambda params: (),
         update=lambda params, state, commands: (state, commands),
     )
-    reader = with_controller(nothing, hidden=hidden)
+    reader = with_controller(nothing, hidden_size=hidden_size)
     return stream_learner(
         model,
         reader,

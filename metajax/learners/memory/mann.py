@@ -68,7 +68,7 @@ def mann(
     *,
     way: int | None = None,
     num_outputs: int | None = None,
-    hidden: int = 200,
+    hidden_size: int = 200,
     slots: int = 128,
     width: int = 40,
     heads: int = 4,
@@ -87,7 +87,7 @@ def mann(
         pixels as they are.
       way: classes of a task, N; give it or `num_outputs`.
       num_outputs: d, where targets are real numbers `[n, d]`.
-      hidden: units of the controller.
+      hidden_size: units of the controller.
       slots: of the memory, at least `heads`.
       width: numbers in a slot.
       heads: that read and write.
@@ -113,7 +113,7 @@ def mann(
     memory = slot_memory(
         slots=slots, width=width, heads=heads, decay=decay, strength=strength
     )
-    reader = with_controller(memory, hidden=hidden)
+    reader = with_controller(memory, hidden_size=hidden_size)
     return stream_learner(
         model,
         reader,

@@ -52,14 +52,14 @@ class _Memory(NamedTuple):
 class _Generator(nn.Module):
     """Fast weights `[P]` from gradients `[P]`, each by itself."""
 
-    hidden: int
+    hidden_size: int
     threshold: float
 
     @nn.compact
     def __call__(self, gradient: Array) -> Array:
         x = log_and_sign(gradient, self.threshold)
         for _ in range(2):
-            x = nn.relu(nn.Dense(self.hidden)(x))
+            x = nn.relu(nn.Dense(self.hidden_size)(x))
         return nn.Dense(1)(x)[:, 0]
 
 
@@ -68,7 +68,7 @@ def meta_net(
     *,
     way: int,
     units: int = 64,
-    hidden: int = 20,
+    hidden_size: int = 20,
     threshold: float = 7.0,
     scale: float = 10.0,
 ) -> Learner:
@@ -81,13 +81,14 @@ def meta_net(
       model: an embedding, inputs `[n, ...]` to `[n, D]`.
       way: classes of a task, N; labels are below it.
       units: U, of the keys and of the layer before the answers.
-      hidden: units of the networks on single weights.
+      hidden_size: units of the networks on single weights.
       threshold: p of `log_and_sign`; gradients below e^-p count as small.
       scale: s at first, above 0.
 
     Returns:
-      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`; `predict`
-      gives logits `[n, N]`, minus infinity for classes without a support example.
+      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`;
+      `predict` gives logits `[n, N]`, minus infinity for classes without a support
+      example.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -97,9 +98,9 @@ def meta_net(
       >>> from metajax.models import conv4
       >>> learner = meta_net(conv4(normalization="calibrated"), way=5)
     """
-    check_integers(1, way=way, units=units, hidden=hidden)
+    check_integers(1, way=way, units=units, hidden_size=hidden_size)
     check_positive(threshold=threshold, scale=scale)
-    generator = _Generator(hidden, threshold)
+    generator = _Generator(hidden_size, threshold)
 
     def init(key: Array, support: Embedded) -> dict[str, PyTree]:
         keys = jax.random.split(key, 4)

@@ -65,8 +65,8 @@ def mm_net(
     *,
     way: int,
     slots: int = 32,
-    size: int = 64,
-    hidden: int = 32,
+    key_size: int = 64,
+    hidden_size: int = 32,
     rank: int = 8,
     near: float = -1.0,
     scale: float = 10.0,
@@ -81,8 +81,8 @@ def mm_net(
       way: classes of a task, N; labels are below it.
       slots: of the memory, at least 1; at least N, or classes are forgotten, and the
         loss of their queries is infinite.
-      size: of a key.
-      hidden: units of each LSTM of the contextual learner.
+      key_size: of a key.
+      hidden_size: units of each LSTM of the contextual learner.
       rank: of the layer that it predicts.
       near: the least cosine, from -1 to 1, at which an example is written to a slot of
         its class; -1 gives every class one slot, above 1 every example.
@@ -101,15 +101,17 @@ def mm_net(
       >>> from metajax.models import conv4
       >>> learner = mm_net(conv4(normalization="calibrated"), way=5)
     """
-    check_integers(1, way=way, slots=slots, size=size, hidden=hidden, rank=rank)
+    check_integers(
+        1, way=way, slots=slots, key_size=key_size, hidden_size=hidden_size, rank=rank
+    )
     check_positive(scale=scale)
     if not math.isfinite(near):
         raise ValueError(f"`near` must be finite, got {near!r}.")
-    network = _Network(size, hidden, rank, scale)
+    network = _Network(key_size, hidden_size, rank, scale)
 
     def start(params: PyTree) -> Slots:
         del params
-        keys, labels = jnp.zeros((slots, size)), jnp.zeros((slots, way))
+        keys, labels = jnp.zeros((slots, key_size)), jnp.zeros((slots, way))
         return Slots(keys, labels, jnp.zeros(slots, jnp.int32), jnp.int32(0))
 
     def init(key: Array, features: Array, label: Array) -> PyTree:
@@ -153,7 +155,7 @@ def mm_net(
 
 class _Network(nn.Module):
     size: int
-    hidden: int
+    hidden_size: int
     rank: int
     scale: float
 
@@ -161,7 +163,7 @@ class _Network(nn.Module):
         self.embed = nn.Dense(self.size, use_bias=False)
         self.gate = nn.Dense(self.size)
         self.context = nn.Bidirectional(
-            nn.RNN(nn.LSTMCell(self.hidden)), nn.RNN(nn.LSTMCell(self.hidden))
+            nn.RNN(nn.LSTMCell(self.hidden_size)), nn.RNN(nn.LSTMCell(self.hidden_size))
         )
         self.left = nn.Dense(self.size * self.rank)
         # The layer is 0 at first.

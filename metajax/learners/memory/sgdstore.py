@@ -38,7 +38,7 @@ def sgdstore(
     *,
     way: int | None = None,
     num_outputs: int | None = None,
-    hidden: int = 200,
+    hidden_size: int = 200,
     width: int = 32,
     units: int = 256,
     writes: int = 16,
@@ -56,7 +56,7 @@ def sgdstore(
       model: an embedding, inputs `[n, ...]` to `[n, ...]`.
       way: classes of a task, N; give it or `num_outputs`.
       num_outputs: d, where targets are real numbers `[n, d]`.
-      hidden: units of the controller.
+      hidden_size: units of the controller.
       width: numbers in a key, and in a target.
       units: hidden ones of the memory. These and the next two are sgdstore's.
       writes: keys with targets in a step.
@@ -82,7 +82,7 @@ def sgdstore(
     memory = network_memory(
         width=width, units=units, writes=writes, reads=reads, max_rate=max_rate
     )
-    reader = with_controller(memory, hidden=hidden)
+    reader = with_controller(memory, hidden_size=hidden_size)
     return stream_learner(
         model,
         reader,
@@ -135,5 +135,5 @@ def network_memory(
 
 def _ask(state: PyTree, keys: Array) -> Array:
     """Answers `[m, width]` to keys `[m, width]`."""
-    hidden = jnp.tanh(keys @ state["in"] + state["bias"][None, :])
-    return hidden @ state["out"] / math.sqrt(hidden.shape[1])
+    hidden_size = jnp.tanh(keys @ state["in"] + state["bias"][None, :])
+    return hidden_size @ state["out"] / math.sqrt(hidden_size.shape[1])

@@ -38,7 +38,7 @@ class _Network(nn.Module):
     num_outputs: int
     size: int
     heads: int
-    hidden: int
+    hidden_size: int
     embedding_layers: int
     layers: int
     min_scale: float
@@ -48,7 +48,7 @@ class _Network(nn.Module):
         initial = nn.initializers.normal(1.0)
         self.start = self.param("start", initial, (1, self.size))
         self.blocks = [
-            AttentionBlock(self.heads, self.hidden) for _ in range(self.layers)
+            AttentionBlock(self.heads, self.hidden_size) for _ in range(self.layers)
         ]
         self.norm = nn.LayerNorm()
         self.decoder = Decoder(self.num_outputs, self.size, 1, self.min_scale)
@@ -76,9 +76,9 @@ class _Network(nn.Module):
 def transformer_np(
     *,
     num_outputs: int = 1,
-    size: int = 64,
+    token_size: int = 64,
     heads: int = 4,
-    hidden: int = 128,
+    hidden_size: int = 128,
     embedding_layers: int = 4,
     layers: int = 6,
     min_scale: float = 0.1,
@@ -90,10 +90,10 @@ def transformer_np(
 
     Args:
       num_outputs: d, numbers of a target.
-      size: of tokens; a multiple of `heads`. This and the next four are those of the
-        paper's experiments in one dimension.
+      token_size: of tokens; a multiple of `heads`. This and the next four are those of
+        the paper's experiments in one dimension.
       heads: of attention, at least 1.
-      hidden: units of each layer's network, at least 1.
+      hidden_size: units of each layer's network, at least 1.
       embedding_layers: of e, at least 1, the last one linear.
       layers: of attention, at least 1.
       min_scale: below which no predicted standard deviation is, in (0, 1); the paper
@@ -115,13 +115,13 @@ def transformer_np(
     check_network(
         min_scale=min_scale,
         num_outputs=num_outputs,
-        size=size,
-        hidden=hidden,
+        token_size=token_size,
+        hidden_size=hidden_size,
         embedding_layers=embedding_layers,
         layers=layers,
     )
-    check_heads(size, heads)
+    check_heads(heads, token_size=token_size)
     network = _Network(
-        num_outputs, size, heads, hidden, embedding_layers, layers, min_scale
+        num_outputs, token_size, heads, hidden_size, embedding_layers, layers, min_scale
     )
     return neural_process(network, num_outputs=num_outputs)

@@ -114,8 +114,8 @@ def baseline(
       fine_tune: whether the embedding is fitted as well.
 
     Returns:
-      A learner whose `meta_params` are a `Classifier` and whose `adapted` is `AdaptedBaseline`;
-      `predict` gives logits `[n, N]`,
+      A learner whose `meta_params` are a `Classifier` and whose `adapted` is
+      `AdaptedBaseline`; `predict` gives logits `[n, N]`,
       minus infinity for classes without a support example.
 
     Raises:

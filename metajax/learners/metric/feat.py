@@ -74,9 +74,9 @@ def feat(
       dropout: of the attended values in training, in [0, 1).
 
     Returns:
-      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds the
-      adapted prototypes `[N, D]` as `fitted`; `predict` gives logits `[n, N]`, minus
-      infinity for classes without a support example.
+      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds
+      the adapted prototypes `[N, D]` as `fitted`; `predict` gives logits `[n, N]`,
+      minus infinity for classes without a support example.
 
     Raises:
       ValueError: if an argument is out of range.

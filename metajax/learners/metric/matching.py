@@ -64,9 +64,9 @@ def matching(
       reads: K, LSTM steps of a query over the support set, at least 1.
 
     Returns:
-      A learner whose `meta_params` are `HeadLearnerParams`, or parameters of `model` if there
-      are no others; `predict` gives log probabilities `[n, N]`, minus infinity for
-      classes without a support example.
+      A learner whose `meta_params` are `HeadLearnerParams`, or parameters of `model` if
+      there are no others; `predict` gives log probabilities `[n, N]`, minus infinity
+      for classes without a support example.
 
     Raises:
       ValueError: if an argument is out of range.

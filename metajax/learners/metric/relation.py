@@ -43,12 +43,12 @@ class Compare(nn.Module):
 
     Attributes:
       features: channels of its convolutions.
-      hidden: units of its dense layer.
+      hidden_size: units of its dense layer.
       normalization: one of `NORMALIZATIONS`.
     """
 
     features: int
-    hidden: int
+    hidden_size: int
     normalization: PairNormalization
 
     @nn.compact
@@ -72,7 +72,7 @@ class Compare(nn.Module):
         pairs = self._block(pairs, mask)
         if has_maps:
             pairs = self._block(layer("pairs")(pairs), mask)
-        pairs = nn.relu(nn.Dense(self.hidden)(pairs.reshape(len(pairs), -1)))
+        pairs = nn.relu(nn.Dense(self.hidden_size)(pairs.reshape(len(pairs), -1)))
         return nn.Dense(1)(pairs).reshape(num_queries, num_classes)
 
     def _block(self, x: Array, mask: Array) -> Array:
@@ -87,7 +87,7 @@ def relation(
     *,
     way: Way = "support",
     features: int = 64,
-    hidden: int = 8,
+    hidden_size: int = 8,
     normalization: PairNormalization = "layer",
 ) -> Learner:
     """Builds Relation Networks.
@@ -102,12 +102,12 @@ def relation(
         number of support examples: give it where there is more than one shot, as every
         query is compared with every class.
       features: channels of the comparing convolutions.
-      hidden: units of the dense layer behind them.
+      hidden_size: units of the dense layer behind them.
       normalization: of pairs, `"none"`, `"layer"` or `"batch"`.
 
     Returns:
-      A learner whose `meta_params` are `HeadLearnerParams`; `predict` gives scores `[n, N]`
-      before the sigmoid, minus infinity for classes without a support example.
+      A learner whose `meta_params` are `HeadLearnerParams`; `predict` gives scores `[n,
+      N]` before the sigmoid, minus infinity for classes without a support example.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -117,9 +117,9 @@ def relation(
       >>> from metajax.models import conv4
       >>> learner = relation(conv4(pooling="maps", normalization="calibrated"), way=5)
     """
-    check_integers(1, features=features, hidden=hidden)
+    check_integers(1, features=features, hidden_size=hidden_size)
     check_choice(NORMALIZATIONS, normalization=normalization)
-    module = Compare(features, hidden, normalization)
+    module = Compare(features, hidden_size, normalization)
 
     def init(key: Array, support: Embedded) -> PyTree:
         everything = jnp.ones((1, len(support.means)), bool)

@@ -79,7 +79,7 @@ def lstm_generator(
     *,
     inner_steps: int,
     eval_inner_steps: int | None = None,
-    hidden: Sequence[int] = (64,),
+    hidden_sizes: Sequence[int] = (64,),
     rank: int | None = None,
     way: int | None = None,
     num_outputs: int | None = None,
@@ -104,7 +104,7 @@ def lstm_generator(
         `LearnedOptimizer`.
       inner_steps: inner steps in training, at least 0.
       eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
-      hidden: sizes of the layers of the LSTM that reads the support set.
+      hidden_sizes: sizes of the layers of the LSTM that reads the support set.
       rank: None for a full matrix from code to parameters, or the rank of one of low
         rank, from 1 to `hidden[-1]`.
       way: the number of classes, N, if targets are labels, read as one-hot; give it or
@@ -121,8 +121,9 @@ def lstm_generator(
       check_mixed: see `metajax.inner.unroll.unroll`.
 
     Returns:
-      A learner whose `meta_params` are `LSTMGeneratorParams` and whose `adapted` are parameters
-      of `model`. Its loss reports `support_loss_t` for up to 11 inner steps t.
+      A learner whose `meta_params` are `LSTMGeneratorParams` and whose `adapted` are
+      parameters of `model`. Its loss reports `support_loss_t` for up to 11 inner steps
+      t.
 
     Raises:
       ValueError: if a number is out of range; when it is used, if targets are not
@@ -140,10 +141,10 @@ def lstm_generator(
     check_descent(
         inner_optimizer, gradient, inner_steps, eval_inner_steps, may_be_learned=True
     )
-    check_sizes(fewest=1, hidden=hidden)
-    size = hidden[-1]
+    check_sizes(fewest=1, hidden_sizes=hidden_sizes)
+    size = hidden_sizes[-1]
     check_generator(size, rank, offset_scale)
-    encoder = from_linen(RecurrentLSTM(tuple(hidden)))
+    encoder = from_linen(RecurrentLSTM(tuple(hidden_sizes)))
 
     def start(meta_params: LSTMGeneratorParams, support: Examples) -> PyTree:
         """phi_0."""
@@ -193,8 +194,8 @@ def as_sequences(examples: Examples, way: int | None, num_outputs: int | None) -
     one-hot.
 
     Raises:
-      ValueError: if targets are not what the learner is built for, if inputs or targets are not
-        one array each, or if both are sequences and their lengths differ.
+      ValueError: if targets are not what the learner is built for, if inputs or targets
+        are not one array each, or if both are sequences and their lengths differ.
     """
     for name, leaf in (("x", examples.x), ("y", examples.y)):
         if getattr(leaf, "ndim", 0) < 1:

@@ -40,7 +40,7 @@ __all__ = ["lstm_gates", "meta_lstm"]
 class _Gates(nn.Module):
     """The two gates of every parameter."""
 
-    hidden: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]
     rate: float
     forget: float
     threshold: float
@@ -56,7 +56,7 @@ class _Gates(nn.Module):
             [log_and_sign(grads, self.threshold), log_and_sign(losses, self.threshold)],
             axis=-1,
         )
-        states, x = LSTM(self.hidden)(states, x)
+        states, x = LSTM(self.hidden_sizes)(states, x)
 
         def gate(name: str, previous: Array, start: float) -> Array:
             inputs = jnp.concatenate([x, theta[:, None], previous[:, None]], axis=-1)
@@ -81,7 +81,7 @@ def meta_lstm(
     eval_inner_steps: int | None = None,
     rate: float = 0.1,
     forget: float = 0.9999,
-    hidden: tuple[int, ...] = (20,),
+    hidden_sizes: tuple[int, ...] = (20,),
     threshold: float = 10.0,
     objective: Objective = cross_entropy,
     adapts: Filter = everything,
@@ -97,7 +97,7 @@ def meta_lstm(
       eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
       rate: the input gate at first, in (0, 1).
       forget: the forget gate at first, in (0, 1).
-      hidden: sizes of the layers of the LSTM that reads gradients and losses.
+      hidden_sizes: sizes of the layers of the LSTM that reads gradients and losses.
       threshold: of the logarithms, above 0; see `log_and_sign`.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       adapts: which parameters adapt; see `metajax.filters`.
@@ -116,7 +116,9 @@ def meta_lstm(
     check_integers(1, inner_steps=inner_steps)
     return descent(
         model,
-        lstm_gates(rate=rate, forget=forget, hidden=hidden, threshold=threshold),
+        lstm_gates(
+            rate=rate, forget=forget, hidden_sizes=hidden_sizes, threshold=threshold
+        ),
         inner_steps=inner_steps,
         eval_inner_steps=eval_inner_steps,
         objective=objective,
@@ -129,16 +131,16 @@ def lstm_gates(
     *,
     rate: float = 0.1,
     forget: float = 0.9999,
-    hidden: tuple[int, ...] = (20,),
+    hidden_sizes: tuple[int, ...] = (20,),
     threshold: float = 10.0,
 ) -> LearnedOptimizer:
     """The optimizer of `meta_lstm`, with the same arguments."""
     for name, value in (("rate", rate), ("forget", forget)):
         if not is_number(value) or not 0 < value < 1:
             raise ValueError(f"`{name}` must be between 0 and 1, got {value!r}.")
-    check_lstm(hidden, threshold)
-    module = _Gates(tuple(hidden), rate, forget, threshold)
-    memory = LSTM(tuple(hidden))
+    check_lstm(hidden_sizes, threshold)
+    module = _Gates(tuple(hidden_sizes), rate, forget, threshold)
+    memory = LSTM(tuple(hidden_sizes))
 
     def start(num: int) -> PyTree:
         return memory.start(num), (jnp.full(num, rate), jnp.full(num, forget))

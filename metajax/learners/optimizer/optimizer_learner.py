@@ -63,8 +63,8 @@ def optimizer_learner(
         parameters, as the first paper does.
 
     Returns:
-      A learner whose `meta_params` are `DescentParams(None, optimizer)`, whose `adapted`
-      are parameters of `model`, and which has `segments`.
+      A learner whose `meta_params` are `DescentParams(None, optimizer)`, whose
+      `adapted` are parameters of `model`, and which has `segments`.
 
     Raises:
       ValueError: if an argument is out of range.

@@ -172,7 +172,7 @@ def arml(
     check_descent(
         inner_optimizer, gradient, inner_steps, eval_inner_steps, may_be_learned=True
     )
-    embed = mlp(features, hidden=()) if embedding is None else embedding
+    embed = mlp(features, hidden_sizes=()) if embedding is None else embedding
 
     def relations(num_gates: int) -> Relations:
         return Relations(features, vertices, clusters, num_gates, link_scale, layers)

@@ -112,7 +112,7 @@ class _Network(nn.Module):
 def dataset2vec(
     *,
     num_classes: int,
-    size: int = 16,
+    code_size: int = 16,
     units: int = 32,
     blocks: int = 2,
     gamma: float = 1.0,
@@ -127,7 +127,7 @@ def dataset2vec(
     Args:
       num_classes: C, the most classes a table may have; labels are below it. Classes
         without a row change nothing, so a larger one costs time only.
-      size: of the embedding.
+      code_size: of the embedding.
       units: of the layers of f, g and h.
       blocks: residual blocks of two layers in f and h each, at least 0.
       gamma: of the probability, above 0.
@@ -152,10 +152,10 @@ def dataset2vec(
       >>> learner.adapt(meta_params, task.support).embedding.shape
       (16,)
     """
-    check_integers(1, num_classes=num_classes, size=size, units=units)
+    check_integers(1, num_classes=num_classes, code_size=code_size, units=units)
     check_integers(0, blocks=blocks)
     check_positive(gamma=gamma)
-    network = _Network(size, units, blocks)
+    network = _Network(code_size, units, blocks)
 
     def init(key: Array, task: Task) -> PyTree:
         _check_samples(task.query.x)

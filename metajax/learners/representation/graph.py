@@ -81,8 +81,8 @@ def graph(
       edge_features: hidden units on edges, at least 1.
 
     Returns:
-      A learner whose `meta_params` are `HeadLearnerParams`; `predict` gives logits `[n, N]`,
-      minus infinity for classes without a support example.
+      A learner whose `meta_params` are `HeadLearnerParams`; `predict` gives logits `[n,
+      N]`, minus infinity for classes without a support example.
 
     Raises:
       ValueError: if an argument is out of range.

@@ -55,8 +55,8 @@ def label_propagation(
       alpha: how far labels spread, in (0, 1).
 
     Returns:
-      A learner whose `meta_params` are `HeadLearnerParams`; `predict` gives logits `[n, N]`,
-      minus infinity for classes without a support example.
+      A learner whose `meta_params` are `HeadLearnerParams`; `predict` gives logits `[n,
+      N]`, minus infinity for classes without a support example.
 
     Raises:
       ValueError: if an argument is out of range.

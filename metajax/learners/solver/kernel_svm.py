@@ -125,12 +125,12 @@ def kernel_svm(
         more.
 
     Returns:
-      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`: `head` is a
-      dict of `log_penalty`, `log_scale` (scalars), `log_width`, `relevance`,
-      `log_weights` `[M]` (of which the softmax is beta) and `log_scales` `[D]`, of
-      those that are learned, and `embedding` is empty. `adapted` holds a `Machine` as
-      `fitted`; `predict` takes rows `[n, D]` and gives logits `[n, N]`, scale f(x),
-      minus infinity for classes without a support example. Its loss reports
+      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`:
+      `head` is a dict of `log_penalty`, `log_scale` (scalars), `log_width`,
+      `relevance`, `log_weights` `[M]` (of which the softmax is beta) and `log_scales`
+      `[D]`, of those that are learned, and `embedding` is empty. `adapted` holds a
+      `Machine` as `fitted`; `predict` takes rows `[n, D]` and gives logits `[n, N]`,
+      scale f(x), minus infinity for classes without a support example. Its loss reports
       `duality_gap`, (primal - dual) / primal over the machines of all classes: above
       0.01, say, give it more steps.
 

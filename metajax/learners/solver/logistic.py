@@ -48,10 +48,10 @@ def logistic(
       iterations: of Newton's method, at least 1; the paper has 5 to 10.
 
     Returns:
-      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds the
-      weights `[D + 1, N]` as `fitted`; `predict` gives logits `[n, N]`, minus infinity
-      for classes without a support example. Its loss reports `solver_residual`, the
-      largest error of a dual variable's equation.
+      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds
+      the weights `[D + 1, N]` as `fitted`; `predict` gives logits `[n, N]`, minus
+      infinity for classes without a support example. Its loss reports
+      `solver_residual`, the largest error of a dual variable's equation.
 
     Raises:
       ValueError: if an argument is out of range.

@@ -46,9 +46,9 @@ def ridge(
         probabilities that are too even.
 
     Returns:
-      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds the
-      weights `[D + 1, N]` as `fitted`; `predict` gives logits `[n, N]`, minus infinity
-      for classes without a support example.
+      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds
+      the weights `[D + 1, N]` as `fitted`; `predict` gives logits `[n, N]`, minus
+      infinity for classes without a support example.
 
     Raises:
       ValueError: if an argument is out of range.

@@ -119,7 +119,7 @@ def soft_tree(
         InnerOptimizer | None, CommandLine({"learning_rate": 10.0, "learned": "leaf"})
     ] = None,
     gradient: GradientMode = "remat",
-    hidden: int = 16,
+    hidden_size: int = 16,
     smoothing: float = 3.0,
     min_mass: float = 1.0,
     temperature: float = 0.1,
@@ -142,7 +142,7 @@ def soft_tree(
         `[M, n * D]` and `gates` `[M]`. None for SGD whose two rates are learned.
       gradient: how the outer gradient passes the inner steps; see
         `metajax.inner.unroll`.
-      hidden: width of the network that scores splits, at least 1.
+      hidden_size: width of the network that scores splits, at least 1.
       smoothing: rows that a parent's classes count for, at first, above 0.
       min_mass: least rows of a leaf at first, above 0; it is rounded to harden.
       temperature: of the sigmoids at first, in standard deviations, above 0.
@@ -151,15 +151,16 @@ def soft_tree(
         has a learned score of its own in each node.
 
     Returns:
-      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`: `head` is a
-      dict of `log_smoothing`, `log_min_mass`, `log_penalty`, `log_temperature`,
-      `log_sharpness` (scalars), `depth_gates` `[depth]`, `gate_weights` `[F]`, the
-      network's `weights_in` `[F, hidden]`, `bias` `[hidden]` and `weights_out`
-      `[hidden]`, `columns` `[M, D]` if they are the same, and `optimizer`, parameters
-      of a learned one. `adapted` holds a `SoftTree` as `fitted`; `predict` takes rows
-      `[n, D]` and gives log probabilities `[n, N]` of the soft tree, minus infinity for
-      classes without a support example. The loss reports `hard_accuracy`,
-      `expected_depth` of query rows, and `hard_depth`, theirs in the hard tree.
+      A learner whose `meta_params` are `metajax.builders.heads.HeadLearnerParams`:
+      `head` is a dict of `log_smoothing`, `log_min_mass`, `log_penalty`,
+      `log_temperature`, `log_sharpness` (scalars), `depth_gates` `[depth]`,
+      `gate_weights` `[F]`, the network's `weights_in` `[F, hidden]`, `bias`
+      `[hidden_size]` and `weights_out` `[hidden_size]`, `columns` `[M, D]` if they are
+      the same, and `optimizer`, parameters of a learned one. `adapted` holds a
+      `SoftTree` as `fitted`; `predict` takes rows `[n, D]` and gives log probabilities
+      `[n, N]` of the soft tree, minus infinity for classes without a support example.
+      The loss reports `hard_accuracy`, `expected_depth` of query rows, and
+      `hard_depth`, theirs in the hard tree.
 
     Raises:
       ValueError: if an argument is out of range; in its functions, if inputs are not
@@ -176,7 +177,7 @@ def soft_tree(
       >>> adapted = learner.adapt(meta_params, task.support)
       >>> print(harden(adapted).text())  # doctest: +SKIP
     """
-    check_integers(1, depth=depth, hidden=hidden)
+    check_integers(1, depth=depth, hidden_size=hidden_size)
     check_positive(
         smoothing=smoothing,
         min_mass=min_mass,
@@ -193,7 +194,7 @@ def soft_tree(
     def init(key: Array, support: Embedded) -> dict[str, Any]:
         key_network, key_optimizer = jax.random.split(key)
         num, num_columns = support.features.shape
-        weights = jax.random.normal(key_network, (len(FEATURES), hidden))
+        weights = jax.random.normal(key_network, (len(FEATURES), hidden_size))
         head_params = {
             "log_smoothing": jnp.log(jnp.float32(smoothing)),
             "log_min_mass": jnp.log(jnp.float32(min_mass)),
@@ -203,8 +204,8 @@ def soft_tree(
             "depth_gates": jnp.full(depth, 2.0, jnp.float32),
             "gate_weights": jnp.zeros(len(FEATURES)),
             "weights_in": weights / len(FEATURES) ** 0.5,
-            "bias": jnp.zeros(hidden),
-            "weights_out": jnp.zeros(hidden),
+            "bias": jnp.zeros(hidden_size),
+            "weights_out": jnp.zeros(hidden_size),
         }
         if same_columns:
             head_params["columns"] = jnp.zeros((num_splits, num_columns))
@@ -333,8 +334,8 @@ def _grow(numbers: dict[str, Any], support: Embedded, levels: list[slice]) -> So
         features, gain, lighter, exists = describe_splits(mass, support, candidates)
         # The network, and the mean of the features under the mixture.
         bias = numbers["bias"][None, None, None, :]
-        hidden = jnp.tanh(features @ numbers["weights_in"] + bias)
-        scores = sharpness * gain + hidden @ numbers["weights_out"]
+        hidden_size = jnp.tanh(features @ numbers["weights_in"] + bias)
+        scores = sharpness * gain + hidden_size @ numbers["weights_out"]
         excess = 4 * (lighter - (min_mass - 0.5))
         scores += penalty * jax.nn.log_sigmoid(excess)
         if "columns" in numbers:

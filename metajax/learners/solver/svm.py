@@ -55,10 +55,10 @@ def svm(
       iterations: iterations of the solver, at least 1.
 
     Returns:
-      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds the
-      weights `[D + 1, N]` as `fitted`; `predict` gives logits `[n, N]`, minus infinity
-      for classes without a support example. Its loss reports `duality_gap`: above 0.01,
-      say, give it more steps or a lower penalty.
+      A learner whose `meta_params` are `HeadLearnerParams` and whose `adapted` holds
+      the weights `[D + 1, N]` as `fitted`; `predict` gives logits `[n, N]`, minus
+      infinity for classes without a support example. Its loss reports `duality_gap`:
+      above 0.01, say, give it more steps or a lower penalty.
 
     Raises:
       ValueError: if an argument is out of range.

@@ -55,7 +55,7 @@ def test_matches_closed_form(steps):
 
 def test_only_the_context_adapts_and_starts_at_zero(key):
     task = sample(key)
-    model = metajax.models.mlp(3, hidden=(4,))
+    model = metajax.models.mlp(3, hidden_sizes=(4,))
     learner = metajax.learners.cavia(
         model, optax.sgd(RATE), context_size=2, inner_steps=2
     )
@@ -73,7 +73,7 @@ def test_only_the_context_adapts_and_starts_at_zero(key):
 def test_meta_gradient_matches_finite_differences(key):
     task = sample(key)
     learner = metajax.learners.cavia(
-        metajax.models.mlp(3, hidden=(4,)),
+        metajax.models.mlp(3, hidden_sizes=(4,)),
         optax.sgd(RATE),
         context_size=2,
         inner_steps=2,

@@ -138,7 +138,7 @@ def test_a_line_search_may_solve_the_inner_problem(key):
 def test_memory_does_not_grow_with_the_inner_steps(key):
     """As planned by XLA for the outer gradient."""
     task = sample(key)
-    model = metajax.models.mlp(3, hidden=(32,))
+    model = metajax.models.mlp(3, hidden_sizes=(32,))
 
     def memory(gradient, steps):
         learner = metajax.learners.imaml(

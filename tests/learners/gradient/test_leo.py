@@ -220,7 +220,7 @@ def test_samples_are_for_training_alone(meta_params, task):
 
 @pytest.mark.parametrize("trains", [False, True])
 def test_the_embedding_is_frozen_unless_asked_for(key, task, trains):
-    model = metajax.models.mlp(SIZE, hidden=(8,))
+    model = metajax.models.mlp(SIZE, hidden_sizes=(8,))
     learner = metajax.learners.leo(model, num_latents=2, train_embedding=trains)
 
     @jax.jit

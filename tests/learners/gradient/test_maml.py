@@ -132,7 +132,7 @@ def test_first_order_drops_the_hessian():
 
 
 def test_zero_steps_is_joint_training(key):
-    model = metajax.models.mlp(3, hidden=(8,))
+    model = metajax.models.mlp(3, hidden_sizes=(8,))
     learner = metajax.learners.maml(model, optax.sgd(0.1), inner_steps=0)
     task = sample(key)
     params = learner.init(key, task)
@@ -145,7 +145,7 @@ def test_zero_steps_is_joint_training(key):
 
 def test_meta_gradient_matches_finite_differences(key):
     with jax.enable_x64(True):
-        model = metajax.models.mlp(1, hidden=(5,))
+        model = metajax.models.mlp(1, hidden_sizes=(5,))
         learner = metajax.learners.maml(
             model,
             optax.sgd(0.1),
@@ -165,7 +165,7 @@ def test_meta_gradient_matches_finite_differences(key):
 
 
 def test_another_number_of_steps_at_evaluation(key):
-    model, task = metajax.models.mlp(3, hidden=(8,)), sample(key)
+    model, task = metajax.models.mlp(3, hidden_sizes=(8,)), sample(key)
     learner = metajax.learners.maml(
         model, optax.sgd(0.1), inner_steps=1, eval_inner_steps=4
     )
@@ -187,7 +187,7 @@ def test_another_number_of_steps_at_evaluation(key):
 
 
 def test_filter_keeps_the_body(key):
-    model, task = metajax.models.mlp(3, hidden=(8,)), sample(key)
+    model, task = metajax.models.mlp(3, hidden_sizes=(8,)), sample(key)
     learner = metajax.learners.maml(
         model, optax.sgd(0.1), inner_steps=2, adapts=metajax.filters.only("head")
     )
@@ -295,6 +295,6 @@ def test_a_learned_optimizer_may_expect_a_network(key):
     )
     task = sample(key)
     learner = metajax.learners.maml(
-        metajax.models.mlp(3, hidden=(4,)), optimizer, inner_steps=1
+        metajax.models.mlp(3, hidden_sizes=(4,)), optimizer, inner_steps=1
     )
     assert np.isfinite(learner.loss(learner.init(key, task), task)[0])

@@ -46,7 +46,7 @@ def loss_and_gradient(loss, meta_params):
 
 def test_with_everything_off_is_maml(key):
     """To the bit."""
-    model, task = metajax.models.mlp(3, hidden=(4,)), sample(key)
+    model, task = metajax.models.mlp(3, hidden_sizes=(4,)), sample(key)
     learner = maml_plus_plus(model, rate=0.2, inner_steps=2, **OFF)
     maml = metajax.learners.maml(model, optax.sgd(0.2), inner_steps=2)
     params = jax.jit(model.init)(key, task.support.x)
@@ -85,7 +85,10 @@ def test_rates_per_step_in_closed_form():
 
 def normalized(key, **settings):
     """A network with everything per step, moved off its start."""
-    model, task = metajax.models.mlp(3, hidden=(4,), normalization="layer"), sample(key)
+    model, task = (
+        metajax.models.mlp(3, hidden_sizes=(4,), normalization="layer"),
+        sample(key),
+    )
     learner = maml_plus_plus(model, inner_steps=2, **settings)
 
     @jax.jit
@@ -219,7 +222,7 @@ def test_what_a_normalization_weight_is():
 
 
 def test_normalization_without_weights_is_explained(key):
-    learner = maml_plus_plus(metajax.models.mlp(3, hidden=(4,)))
+    learner = maml_plus_plus(metajax.models.mlp(3, hidden_sizes=(4,)))
     with pytest.raises(ValueError, match="Dense_0.*per_step_normalization=False"):
         learner.init(key, sample(key))
 

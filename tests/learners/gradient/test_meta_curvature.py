@@ -74,7 +74,7 @@ def test_matches_closed_form(steps):
 
 
 def test_starts_as_maml(key):
-    model, task = metajax.models.mlp(3, hidden=(4,)), sample(key)
+    model, task = metajax.models.mlp(3, hidden_sizes=(4,)), sample(key)
     learner = metajax.learners.meta_curvature(model, rate=0.2, eval_inner_steps=2)
     maml = metajax.learners.maml(
         model, optax.sgd(0.2), inner_steps=1, eval_inner_steps=2
@@ -98,7 +98,7 @@ def test_starts_as_maml(key):
 
 
 def test_filter_leaves_matrices_for_what_adapts_only(key):
-    model, task = metajax.models.mlp(3, hidden=(4,)), sample(key)
+    model, task = metajax.models.mlp(3, hidden_sizes=(4,)), sample(key)
     learner = metajax.learners.meta_curvature(
         model, adapts=metajax.filters.only("head")
     )

@@ -57,7 +57,7 @@ def test_first_order_still_learns_the_rates():
 
 
 def test_starts_as_maml(key):
-    model, task = metajax.models.mlp(3, hidden=(8,)), sample(key)
+    model, task = metajax.models.mlp(3, hidden_sizes=(8,)), sample(key)
     learner = metajax.learners.meta_sgd(model, rate=0.2, eval_inner_steps=2)
     maml = metajax.learners.maml(
         model, optax.sgd(0.2), inner_steps=1, eval_inner_steps=2
@@ -80,7 +80,7 @@ def test_starts_as_maml(key):
 
 
 def test_filter_leaves_rates_for_what_adapts_only(key):
-    model, task = metajax.models.mlp(3, hidden=(8,)), sample(key)
+    model, task = metajax.models.mlp(3, hidden_sizes=(8,)), sample(key)
     learner = metajax.learners.meta_sgd(model, adapts=metajax.filters.only("head"))
     meta_params = jax.jit(learner.init)(key, task)
     rates = meta_params.optimizer["learning_rate"]["params"]

@@ -66,11 +66,11 @@ def test_outer_sgd_is_the_algorithm(key):
     """theta <- theta + epsilon * mean over tasks of (phi_T - theta)."""
     learner, epsilon = quadratic(), 0.3
     tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), constant_task())
-    optimizer, estimator = optax.sgd(epsilon), reverse_mode()
-    state = init_state(key, learner, constant_task(), optimizer, estimator)
+    optimizer, outer_gradient = optax.sgd(epsilon), reverse_mode()
+    state = init_state(key, learner, constant_task(), optimizer, outer_gradient)
     state = state._replace(meta_params=THETA)
     keys = jax.random.split(key, 2)
-    new, _ = outer_step(learner, optimizer, estimator, state, tasks, keys)
+    new, _ = outer_step(learner, optimizer, outer_gradient, state, tasks, keys)
     ends = [s + (1 - RATE) ** 3 * (THETA - s) for s in (SUPPORT, 2 * SUPPORT)]
     expected = THETA + epsilon * (sum(ends) / 2 - THETA)
     chex.assert_trees_all_close(new.meta_params, expected, rtol=1e-5)
@@ -149,13 +149,15 @@ def test_kept_state_goes_on_as_if_the_optimizer_were_never_reset(key):
         objective=squared_error,
         keeps_state=True,
     )
-    task, optimizer, estimator = constant_task(), optax.sgd(1.0), reverse_mode()
-    state = init_state(key, learner, task, optimizer, estimator)
+    task, optimizer, outer_gradient = constant_task(), optax.sgd(1.0), reverse_mode()
+    state = init_state(key, learner, task, optimizer, outer_gradient)
     start = state.meta_params._replace(params=THETA)
     state = state._replace(meta_params=start)
     tasks = jax.tree.map(lambda leaf: leaf[None], task)
     for _ in range(5):
-        state, _ = outer_step(learner, optimizer, estimator, state, tasks, key[None])
+        state, _ = outer_step(
+            learner, optimizer, outer_gradient, state, tasks, key[None]
+        )
     expected = adam_path(THETA, 15, lambda phi: phi - SUPPORT)
     chex.assert_trees_all_close(state.meta_params.params, expected, rtol=1e-4)
     adapted = learner.adapt(state.meta_params, task.support)
@@ -173,12 +175,17 @@ def test_kept_state_is_the_mean_over_tasks(key):
         keeps_state=True,
     )
     tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), constant_task())
-    optimizer, estimator = optax.sgd(0.5), reverse_mode()
-    state = init_state(key, learner, constant_task(), optimizer, estimator)
+    optimizer, outer_gradient = optax.sgd(0.5), reverse_mode()
+    state = init_state(key, learner, constant_task(), optimizer, outer_gradient)
     start = state.meta_params._replace(params=jnp.zeros(2))
     keys = jax.random.split(key, 2)
     new, _ = outer_step(
-        learner, optimizer, estimator, state._replace(meta_params=start), tasks, keys
+        learner,
+        optimizer,
+        outer_gradient,
+        state._replace(meta_params=start),
+        tasks,
+        keys,
     )
     # By symmetry both tasks have the same second moments: two steps of 0.1 each.
     gradients = [-SUPPORT, 0.1 * np.sign(SUPPORT) - SUPPORT]
@@ -231,7 +238,7 @@ def test_sizes_in_training_and_in_adapting(key):
 def test_padding_is_not_learned_from(key):
     task = sample(key)
     learner = metajax.learners.reptile(
-        metajax.models.mlp(3, hidden=(4,)),
+        metajax.models.mlp(3, hidden_sizes=(4,)),
         optax.sgd(RATE),
         inner_steps=2,
         batch_size=50,
@@ -243,7 +250,7 @@ def test_padding_is_not_learned_from(key):
 
 
 def test_what_does_not_adapt_is_learned_by_nobody(key):
-    model, task = metajax.models.mlp(3, hidden=(4,)), sample(key)
+    model, task = metajax.models.mlp(3, hidden_sizes=(4,)), sample(key)
     learner = metajax.learners.reptile(
         model, optax.sgd(RATE), inner_steps=2, adapts=metajax.filters.only("head")
     )

@@ -13,7 +13,7 @@ import metajax
 ENTRIES = {
     "class_np": Entry(
         lambda: metajax.learners.class_np(
-            small_mlp(5), way=4, size=6, decoder_layers=2
+            small_mlp(5), way=4, code_size=6, decoder_layers=2
         ),
         uses_labels_untrained=False,
     ),
@@ -34,7 +34,11 @@ def test_codes_are_averaged_by_class(key):
     """With one of four classes absent."""
     task = sample(key)
     learner = metajax.learners.class_np(
-        metajax.models.identity(), way=4, size=6, encoder_layers=2, decoder_layers=1
+        metajax.models.identity(),
+        way=4,
+        code_size=6,
+        encoder_layers=2,
+        decoder_layers=1,
     )
     meta_params = learner.init(key, task)
     params = jax.tree.map(np.asarray, meta_params.head["params"])
@@ -52,7 +56,7 @@ def test_codes_are_averaged_by_class(key):
 
 def test_it_learns_to_compare(key):
     tasks = metajax.tasks.synthetic_table(way=2, shot=5, num_queries=10, columns=10)
-    learner = metajax.learners.class_np(metajax.models.identity(), way=2, size=32)
+    learner = metajax.learners.class_np(metajax.models.identity(), way=2, code_size=32)
     trained = metajax.train(
         learner, tasks, optax.adam(3e-3), steps=400, tasks_per_step=16, progress=False
     )
@@ -61,7 +65,7 @@ def test_it_learns_to_compare(key):
 
 
 def test_the_answer_does_not_grow_with_the_support_set(key):
-    learner = metajax.learners.class_np(metajax.models.identity(), way=3, size=4)
+    learner = metajax.learners.class_np(metajax.models.identity(), way=3, code_size=4)
     adapted = []
     for shot in (2, 20):
         tasks = metajax.tasks.synthetic_table(
@@ -72,7 +76,9 @@ def test_the_answer_does_not_grow_with_the_support_set(key):
     chex.assert_trees_all_equal_shapes(*adapted)
 
 
-@pytest.mark.parametrize("name", ["way", "size", "encoder_layers", "decoder_layers"])
+@pytest.mark.parametrize(
+    "name", ["way", "code_size", "encoder_layers", "decoder_layers"]
+)
 def test_numbers_out_of_range(name):
     arguments = {"way": 3} | {name: 0}
     with pytest.raises(ValueError, match=f"`{name}`"):

@@ -16,7 +16,7 @@ from metajax.types import Examples, Task
 ENTRIES = {
     "hypernetwork": Entry(
         lambda: metajax.learners.hypernetwork(
-            small_mlp(WAY), way=WAY, size=5, hidden=(6,)
+            small_mlp(WAY), way=WAY, code_size=5, hidden_sizes=(6,)
         ),
         uses_labels_untrained=False,
     ),
@@ -24,8 +24,8 @@ ENTRIES = {
         lambda: metajax.learners.hypernetwork(
             small_mlp(WAY, "support"),
             way=4,
-            size=5,
-            hidden=(6,),
+            code_size=5,
+            hidden_sizes=(6,),
             rank=2,
             generates=metajax.filters.only("scale", "bias"),
         ),
@@ -33,12 +33,12 @@ ENTRIES = {
     ),
     "cnaps": Entry(
         lambda: metajax.learners.cnaps(
-            small_mlp(5, "layer"), way=4, size=4, hidden=(6,)
+            small_mlp(5, "layer"), way=4, code_size=4, hidden_sizes=(6,)
         )
     ),
     "cnaps, any way, support statistics": Entry(
         lambda: metajax.learners.cnaps(
-            small_mlp(5, "support"), size=4, hidden=(6,), rank=2
+            small_mlp(5, "support"), code_size=4, hidden_sizes=(6,), rank=2
         )
     ),
 }
@@ -52,10 +52,14 @@ def task(key) -> Task:
 @pytest.mark.parametrize("rank", [None, 2])
 def test_parameters_are_a_linear_map_of_the_code(task, key, rank):
     learner = metajax.learners.hypernetwork(
-        metajax.models.mlp(3, hidden=(4,)), way=3, size=5, hidden=(6,), rank=rank
+        metajax.models.mlp(3, hidden_sizes=(4,)),
+        way=3,
+        code_size=5,
+        hidden_sizes=(6,),
+        rank=rank,
     )
     params = learner.init(key, task)
-    encoder = metajax.models.task_encoder(5, num_classes=3, hidden=(6,))
+    encoder = metajax.models.task_encoder(5, num_classes=3, hidden_sizes=(6,))
     code = encoder.apply(params.encoder, task.support)
     matrix = params.generator["up"]
     if rank is not None:
@@ -70,7 +74,7 @@ def test_parameters_are_a_linear_map_of_the_code(task, key, rank):
 
 def test_scales_and_shifts_alone(task, key):
     learner = metajax.learners.hypernetwork(
-        metajax.models.mlp(3, hidden=(4,), normalization="layer"),
+        metajax.models.mlp(3, hidden_sizes=(4,), normalization="layer"),
         way=3,
         generates=metajax.filters.only("scale", "bias"),
     )
@@ -88,7 +92,7 @@ def test_scales_and_shifts_alone(task, key):
 def test_it_learns_sinusoids(key):
     tasks = metajax.tasks.sinusoid(shot=10, num_queries=20)
     learner = metajax.learners.hypernetwork(
-        metajax.models.mlp(1, hidden=(32, 32)),
+        metajax.models.mlp(1, hidden_sizes=(32, 32)),
         way=None,
         rank=8,
         objective=squared_error,
@@ -105,9 +109,9 @@ def test_it_learns_sinusoids(key):
 
 def cnaps_params(task, key, **changes):
     learner = metajax.learners.cnaps(
-        metajax.models.mlp(6, hidden=(8,), normalization="layer"),
-        size=4,
-        hidden=(5,),
+        metajax.models.mlp(6, hidden_sizes=(8,), normalization="layer"),
+        code_size=4,
+        hidden_sizes=(5,),
         **({"way": 3} | changes),
     )
     return learner, learner.init(key, task)
@@ -128,7 +132,7 @@ def test_without_offsets_the_head_is_made_of_class_means(task, key):
         generator=jax.tree.map(jnp.zeros_like, params.generator),
         head=jax.tree.map(jnp.zeros_like, params.head),
     )
-    model = metajax.models.mlp(6, hidden=(8,), normalization="layer")
+    model = metajax.models.mlp(6, hidden_sizes=(8,), normalization="layer")
     features = model.apply(params.embedding, task.support.x)
     means = [features[task.support.y == k].mean(0) for k in range(3)]
     asked = model.apply(params.embedding, task.query.x)
@@ -160,7 +164,7 @@ BAD = {
     ),
     "rank": (
         lambda: metajax.learners.hypernetwork(
-            metajax.models.mlp(2), way=2, size=4, rank=5
+            metajax.models.mlp(2), way=2, code_size=4, rank=5
         ),
         "`rank` must be None or an integer from 1 to 4, .* got 5",
     ),
@@ -179,8 +183,8 @@ BAD = {
         "`way` must be None",
     ),
     "cnaps hidden": (
-        lambda: metajax.learners.cnaps(metajax.models.mlp(2), hidden=()),
-        "`hidden` must hold at least 1 size",
+        lambda: metajax.learners.cnaps(metajax.models.mlp(2), hidden_sizes=()),
+        "`hidden_sizes` must hold at least 1 size",
     ),
 }
 
@@ -202,7 +206,7 @@ def test_a_filter_that_accepts_nothing(key, task):
 
 def test_targets_of_another_kind(key, task):
     learner = metajax.learners.hypernetwork(
-        metajax.models.mlp(1), way=None, size=4, objective=squared_error
+        metajax.models.mlp(1), way=None, code_size=4, objective=squared_error
     )
     support = Examples(task.support.x, task.support.y.astype(float)[:, None])
     params = learner.init(key, Task(support, support))

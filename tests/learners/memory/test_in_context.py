@@ -12,14 +12,19 @@ from metajax.types import Examples, Task
 ENTRIES = {
     "in_context": Entry(
         lambda: metajax.learners.in_context(
-            metajax.models.identity(), way=WAY, context=4, size=8, layers=2, heads=2
+            metajax.models.identity(),
+            way=WAY,
+            context=4,
+            token_size=8,
+            layers=2,
+            heads=2,
         ),
         ignores_order=False,
         uses_labels_untrained=False,
     ),
     "in_context, whole": Entry(
         lambda: metajax.learners.in_context(
-            small_mlp(5), way=4, context=None, size=8, layers=2, heads=2
+            small_mlp(5), way=4, context=None, token_size=8, layers=2, heads=2
         ),
         uses_labels_untrained=False,
     ),
@@ -31,7 +36,7 @@ def built(context, layers=1):
         metajax.models.identity(),
         way=3,
         context=context,
-        size=8,
+        token_size=8,
         layers=layers,
         heads=2,
     )
@@ -117,7 +122,10 @@ def test_whole_sets_have_no_order_and_no_stream(key):
 
 
 BAD = {
-    "size": ({"size": 6, "heads": 4}, "`size` must be a multiple of `heads`, got 6"),
+    "size": (
+        {"token_size": 6, "heads": 4},
+        "`token_size` must be a multiple of `heads`, got 6",
+    ),
     "context": ({"context": 0}, "`context` must be an integer of at least 1, got 0"),
     "layers": ({"layers": 0}, "`layers` must be an integer of at least 1"),
     "whole": (

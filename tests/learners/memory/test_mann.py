@@ -12,14 +12,14 @@ from metajax.learners.memory.mann import slot_memory
 ENTRIES = {
     "mann": Entry(
         lambda: metajax.learners.mann(
-            metajax.models.identity(), way=WAY, hidden=8, slots=5, width=4, heads=2
+            metajax.models.identity(), way=WAY, hidden_size=8, slots=5, width=4, heads=2
         ),
         ignores_order=False,
         uses_labels_untrained=False,
     ),
     "lstm_learner": Entry(
         lambda: metajax.learners.lstm_learner(
-            small_mlp(5), way=4, hidden=8, trains_on="query"
+            small_mlp(5), way=4, hidden_size=8, trains_on="query"
         ),
         ignores_order=False,
         uses_labels_untrained=False,
@@ -116,7 +116,7 @@ def test_the_memory_learns(key):
         return metajax.Task(support, support)
 
     learner = metajax.learners.mann(
-        metajax.models.identity(), way=2, hidden=32, slots=8, width=8, heads=1
+        metajax.models.identity(), way=2, hidden_size=32, slots=8, width=8, heads=1
     )
     result = metajax.train(
         learner, tasks, optax.adam(5e-3), steps=300, tasks_per_step=32
@@ -134,7 +134,10 @@ BAD = {
     "heads": ({"slots": 2, "heads": 3}, "`slots` must be at least `heads`, 3,.*got 2"),
     "decay": ({"decay": 1.0}, r"`decay` must lie in \(0, 1\), got 1.0"),
     "strength": ({"strength": 0.0}, "`strength` must be above 0"),
-    "hidden": ({"hidden": 0}, "`hidden` must be an integer of at least 1, got 0"),
+    "hidden": (
+        {"hidden_size": 0},
+        "`hidden_size` must be an integer of at least 1, got 0",
+    ),
 }
 
 

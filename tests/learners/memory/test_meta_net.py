@@ -12,7 +12,7 @@ from metajax.types import Examples, Task
 
 ENTRIES = {
     "meta_net": Entry(
-        lambda: metajax.learners.meta_net(small_mlp(5), way=4, units=6, hidden=5),
+        lambda: metajax.learners.meta_net(small_mlp(5), way=4, units=6, hidden_size=5),
         uses_labels_untrained=False,
     ),
 }
@@ -28,7 +28,7 @@ def unit(v):
 
 def test_equals_the_equations():
     learner = metajax.learners.meta_net(
-        metajax.models.identity(), way=3, units=4, hidden=5
+        metajax.models.identity(), way=3, units=4, hidden_size=5
     )
     x = jax.random.normal(jax.random.key(0), (8, 5))
     support = Examples(x[:6], jnp.asarray([0, 1, 2, 0, 1, 2]))
@@ -75,7 +75,7 @@ def test_equals_the_equations():
 
 def test_labels_act_through_gradients_alone():
     learner = metajax.learners.meta_net(
-        metajax.models.identity(), way=2, units=4, hidden=5
+        metajax.models.identity(), way=2, units=4, hidden_size=5
     )
     x = jax.random.normal(jax.random.key(0), (4, 3))
     y = jnp.asarray([0, 1, 0, 1])

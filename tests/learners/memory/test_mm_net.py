@@ -12,13 +12,13 @@ from metajax.types import Examples, Task
 ENTRIES = {
     "mm_net": Entry(
         lambda: metajax.learners.mm_net(
-            small_mlp(5), way=4, slots=6, size=5, hidden=3, rank=2
+            small_mlp(5), way=4, slots=6, key_size=5, hidden_size=3, rank=2
         ),
         ignores_order=False,
     ),
     "mm_net, a slot for each": Entry(
         lambda: metajax.learners.mm_net(
-            small_mlp(5), way=WAY, slots=6, size=5, hidden=3, rank=2, near=2.0
+            small_mlp(5), way=WAY, slots=6, key_size=5, hidden_size=3, rank=2, near=2.0
         ),
         ignores_order=False,
     ),
@@ -29,8 +29,8 @@ def built(**changes):
     learner = metajax.learners.mm_net(
         metajax.models.identity(),
         way=4,
-        size=3,
-        hidden=2,
+        key_size=3,
+        hidden_size=2,
         rank=2,
         **({"slots": 6} | changes),
     )

@@ -25,28 +25,33 @@ from metajax.types import Examples, Learner, Task
 
 ENTRIES = {
     "conditional_np": of_points(
-        lambda: metajax.learners.conditional_np(num_outputs=2, size=5)
+        lambda: metajax.learners.conditional_np(num_outputs=2, code_size=5)
     ),
     "latent_np": of_points(
-        lambda: metajax.learners.latent_np(num_outputs=2, size=5, num_samples=3)
+        lambda: metajax.learners.latent_np(num_outputs=2, code_size=5, num_samples=3)
     ),
     "attentive_np": of_points(
-        lambda: metajax.learners.attentive_np(num_outputs=2, size=6, heads=2)
+        lambda: metajax.learners.attentive_np(num_outputs=2, code_size=6, heads=2)
     ),
     "attentive_np, latent, self-attention": of_points(
         lambda: metajax.learners.attentive_np(
-            num_outputs=2, size=6, heads=3, self_attention=1, latent=True
+            num_outputs=2, code_size=6, heads=3, self_attention=1, latent=True
         )
     ),
     "transformer_np": of_points(
         lambda: metajax.learners.transformer_np(
-            num_outputs=2, size=6, heads=2, hidden=5, embedding_layers=2, layers=2
+            num_outputs=2,
+            token_size=6,
+            heads=2,
+            hidden_size=5,
+            embedding_layers=2,
+            layers=2,
         )
     ),
 }
 
 NUM, QUERIES, COLUMNS, OUTPUTS = 5, 4, 3, 2
-SIZES = {"num_outputs": OUTPUTS, "size": 6}
+SIZES = {"num_outputs": OUTPUTS, "code_size": 6}
 HEADS = SIZES | {"heads": 2}
 MAKERS = {
     "conditional": lambda: metajax.learners.conditional_np(**SIZES),
@@ -55,7 +60,7 @@ MAKERS = {
     "attentive, self": lambda: metajax.learners.attentive_np(**HEADS, self_attention=1),
     "attentive, latent": lambda: metajax.learners.attentive_np(**HEADS, latent=True),
     "transformer": lambda: metajax.learners.transformer_np(
-        **HEADS, hidden=7, embedding_layers=1, layers=2
+        **HEADS, hidden_size=7, embedding_layers=1, layers=2
     ),
 }
 LATENT = ("latent", "attentive, latent")
@@ -324,7 +329,7 @@ def test_samples_are_drawn_in_adapt(name):
 def one_latent(**samples):
     """A latent of one number, y ~ N(x + z - 6, 0.72^2): by quadrature all is exact."""
     learner = metajax.learners.latent_np(
-        num_outputs=1, size=1, encoder_layers=1, decoder_layers=1, **samples
+        num_outputs=1, code_size=1, encoder_layers=1, decoder_layers=1, **samples
     )
     task = make_task(3, columns=1, outputs=1)
     shapes = jax.eval_shape(learner.init, jax.random.key(0), task)
@@ -434,13 +439,13 @@ def test_only_the_latent_of_the_bound_knows_query_targets(name):
 
 
 TASKS = gaussian_process(shot=(1, 8), num_queries=10)
-SMALL = {"size": 16, "min_scale": 0.05}
+SMALL = {"code_size": 16, "min_scale": 0.05}
 TRAINED = {
     "conditional": lambda: metajax.learners.conditional_np(**SMALL),
     "latent": lambda: metajax.learners.latent_np(**SMALL),
     "attentive": lambda: metajax.learners.attentive_np(**SMALL, heads=2),
     "transformer": lambda: metajax.learners.transformer_np(
-        **SMALL, heads=2, hidden=16, embedding_layers=2, layers=2
+        **SMALL, heads=2, hidden_size=16, embedding_layers=2, layers=2
     ),
 }
 
@@ -491,14 +496,21 @@ def test_training_leaves_the_prior_for_the_posterior(name):
 # Errors.
 
 
-POSITIVE = ("num_outputs", "size", "encoder_layers", "decoder_layers")
+POSITIVE = ("num_outputs", "code_size", "encoder_layers", "decoder_layers")
 ERRORS = {
     "conditional": (metajax.learners.conditional_np, POSITIVE),
     "latent": (metajax.learners.latent_np, (*POSITIVE, "num_samples", "train_samples")),
     "attentive": (metajax.learners.attentive_np, (*POSITIVE, "heads", "key_layers")),
     "transformer": (
         metajax.learners.transformer_np,
-        ("num_outputs", "size", "heads", "hidden", "embedding_layers", "layers"),
+        (
+            "num_outputs",
+            "token_size",
+            "heads",
+            "hidden_size",
+            "embedding_layers",
+            "layers",
+        ),
     ),
 }
 

@@ -15,7 +15,7 @@ ENTRIES = {
         lambda: metajax.learners.sgdstore(
             metajax.models.identity(),
             way=WAY,
-            hidden=8,
+            hidden_size=8,
             width=4,
             units=5,
             writes=2,

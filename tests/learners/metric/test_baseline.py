@@ -103,7 +103,7 @@ def test_centroids_are_prototypes(key):
 def test_only_fine_tuning_changes_the_embedding(fine_tune, key):
     task = sample(key)
     learner = metajax.learners.baseline(
-        metajax.models.mlp(5, hidden=(4,)),
+        metajax.models.mlp(5, hidden_sizes=(4,)),
         num_classes=3,
         inner_steps=3,
         fine_tune=fine_tune,

@@ -94,7 +94,7 @@ def test_uneven_shots_and_absent_classes():
 
 
 def test_trains_at_one_way_and_answers_at_another(key):
-    learner = metajax.learners.prototypical(metajax.models.mlp(5, hidden=(8,)))
+    learner = metajax.learners.prototypical(metajax.models.mlp(5, hidden_sizes=(8,)))
     task = sample(key)
     params = learner.init(key, task)
     fewer = jax.tree.map(lambda leaf: leaf[:4], task.support)  # two of three classes
@@ -104,14 +104,16 @@ def test_trains_at_one_way_and_answers_at_another(key):
 
 
 def test_gradient_with_absent_classes_is_finite(key):
-    learner = metajax.learners.prototypical(metajax.models.mlp(5, hidden=(8,)), way=7)
+    learner = metajax.learners.prototypical(
+        metajax.models.mlp(5, hidden_sizes=(8,)), way=7
+    )
     task = sample(key)
     params = learner.init(key, task)
     gradient = jax.grad(lambda p: learner.loss(p, task)[0])(params)
     chex.assert_tree_all_finite(gradient)
     expected = jax.grad(
         lambda p: metajax.learners.prototypical(
-            metajax.models.mlp(5, hidden=(8,)), way=3
+            metajax.models.mlp(5, hidden_sizes=(8,)), way=3
         ).loss(p, task)[0]
     )(params)
     chex.assert_trees_all_close(gradient, expected, rtol=1e-5, atol=1e-8)

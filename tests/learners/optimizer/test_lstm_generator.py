@@ -21,7 +21,7 @@ from metajax.types import Examples
 ENTRIES = {
     "lstm_generator": Entry(
         lambda: metajax.learners.lstm_generator(
-            small_mlp(WAY), optax.sgd(0.1), inner_steps=2, way=WAY, hidden=(5,)
+            small_mlp(WAY), optax.sgd(0.1), inner_steps=2, way=WAY, hidden_sizes=(5,)
         )
     ),
     "lstm_generator, low rank, support statistics": Entry(
@@ -32,7 +32,7 @@ ENTRIES = {
             ),
             inner_steps=1,
             way=4,
-            hidden=(5,),
+            hidden_sizes=(5,),
             rank=2,
         )
     ),
@@ -40,8 +40,8 @@ ENTRIES = {
 
 
 def generator(steps=1, **changes):
-    settings = {"hidden": (4,), "objective": squared_error} | changes
-    model = metajax.models.lstm(1, hidden=(3,))
+    settings = {"hidden_sizes": (4,), "objective": squared_error} | changes
+    model = metajax.models.lstm(1, hidden_sizes=(3,))
     return metajax.learners.lstm_generator(
         model, optax.sgd(0.1), inner_steps=steps, **settings
     )
@@ -91,7 +91,7 @@ def test_a_generator_of_zeros_is_maml(task):
     zeros = jax.tree.map(jnp.zeros_like, meta_params.generator)
     meta_params = meta_params._replace(generator=zeros)
     maml = metajax.learners.maml(
-        metajax.models.lstm(1, hidden=(3,)),
+        metajax.models.lstm(1, hidden_sizes=(3,)),
         optax.sgd(0.1),
         inner_steps=1,
         objective=squared_error,
@@ -147,10 +147,10 @@ def test_learned_rates_are_used(key, task):
     rate = metajax.optimizers.HyperParameter(0.1)
     inner = metajax.optimizers.learned(optax.sgd, learning_rate=rate)
     learner = metajax.learners.lstm_generator(
-        metajax.models.lstm(1, hidden=(3,)),
+        metajax.models.lstm(1, hidden_sizes=(3,)),
         inner,
         inner_steps=1,
-        hidden=(4,),
+        hidden_sizes=(4,),
         objective=squared_error,
     )
     meta_params = start()._replace(optimizer=inner.init(key, None))
@@ -188,11 +188,11 @@ def test_sequences_of_labels_images_and_constants():
 def test_classifies_without_a_time_axis(key):
     """It tells tasks apart before the first step: labels of another task do worse."""
     learner = metajax.learners.lstm_generator(
-        metajax.models.mlp(WAY, hidden=(8,)),
+        metajax.models.mlp(WAY, hidden_sizes=(8,)),
         optax.sgd(0.1),
         inner_steps=0,
         way=WAY,
-        hidden=(8,),
+        hidden_sizes=(8,),
     )
     result = metajax.train(
         learner,
@@ -220,7 +220,11 @@ ERRORS = {
         "`inner_steps` must be an integer of at least 0",
     ),
     "optimizer": ({"inner_optimizer": 0.1}, TypeError, "optax.sgd.*got 0.1"),
-    "hidden": ({"hidden": ()}, ValueError, "`hidden` must hold at least 1 size"),
+    "hidden": (
+        {"hidden_sizes": ()},
+        ValueError,
+        "`hidden_sizes` must hold at least 1 size",
+    ),
     "rank": ({"rank": 65}, ValueError, "`rank` must be .* from 1 to 64,.*got 65"),
     "way": ({"way": 0}, ValueError, "`way` must be None or .*got 0"),
     "scale": ({"offset_scale": 0}, ValueError, "`offset_scale` must be above 0.*got 0"),

@@ -16,7 +16,7 @@ from metajax.objectives import squared_error
 ENTRIES = {
     "meta_lstm": Entry(
         lambda: metajax.learners.meta_lstm(
-            small_mlp(WAY), inner_steps=3, forget=0.99, hidden=(4,)
+            small_mlp(WAY), inner_steps=3, forget=0.99, hidden_sizes=(4,)
         )
     ),
 }
@@ -25,8 +25,9 @@ THETA, RATE, FORGET = jnp.array([1.0, -2.0]), 0.2, 0.9
 
 
 def meta_lstm(**settings):
-    settings = {"inner_steps": 3, "rate": RATE, "forget": FORGET, "hidden": (2,)}
-    | settings return metajax.learners.meta_lstm(
+    defaults = {"inner_steps": 3, "rate": RATE, "forget": FORGET, "hidden_sizes": (2,)}
+    settings = defaults | settings
+    return metajax.learners.meta_lstm(
         constant_model(), objective=squared_error, **settings
     )
 
@@ -141,11 +142,20 @@ ERRORS = {
     "rate": ({"rate": 1.0}, "`rate` must be between 0 and 1, got 1.0"),
     "forget": ({"forget": 0.0}, "`forget` must be between 0 and 1, got 0.0"),
     "forget of NaN": ({"forget": float("nan")}, "`forget` must be .*got nan"),
-    "hidden": ({"hidden": (0,)}, r"`hidden\[0\]` must be .* got 0"),
+    "hidden": ({"hidden_sizes": (0,)}, r"`hidden_sizes\[0\]` must be .* got 0"),
     "threshold": ({"threshold": 0}, "`threshold` must be above 0.*got 0"),
-    "inner_steps": ({"inner_steps": 0}, "`inner_steps` must be an integer of at least 1, got 0"),
-    "fractional steps": ({"inner_steps": 1.5}, "`inner_steps` must be an integer.*got 1.5"),
-    "eval_inner_steps": ({"eval_inner_steps": -1}, "`eval_inner_steps` must be .*got -1"),
+    "inner_steps": (
+        {"inner_steps": 0},
+        "`inner_steps` must be an integer of at least 1, got 0",
+    ),
+    "fractional steps": (
+        {"inner_steps": 1.5},
+        "`inner_steps` must be an integer.*got 1.5",
+    ),
+    "eval_inner_steps": (
+        {"eval_inner_steps": -1},
+        "`eval_inner_steps` must be .*got -1",
+    ),
 }
 
 

@@ -30,7 +30,7 @@ ENTRIES = {
     "optimizer_learner, lstm": Entry(
         lambda: metajax.learners.optimizer_learner(
             small_mlp(WAY),
-            metajax.optimizers.lstm_optimizer(hidden=(4,), output_scale=0.01),
+            metajax.optimizers.lstm_optimizer(hidden_sizes=(4,), output_scale=0.01),
             inner_steps=3,
             gradient="first_order",
         )
@@ -153,7 +153,7 @@ def test_a_schedule_is_learned(key):
     """A rate for each step, of which each has a gradient, and no initialisation."""
     task = sample(key)
     learner = metajax.learners.optimizer_learner(
-        metajax.models.mlp(3, hidden=(4,)),
+        metajax.models.mlp(3, hidden_sizes=(4,)),
         rate(RATE, steps=2),
         inner_steps=2,
         judges="query",

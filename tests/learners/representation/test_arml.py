@@ -42,7 +42,7 @@ def curves():
 def build(steps=2, **changes):
     settings = {"features": FEATURES, "vertices": VERTICES, "link_scale": SCALE}
     return metajax.learners.arml(
-        metajax.models.mlp(WAY if changes.get("way") else 1, hidden=(4,)),
+        metajax.models.mlp(WAY if changes.get("way") else 1, hidden_sizes=(4,)),
         optax.sgd(0.1),
         inner_steps=steps,
         **settings | {"objective": squared_error} | changes,
@@ -190,7 +190,7 @@ def test_a_gate_of_ones_is_maml():
     gate = params["gate"] | {"bias": jnp.full(17, 100.0)}  # its sigmoid is 1
     meta_params = meta_params._replace(relations={"params": params | {"gate": gate}})
     maml = metajax.learners.maml(
-        metajax.models.mlp(1, hidden=(4,)),
+        metajax.models.mlp(1, hidden_sizes=(4,)),
         optax.sgd(0.1),
         inner_steps=2,
         objective=squared_error,
@@ -241,7 +241,7 @@ def test_a_cluster_without_examples_is_finite():
 
 def test_starts_near_the_initial_values_of_the_model(key):
     """A gate of one half on twice these; what has no gate starts at them."""
-    task, model = curves(), metajax.models.mlp(1, hidden=(4,))
+    task, model = curves(), metajax.models.mlp(1, hidden_sizes=(4,))
     head = metajax.filters.only("head")
     learner = build(steps=0, gates=head, adapts=head)
 

@@ -20,7 +20,7 @@ from metajax.types import Examples, Task
 ENTRIES = {
     "dataset2vec": Entry(
         lambda: metajax.learners.dataset2vec(
-            num_classes=WAY, size=4, units=16, blocks=1
+            num_classes=WAY, code_size=4, units=16, blocks=1
         ),
         uses_labels_untrained=False,
         sample=sample_pair,
@@ -29,7 +29,7 @@ ENTRIES = {
 
 # One shape for all tests: compiling is what takes time.
 ROWS, COLUMNS, CLASSES = 12, 4, 3
-LEARNER = dataset2vec(num_classes=CLASSES, size=3, units=5, blocks=1, gamma=0.7)
+LEARNER = dataset2vec(num_classes=CLASSES, code_size=3, units=5, blocks=1, gamma=0.7)
 
 
 def table(seed=0, rows=10, columns=3):
@@ -182,7 +182,7 @@ def test_gradients_are_finite_and_reach_all_parameters():
 
 
 def test_trainer_and_evaluation_take_it_as_any_learner():
-    learner = dataset2vec(num_classes=2, size=3, units=16, blocks=1)
+    learner = dataset2vec(num_classes=2, code_size=3, units=16, blocks=1)
     tables = []
     for number in range(2):
         y = np.arange(80, dtype=np.int32) % 2
@@ -191,10 +191,10 @@ def test_trainer_and_evaluation_take_it_as_any_learner():
             Table(x.astype(np.float32), y, ("a", "b"), ("0", "1"), str(number))
         )
     pairs = table_pairs(tables, rows=(20, 24))
-    optimizer, estimator = optax.adam(1e-2), reverse_mode()
+    optimizer, outer_gradient = optax.adam(1e-2), reverse_mode()
     task = pairs(jax.random.key(0))
-    state = init_state(jax.random.key(1), learner, task, optimizer, estimator)
-    step = jax.jit(functools.partial(outer_step, learner, optimizer, estimator))
+    state = init_state(jax.random.key(1), learner, task, optimizer, outer_gradient)
+    step = jax.jit(functools.partial(outer_step, learner, optimizer, outer_gradient))
     draw = jax.jit(jax.vmap(pairs))
     losses = []
     for number in range(60):
@@ -212,7 +212,7 @@ def test_trainer_and_evaluation_take_it_as_any_learner():
     ("changes", "message"),
     [
         ({"num_classes": 0}, "`num_classes` must be an integer of at least 1"),
-        ({"size": 0}, "`size` must be an integer of at least 1"),
+        ({"code_size": 0}, "`code_size` must be an integer of at least 1"),
         ({"units": 1.5}, "`units` must be an integer of at least 1"),
         ({"blocks": -1}, "`blocks` must be an integer of at least 0"),
         ({"gamma": 0}, "`gamma` must be above 0"),

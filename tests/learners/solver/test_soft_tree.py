@@ -62,7 +62,7 @@ class Found(NamedTuple):
 def program(steps=0):
     """All that a tree says, at any numbers: one compilation for most tests."""
     depth = 2 if steps else 3
-    learner = soft_tree(way=3, depth=depth, inner_steps=steps, hidden=4)
+    learner = soft_tree(way=3, depth=depth, inner_steps=steps, hidden_size=4)
 
     @jax.jit
     def answer(meta_params, task):
@@ -286,7 +286,7 @@ def test_gradient_is_that_of_finite_differences():
             table(),
         )
         task = jax.tree.map(lambda a: a[:14], task)
-        learner = soft_tree(way=3, depth=1, inner_steps=1, hidden=2)
+        learner = soft_tree(way=3, depth=1, inner_steps=1, hidden_size=2)
         start = learner.init(jax.random.key(0), task)
         leaves, structure = jax.tree.flatten(start)
         generator = np.random.default_rng(0)
@@ -322,7 +322,7 @@ def test_learning_finds_the_column_that_matters(key):
         y = y.astype(jnp.int32)
         return Task(Examples(x[:8], y[:8]), Examples(x[8:], y[8:]))
 
-    learner = soft_tree(way=2, depth=1, inner_steps=0, hidden=2, same_columns=True)
+    learner = soft_tree(way=2, depth=1, inner_steps=0, hidden_size=2, same_columns=True)
     keys = jax.random.split(key, 64)
     start = jax.jit(learner.init)(key, tasks(key))
 
@@ -357,7 +357,7 @@ def test_one_row_and_one_class():
 
 
 def test_features_have_weights(key):
-    head = jax.eval_shape(soft_tree(depth=2, hidden=5).init, key, table()).head
+    head = jax.eval_shape(soft_tree(depth=2, hidden_size=5).init, key, table()).head
     assert head["weights_in"].shape == (len(FEATURES), 5)
     assert head["gate_weights"].shape == (len(FEATURES),)
 
@@ -368,7 +368,10 @@ BAD = {
         {"inner_steps": -1},
         "`inner_steps` must be an integer of at least 0, got -1",
     ),
-    "hidden": ({"hidden": 0}, "`hidden` must be an integer of at least 1, got 0"),
+    "hidden": (
+        {"hidden_size": 0},
+        "`hidden_size` must be an integer of at least 1, got 0",
+    ),
     "way": ({"way": 0}, "`way` must be None or an integer of at least 1, got 0"),
     "smoothing": ({"smoothing": 0}, "`smoothing` must be above 0 and finite, got 0"),
     "mass": ({"min_mass": -1.0}, "`min_mass` must be above 0 and finite, got -1.0"),

@@ -21,7 +21,7 @@ def a_table(rotations=4):
 )
 def test_the_same_answers_as_from_images(make, rotations, key):
     table = a_table(rotations)
-    model = metajax.models.mlp(7, hidden=(6,), normalization="layer")
+    model = metajax.models.mlp(7, hidden_sizes=(6,), normalization="layer")
     tasks = metajax.tasks.few_shot(table, way=3, shot=2, num_queries=3)
     learner = make(model, way=3)
     meta_params = learner.init(key, tasks(key))
@@ -57,7 +57,7 @@ def test_rotations_are_rows_with_names(key):
 
 
 def test_calibrated_statistics_are_used(key):
-    model = metajax.models.mlp(7, hidden=(6,), normalization="calibrated")
+    model = metajax.models.mlp(7, hidden_sizes=(6,), normalization="calibrated")
     table = a_table(1)
     tasks = metajax.tasks.few_shot(table, way=3, shot=2, num_queries=3)
     params = model.init(key, tasks(key).support.x)
