@@ -17,12 +17,16 @@ import jax
 import tyro
 
 from benchmarks import omniglot
+from benchmarks.pages import Named, interval_cell, markdown
 from benchmarks.record import write_result
 from metajax.evaluation.bank import evaluate
 from metajax.evaluation.reports import Report, compare
 from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.omniglot import omniglot as images
 from metajax.training.trainer import train
+
+TITLE, FILES = "Parts of MAML++", "ablation"
+"""Of its part of the page of results, and the results that it shows."""
 
 # What a variant changes. All parts are on in `all`, but for derivative-order annealing,
 # which saves time where the others are for accuracy.
@@ -107,6 +111,26 @@ def train_and_test(name: str, settings: Settings) -> Report:
     print(f"{name}: {report}", flush=True)
     jax.clear_caches()
     return report
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(_, record)] = records
+    settings = record["settings"]
+    rows = [
+        [
+            r["variant"],
+            interval_cell(r, 2, 100),
+            interval_cell(r["worse_by"], 2, 100) if "worse_by" in r else "",
+        ]
+        for r in record["results"]
+    ]
+    text = (
+        f"Omniglot 5-way 1-shot with 15 queries, {settings['num_test_tasks']} tasks, "
+        f"after {settings['outer_steps']:,} steps of {settings['tasks_per_step']} "
+        "tasks, one seed; differences are paired.\n\n"
+    )
+    return text + markdown(["what is on", "accuracy", "worse than all by"], rows)
 
 
 if __name__ == "__main__":

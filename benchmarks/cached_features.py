@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import tyro
 
+from benchmarks.pages import Named, markdown
 from benchmarks.record import write_result
 from metajax.evaluation.bank import evaluate
 from metajax.learners.metric.feat import feat
@@ -31,6 +32,9 @@ from metajax.models.networks import conv4, identity
 from metajax.tasks.images.embedded import embed_table
 from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.omniglot import omniglot
+
+TITLE, FILES = "Tasks on embeddings computed once", "cached-features"
+"""Of its part of the page of results, and the results that it shows."""
 
 LEARNERS: dict[str, Callable[..., Any]] = {
     "prototypical": prototypical,
@@ -102,6 +106,33 @@ def timed(function: Callable[[], Any], repeats: int) -> tuple[Any, float]:
         result = function()
         times.append(time.perf_counter() - start)
     return result, min(times)
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(_, record)] = records
+    settings, results = record["settings"], record["results"]
+    first, *of_learners = results
+    shots = settings["shots"]
+    rows = [
+        [
+            name,
+            *(
+                f"{r['seconds']:.1f}"
+                for shot in shots
+                for r in of_learners
+                if (r["learner"], r["shot"]) == (name, shot)
+            ),
+        ]
+        for name in dict.fromkeys(r["learner"] for r in of_learners)
+    ]
+    text = (
+        f"Seconds to adapt to {settings['num_tasks']:,} {settings['way']}-way tasks "
+        f"and to answer {settings['num_queries']} queries of each class, in one "
+        f"compiled call, on {record['device']}. To embed the {first['images']:,} "
+        f"images once took {first['seconds']:.1f} s.\n\n"
+    )
+    return text + markdown(["learner", *(f"{shot}-shot" for shot in shots)], rows)
 
 
 if __name__ == "__main__":

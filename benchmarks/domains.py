@@ -36,6 +36,7 @@ import tyro
 
 from benchmarks.calibrated import calibrated
 from benchmarks.images import READERS, at_most, read
+from benchmarks.pages import Named, markdown, picture
 from benchmarks.record import RESULTS, kept, training_settings, write_result
 from metajax.checks import check_choice
 from metajax.evaluation.bank import evaluate
@@ -61,6 +62,9 @@ from metajax.tasks.images.variable_tasks import meta_dataset_tasks
 from metajax.tasks.mixtures import mixture
 from metajax.training.trainer import train
 from metajax.types import Learner, Model, PyTree
+
+TITLE, FILES = "Several domains, variable way and shot", "domains"
+"""Of its part of the page of results, and the results that it shows."""
 
 MAKERS: dict[str, Callable[[Model, int, int], Learner]] = {
     "prototypical": lambda model, way, classes: prototypical(model, way=way),
@@ -317,6 +321,45 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    parts = [
+        "Accuracy in percent, and the rank in brackets, of learners that were trained "
+        f"on Omniglot and glyphs for {settings['outer_steps']:,} steps; all other "
+        "domains are new to them. Ranks as on Meta-Dataset's leaderboard: those "
+        "whose paired difference from the best has a 95 % interval that holds 0 share "
+        "a rank, and so on with the rest. All learners are inductive and answered the "
+        f"same tasks: {settings['num_test_tasks']} of each domain, "
+        f"{settings['num_variable_tasks']} with variable way and shot.\n"
+    ]
+    for row in results:
+        parts.append(f"{row['protocol'][0].upper()}{row['protocol'][1:]}:\n")
+        learners = row["learners"]
+        rows = [
+            [
+                name,
+                *(
+                    f"{100 * mean:.1f} ± {100 * width:.1f} ({rank:g})"
+                    for mean, width, rank in zip(
+                        found["mean"],
+                        found["half_width_95"],
+                        found["rank"],
+                        strict=True,
+                    )
+                ),
+                f"{found['average_rank']:.2f}",
+            ]
+            for name, found in sorted(
+                learners.items(), key=lambda item: item[1]["average_rank"]
+            )
+        ]
+        parts.append(markdown(["learner", *row["domains"], "average rank"], rows))
+    parts.append(picture(path))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

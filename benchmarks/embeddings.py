@@ -27,6 +27,7 @@ import tyro
 
 from benchmarks.calibrated import calibrated
 from benchmarks.intervals import interval
+from benchmarks.pages import Named, beside_reference
 from benchmarks.record import kept, training_settings, write_result
 from metajax.checks import check_choice
 from metajax.evaluation.bank import evaluate
@@ -47,6 +48,9 @@ from metajax.tasks.images.few_shot import few_shot, whole_classes
 from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Learner, Model
+
+TITLE, FILES = "Embeddings with heads", "embeddings"
+"""Of its part of the page of results, and the results that it shows."""
 
 NAME, REFERENCE = "embeddings", "prototypical"
 PROTOCOLS = ((5, 1), (5, 5), (20, 1), (20, 5))
@@ -187,6 +191,20 @@ def train_and_test(
             learner, meta_params, test, num_tasks=num_tasks
         )
     return reports
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(_, record)] = records
+    settings = record["settings"]
+    text = (
+        f"Omniglot, {settings['num_test_tasks']:,} tasks with 15 queries, after "
+        f"{settings['outer_steps']:,} steps of one {settings['way']}-way 1-shot task "
+        f"with {settings['num_queries']} queries, one seed; in brackets, how much "
+        "better than `prototypical` on the same tasks. One short budget for all, see "
+        "`benchmarks/embeddings.py`.\n\n"
+    )
+    return text + beside_reference(record["results"])
 
 
 if __name__ == "__main__":

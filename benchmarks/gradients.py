@@ -14,6 +14,7 @@ from typing import Literal
 import optax
 import tyro
 
+from benchmarks.pages import Named, markdown, picture
 from benchmarks.record import RESULTS, write_result
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.inner.unroll import GradientMode
@@ -28,6 +29,9 @@ from metajax.tasks.functions.sinusoid import sinusoid
 from metajax.training.gradient_bias import Candidate, candidates, compare_gradients
 from metajax.training.trainer import train
 from metajax.types import Learner, TaskDistribution
+
+TITLE, FILES = "Estimators of the outer gradient", "gradients"
+"""Of its part of the page of results, and the results that it shows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +126,33 @@ def quadratic_case(settings: Settings) -> Case:
         make, num_tasks=settings.num_tasks, piece=5, num_pairs=settings.num_pairs
     )
     return make("remat"), found, quadratic()
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(path, record)] = records
+    parts = []
+    for case in record["results"]:
+        parts.append(
+            f"Case `{case['case']}` of `benchmarks/gradients.py`, "
+            f"{case['num_tasks']} tasks a step, {case['repeats']} estimates; ± over "
+            "estimates:\n"
+        )
+        rows = [
+            [
+                r["name"],
+                f"{r['cosine']:.3f} ± {r['cosine_half_width']:.3f}",
+                f"{r['cosine_of_mean']:.3f}",
+                f"{r['norm']:.3g}",
+                f"{1000 * r['seconds']:.3g}",
+                f"{r['memory'] / 2**20:.3g}",
+            ]
+            for r in case["rows"]
+        ]
+        header = ["estimator", "cosine", "of the mean", "norm", "ms a step", "MiB"]
+        parts.append(markdown(header, rows))
+        parts.append(picture(path.with_stem(f"gradients-{case['case']}")))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -38,10 +38,14 @@ import optax
 import tyro
 
 from benchmarks import record
+from benchmarks.pages import Named, markdown, picture
 from metajax.evaluation.reports import interval
 from metajax.inner.hypergradient import adam_hd, sgd_hd, sgdn_hd
 from metajax.tasks.images.loaders import from_tfds
 from metajax.types import Array, PyTree
+
+TITLE, FILES = "Hypergradient descent", "hypergradient-*"
+"""Of its part of the page of results, and the results that it shows."""
 
 BATCH_SIZE, WEIGHT_DECAY, MOMENTUM = 128, 1e-4, 0.9
 FAMILIES = ("SGD", "SGDN", "Adam")
@@ -363,6 +367,42 @@ def draw(losses: dict[str, Losses], settings: Settings, path: pathlib.Path) -> N
         title=f"mean of {settings.num_seeds} seeds,\n95 % interval",
     )
     figure.savefig(path, dpi=130)
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    parts = [
+        "Validation loss in nats of a logistic regression after training from several "
+        "initial rates, mean over seeds; ± over seeds, and for the gain over paired "
+        "seeds.\n"
+    ]
+    for path, result in records:
+        settings, results = result["settings"], result["results"]
+        parts.append(
+            f"{settings['data']}, {settings['epochs']} epochs "
+            f"({settings['optimizer_steps']:,} steps), {settings['num_seeds']} seeds:\n"
+        )
+        losses = {
+            (r["optimizer"], r["initial_rate"]): r
+            for r in results
+            if "validation_loss" in r
+        }
+        ranges = {r["optimizer"]: r for r in results if "range_over_rates" in r}
+        rows = []
+        for name, over in ranges.items():
+            row = [name]
+            for rate in settings["rates"]:
+                found = losses[name, rate]
+                row.append(f"{found['validation_loss']:.3f}")
+                if "gain" in found:
+                    gain, width = found["gain"], found["gain_half_width"]
+                    row[-1] += f" (gain {gain:.3f} ± {width:.3f})"
+            width = over["range_over_rates_half_width"]
+            rows.append([*row, f"{over['range_over_rates']:.3f} ± {width:.3f}"])
+        rates = [f"{rate:g}" for rate in settings["rates"]]
+        parts.append(markdown(["from", *rates, "range"], rows))
+        parts.append(picture(path))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ import numpy as np
 import optax
 import tyro
 
+from benchmarks.pages import Named, interval_cell, markdown, picture
 from benchmarks.record import RESULTS, training_settings, write_result
 from metajax.checks import check_choice
 from metajax.evaluation.streams import instance_accuracy
@@ -45,6 +46,9 @@ from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Array, Examples, Learner, PyTree
+
+TITLE, FILES = "Sequences of drawings", "memory-sequences-*"
+"""Of its part of the page of results, and the results that it shows."""
 
 NAME = "memory-sequences"
 WAY, SHOT, SIZE, MOST_SHIFT = 5, 10, 20, 1
@@ -232,6 +236,38 @@ def draw_reads(learner: Learner, meta_params: PyTree, sequence: Examples) -> Non
         axes.set_ylabel(f"head {head + 1}\nclass")
     panels[-1].set_xlabel("slot of the memory")
     figure.savefig(pathlib.Path(RESULTS) / f"{NAME}-reads.png", dpi=110)
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    parts = [
+        "Omniglot in 20 x 20 pixels, 5 classes with 10 drawings each in random order: "
+        "accuracy in percent at the n-th drawing of a class, which is named before its "
+        "class is told. See `benchmarks/memory_sequences.py`.\n"
+    ]
+    shown = (1, 2, 3, 4, 5, 10)
+    for path, record in records:
+        settings, rows = record["settings"], []
+        for r in record["results"]:
+            numbers = zip(r["mean"], r["half_width"], strict=True)
+            each = [
+                interval_cell({"mean": m, "half_width": w}, 1, 100) for m, w in numbers
+            ]
+            rows.append([r["learner"], *(each[n - 1] for n in shown)])
+            if "published" in r:
+                found = {int(n): 100 * v for n, v in r["published"].items()}
+                row = [f"{found[n]:.1f}" if n in found else "" for n in shown]
+                rows.append([f"{r['learner']}, published", *row])
+        parts += [
+            f"Split `{settings['split']}`, {settings['outer_steps']:,} steps of "
+            f"{settings['tasks_per_step']} sequences, drawings turned by up to "
+            f"{settings.get('most_turn', 0.0)} radians, seed {settings['seed']}, "
+            f"{record['results'][0]['num_tasks']:,} test sequences:\n",
+            markdown(["learner", *(f"{n}." for n in shown)], rows),
+            picture(path),
+        ]
+    parts.append(picture(records[0][0].with_name("memory-sequences-reads.json")))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ import optax
 import tyro
 
 from benchmarks.intervals import interval
+from benchmarks.pages import Named, interval_cell, markdown
 from benchmarks.record import write_result
 from metajax.learners.gradient.maml import maml
 from metajax.learners.metric.prototypical import prototypical
@@ -67,6 +68,9 @@ from metajax.tasks.tables.molecules import (
 )
 from metajax.training.trainer import train
 from metajax.types import Array, Examples, Learner, PyTree
+
+TITLE, FILES = "Few-shot assays of molecules", "molecules-*"
+"""Of its part of the page of results, and the results that it shows."""
 
 NUM_HELD_OUT = {"tox21": 3, "sider": 6, "muv": 5}
 PUBLISHED = {
@@ -455,6 +459,65 @@ def draw(
         ]
     )
     return support, np.setdiff1d(np.flatnonzero(labels >= 0), support)
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    parts = [
+        "ROC-AUC in percent after 10 active and 10 inactive molecules of a held-out "
+        "assay, on all others that it measured; mean over assays, support draws and "
+        "training seeds. ± and differences are over draws, which share their "
+        "molecules; in brackets, the half-width over assays, which are few, and on how "
+        "many of them it is better. Seeds: standard deviation. Published: graph "
+        "networks, mean and standard deviation, see `benchmarks/molecules.py`. The "
+        "frequent hitter and `joint` ignore the support set.\n"
+    ]
+    for _, record in records:
+        settings, results = record["settings"], record["results"]
+        assays = settings["test_assays"]
+        molecules = "other molecules than in training" if settings["apart"] else "all"
+        parts.append(
+            f"{settings['data']}, {settings['fingerprint']} fingerprints, "
+            f"molecules: {molecules}; {len(settings['train_assays'])} assays to train "
+            f"on, {settings['num_draws']} draws, {settings['num_seeds']} seeds:\n"
+        )
+        baselines = list(results[0]["above"])
+        rows = []
+        for r in results:
+            if r["assay"] == "all":
+                seeds, published = r["deviation_over_seeds"], r.get("published")
+                row = [
+                    r["method"],
+                    interval_cell(r, 1, 100),
+                    "" if seeds is None else f"{100 * seeds:.1f}",
+                    "" if published is None else "{:.1f} ({:.1f})".format(*published),
+                ]
+                for baseline in baselines:
+                    above = r["above"].get(baseline)
+                    row.append("")
+                    if above is not None:
+                        width = 100 * above["half_width_over_assays"]
+                        row[-1] = (
+                            f"{interval_cell(above, 1, 100)} ({width:.1f}; "
+                            f"{above['better_on']} of {len(assays)})"
+                        )
+                rows.append(row)
+        above = [f"above {baseline}" for baseline in baselines]
+        header = ["method", "ROC-AUC", "seeds", "published", *above]
+        parts.append(markdown(header, rows))
+        rows = [
+            [
+                method,
+                *(
+                    interval_cell(r, 1, 100)
+                    for r in results
+                    if r["method"] == method and r["assay"] != "all"
+                ),
+            ]
+            for method in dict.fromkeys(r["method"] for r in results)
+        ]
+        parts.append(markdown(["each assay", *assays], rows))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

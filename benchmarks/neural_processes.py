@@ -33,6 +33,7 @@ import tyro
 
 from benchmarks.images import READERS
 from benchmarks.intervals import interval
+from benchmarks.pages import Named, interval_cell, markdown, picture
 from benchmarks.record import RESULTS, training_settings, write_result
 from metajax.distributions import Gaussian, moments
 from metajax.evaluation.bank import bank_task, evaluate
@@ -51,6 +52,9 @@ from metajax.tasks.images.class_table import ClassTable
 from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Array, Examples, Learner, PyTree, Task, TaskDistribution
+
+TITLE, FILES = "Neural processes", "neural-processes"
+"""Of its part of the page of results, and the results that it shows."""
 
 NAME = "neural-processes"
 EXACT = "exact posterior"
@@ -373,6 +377,54 @@ def draw_images(
                 for axes, title in zip(row, [*titles, "image"], strict=True):
                     axes.set_title(title, fontsize=8)
     figure.savefig(pathlib.Path(RESULTS) / f"{NAME}-images.png", dpi=110)
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    of_curves = [r for r in results if r["part"] == "curves"]
+    rows = [
+        [
+            r["learner"],
+            interval_cell(r, 3),
+            interval_cell(r["gap"], 3) if "gap" in r else "",
+            f"{100 * r['gap']['share_of_tasks_above']:.1f} %" if "gap" in r else "",
+            f"{r['mse']:.4f}",
+        ]
+        for r in of_curves
+    ]
+    header = ["learner", "log likelihood", "gap", "tasks above it", "squared error"]
+    low, high = settings["shot"]
+    parts = [
+        "Log likelihood of a target in nats, after "
+        f"{low} to {high} points of a draw of a Gaussian process (RBF kernel, length "
+        f"scale {settings['length_scale']:g}, noise {settings['noise']:g}), "
+        f"{settings['num_test_tasks']:,} test tasks of {settings['num_queries']} "
+        "targets, one seed; and by how much it is below that of the exact posterior, "
+        "target by target, paired.\n",
+        markdown(header, rows),
+        picture(path),
+    ]
+    of_images = [r for r in results if r["part"] == "images"]
+    if of_images:
+        pixels = settings["shown_pixels"]
+        found = {(r["data"], r["learner"], r["pixels"]): r for r in of_images}
+        rows = [
+            [data, name, *(interval_cell(found[data, name, p], 3) for p in pixels)]
+            for data, name in dict.fromkeys(
+                (r["data"], r["learner"]) for r in of_images
+            )
+        ]
+        header = ["images", "learner", *(f"{p} pixels" for p in pixels)]
+        parts += [
+            "Log likelihood of a pixel in nats, at most 1.38, after some pixels of "
+            f"28 x 28, {settings['num_test_images']} images of each set; trained on "
+            "other characters of Omniglot:\n",
+            markdown(header, rows),
+            picture(path.with_stem(f"{path.stem}-images")),
+        ]
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from flax import linen as nn
 from optax.contrib import MuonDimensionNumbers, muon
 
 from benchmarks.intervals import interval, signs
+from benchmarks.pages import Named, interval_cell, markdown, signs_cell
 from benchmarks.pmlb import group_of, read_tables
 from benchmarks.record import training_settings, write_result
 from metajax.learners.memory.in_context import in_context
@@ -44,6 +45,9 @@ from metajax.tasks.tables.tables import Table
 from metajax.tasks.tables.tabular_prior import tabular_prior
 from metajax.training.trainer import train
 from metajax.types import Array, Learner, PyTree, Task
+
+TITLE, FILES = "A network fitted to a prior over tables", "prior-fitted"
+"""Of its part of the page of results, and the results that it shows."""
 
 NAME, OURS = "prior-fitted", "prior-fitted"
 WAY, ROWS, COLUMNS, NUM_QUERIES = 10, (20, 200), 34, 50
@@ -276,6 +280,28 @@ def compare(scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         print({k: v for k, v in row.items() if k != "tables"}, flush=True)
         rows.append(row)
     return rows
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(_, record)] = records
+    settings, rows = record["settings"], []
+    for r in sorted(record["results"], key=lambda r: r["mean_rank"]):
+        row = [r["method"], f"{r['mean_rank']:.2f}", interval_cell(r, 2, 100), ""]
+        if "prior_fitted_is_higher_by" in r:
+            found = r["prior_fitted_is_higher_by"]
+            row[-1] = f"{interval_cell(found, 2, 100)} ({signs_cell(found)})"
+        rows.append(row)
+    text = (
+        f"{len(settings['tables'])} tables of PMLB, {settings['tasks_per_table']} "
+        "support sets of 20 to 200 rows each; accuracy in percent, ± over tables, "
+        "differences paired, with how many tables are better and worse. The network "
+        f"({settings['layers']} layers of {settings['size']}) was trained on "
+        f"{settings['outer_steps'] * settings['tasks_per_step']:,} random tables and "
+        "on no real one. See `benchmarks/prior_fitted.py`.\n\n"
+    )
+    header = ["method", "mean rank", "accuracy", "prior-fitted is higher by"]
+    return text + markdown(header, rows)
 
 
 if __name__ == "__main__":

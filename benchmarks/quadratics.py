@@ -23,6 +23,7 @@ import optax
 import scipy.optimize
 import tyro
 
+from benchmarks.pages import Named, interval_cell, markdown, picture
 from benchmarks.record import RESULTS, write_result
 from metajax.evaluation.bank import bank_task
 from metajax.inner.learned_optimizer import HyperParameter, learned
@@ -32,6 +33,9 @@ from metajax.tasks.functions.quadratic import linear, quadratic, row_loss
 from metajax.training.outer_gradients import truncated
 from metajax.training.trainer import train
 from metajax.types import Array, Learner, PyTree, Task
+
+TITLE, FILES = "Learned optimizers on random quadratics", "quadratics"
+"""Of its part of the page of results, and the results that it shows."""
 
 BASELINES = {
     "SGD": optax.sgd,
@@ -264,6 +268,47 @@ def draw(rows: list[dict]) -> None:
     axes.legend()
     figure.savefig(RESULTS / "quadratics.png", dpi=120)
     plt.close(figure)
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    tuned = [r for r in results if r["experiment"] == "tuned optimizers"]
+    rows = [
+        [
+            r["optimizer"],
+            "learned" if r["rate"] is None else f"{r['rate']:.3g}",
+            interval_cell(r, 4),
+            f"{r['median']:.4f}",
+            ""
+            if r["rate"] is None
+            else f"{r['worse_than_lstm']:.4f} ± {r['worse_than_lstm_half_width']:.4f}",
+        ]
+        for r in tuned
+    ]
+    found = [r for r in results if r["experiment"] == "learned rate"]
+    rates = [
+        [
+            r["inner_steps"],
+            f"{r['learned']:.6f}",
+            f"{r['searched']:.6f}",
+            f"{r['difference']:.0e}",
+        ]
+        for r in found
+    ]
+    return "\n".join(
+        [
+            f"The value after {settings['inner_steps']} steps on "
+            f"{settings['num_test_tasks']} fresh problems in {settings['dim']} "
+            "dimensions; rates are the best of a grid on other problems.\n",
+            markdown(["optimizer", "rate", "mean", "median", "above the LSTM"], rows),
+            picture(path),
+            "The best rate for k steps of SGD, learned through the steps, against a "
+            "search on the same problems:\n",
+            markdown(["k", "learned", "searched", "difference"], rates),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import optax
 import tyro
 
 from benchmarks.calibrated import calibrated
+from benchmarks.pages import Named, beside_reference
 from benchmarks.record import training_settings, write_result
 from metajax.checks import check_choice
 from metajax.evaluation.bank import evaluate
@@ -41,6 +42,9 @@ from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.omniglot import omniglot
 from metajax.training.trainer import train
 from metajax.types import Learner, PyTree
+
+TITLE, FILES = "Networks that learn as they read", "readers"
+"""Of its part of the page of results, and the results that it shows."""
 
 NAME, REFERENCE = "readers", "prototypical"
 WAY, SHOTS = 5, (1, 5)
@@ -176,6 +180,22 @@ def row(name: str, shot: int, report: Report) -> dict[str, Any]:
         "half_width": report.half_width["accuracy"],
         "nll": report.mean["nll"],
     }
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(_, record)] = records
+    settings = record["settings"]
+    text = (
+        "Omniglot's images as embeddings of Prototypical Networks "
+        f"({settings['embedding_steps']:,} steps of a "
+        f"{settings['embedding_way']}-way 1-shot task), {settings['num_test_tasks']:,} "
+        f"tasks with 15 queries. A step has {settings['tasks_per_step']} 5-way tasks "
+        f"of 1 to 5 shots with {settings['num_queries']} queries; one seed. In "
+        "brackets, how much better than `prototypical` on the same tasks. See "
+        "`benchmarks/readers.py`.\n\n"
+    )
+    return text + beside_reference(record["results"])
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ import optax
 import tyro
 
 from benchmarks.intervals import interval
+from benchmarks.pages import Named, interval_cell, markdown
 from benchmarks.record import write_result
 from metajax.evaluation.bank import VALIDATION_SEED, evaluate
 from metajax.evaluation.reports import Report, across_seeds, compare
@@ -44,6 +45,9 @@ from metajax.objectives import squared_error
 from metajax.tasks.functions.sequences import SequenceSinusoid, sequence_sinusoid
 from metajax.training.trainer import train
 from metajax.types import Array, Learner
+
+TITLE, FILES = "Sequences: an LSTM that generates an LSTM", "sequences"
+"""Of its part of the page of results, and the results that it shows."""
 
 REFERENCE = "generator"
 
@@ -110,13 +114,13 @@ def learners(settings: Settings) -> dict[str, Learner]:
         model,
         inner,
         hidden_sizes=(settings.encoder_hidden,),
-        objective=squared_error,
+        num_outputs=1,
     )
     return {
-        REFERENCE: make_generator(steps=settings.inner_steps),
-        "generator, 0 steps": make_generator(steps=0),
-        "maml": make_maml(steps=settings.inner_steps),
-        "joint": make_maml(steps=0),
+        REFERENCE: make_generator(inner_steps=settings.inner_steps),
+        "generator, 0 steps": make_generator(inner_steps=0),
+        "maml": make_maml(inner_steps=settings.inner_steps),
+        "joint": make_maml(inner_steps=0),
     }
 
 
@@ -240,6 +244,30 @@ def summary(reports: dict[str, list[Report]]) -> list[dict[str, Any]]:
                 }
             rows.append(row)
     return rows
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(_, record)] = records
+    settings, results = record["settings"], record["results"]
+    rows = []
+    for r in results:
+        if "seed" in r:
+            continue
+        differences = [
+            f"{one['difference']:.4f} ± {one['difference_half_width']:.4f}"
+            for one in results
+            if one["learner"] == r["learner"] and "difference" in one
+        ]
+        rows.append([r["learner"], interval_cell(r, 4), ", ".join(differences)])
+    text = (
+        "Mean squared error of the next value of noisy sinusoids, with "
+        f"{settings['shot']} support sequences of {settings['length']} values, "
+        f"{settings['num_test_tasks']} test tasks and {settings['num_seeds']} seeds; ± "
+        "over seeds (`known task`: over tasks). Differences are paired, one for each "
+        "seed, and negative where the generator is better.\n\n"
+    )
+    return text + markdown(["learner", "error", "generator less this"], rows)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 import tyro
 
+from benchmarks.pages import Named, interval_cell, markdown
 from benchmarks.record import write_result
 from metajax.evaluation.bank import evaluate
 from metajax.filters import everything, only
@@ -32,6 +33,9 @@ from metajax.objectives import squared_error
 from metajax.tasks.functions.sinusoid import sinusoid
 from metajax.training.trainer import train
 from metajax.types import Learner
+
+TITLE, FILES = "Sinusoids after one and ten inner steps", "sinusoid-*"
+"""Of its part of the page of results, and the results that it shows."""
 
 DIVERGED = 25.0
 
@@ -119,6 +123,34 @@ def make_learner(settings: Settings, eval_steps: int | None = None) -> Learner:
     gradient: GradientMode = "first_order" if settings.learner == "fomaml" else "remat"
     adapts = only("head") if settings.learner == "anil" else everything
     return maml(model, inner, gradient=gradient, adapts=adapts, **common)
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    rows = []
+    for _, record in records:
+        one, last = record["results"][1], record["results"][-1]
+        if "median" not in last:
+            continue
+        settings = record["settings"]
+        rows.append(
+            [
+                settings["learner"],
+                settings["seed"],
+                interval_cell(one, 3),
+                f"{one['median']:.3f}",
+                interval_cell(last, 3),
+                f"{last['median']:.3f}",
+                f"{100 * last['diverged']:.1f} %",
+            ]
+        )
+    text = (
+        "Trained for one inner step; 10 points, 2000 test tasks. A task has diverged "
+        "if its squared error is above 25, the square of the largest amplitude; one "
+        "such task may be the mean by itself.\n\n"
+    )
+    header = ["learner", "seed", "1 step", "median", "10 steps", "median", "diverged"]
+    return text + markdown(header, rows)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ import tyro
 
 from benchmarks.intervals import interval, signs
 from benchmarks.kernel_svm import compare, deal, draw
+from benchmarks.pages import Named, Record, interval_cell, markdown, picture, signs_cell
 from benchmarks.pmlb import read_tables
 from benchmarks.record import RESULTS, write_result
 from metajax.builders.decision_tree import decide, depth_of
@@ -56,6 +57,9 @@ from metajax.tasks.tables.table_tasks import RowTasks, row_tasks
 from metajax.tasks.tables.tables import Table
 from metajax.training.trainer import train
 from metajax.types import Learner, PyTree, Task, TaskDistribution
+
+TITLE, FILES = "Soft decision trees, hardened", "soft-trees"
+"""Of its part of the page of results, and the results that it shows."""
 
 ROWS, NUM_QUERIES, CLASSES = (5, 50), 30, 5
 SIZES = ((5, 15), (16, 30), (31, 50))
@@ -361,6 +365,66 @@ def draw_tree(learner: Learner, meta_params: PyTree, bank: Task, table: Table) -
         tree,
         column_names=table.column_names,
         class_names=table.class_names,
+    )
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    of_part: dict[str, list[Record]] = {}
+    for r in results:
+        of_part.setdefault(r["part"], []).append(r)
+    rows = []
+    for r in of_part["methods"]:
+        row = [r["method"], interval_cell(r, 2, 100), ""]
+        if "learned_is_higher_by" in r:
+            found = r["learned_is_higher_by"]
+            row[-1] = f"{interval_cell(found, 2, 100)} ({signs_cell(found)})"
+        rows.append(row)
+    sizes = []
+    for r in of_part["sizes"]:
+        found = r["learned_is_higher_by"]
+        sizes.append(
+            [
+                "{} to {}".format(*r["rows"]),
+                interval_cell(r, 2, 100),
+                f"{interval_cell(found, 2, 100)} ({signs_cell(found)})",
+            ]
+        )
+    folds = [
+        [
+            r["fold"],
+            r["method"],
+            f"{r['expected_depth']:.2f}",
+            f"{r['hard_depth']:.2f}",
+            ", ".join(f"{gate:.2f}" for gate in r["learned"]["depth_gates"]),
+            *(
+                f"{r['learned'][name]:.2f}"
+                for name in ("min_mass", "penalty", "smoothing", "temperature")
+            ),
+        ]
+        for r in of_part["fold"]
+    ]
+    header = ["fold", "tree", "expected depth", "hard depth", "gates"]
+    header += ["least rows", "penalty", "smoothing", "temperature"]
+    return "\n".join(
+        [
+            f"Accuracy in percent on PMLB's tables in {settings['folds']} folds, tasks "
+            f"of 5 to 50 support rows, {settings['tasks_per_table']} of each table, "
+            f"trees of at most {settings['depth']} levels; ± over tables, differences "
+            "paired, with how many tables are better and worse. What is compared is "
+            "said in `benchmarks/soft_trees.py`.\n",
+            markdown(["method", "accuracy", "learned is higher by"], rows),
+            "The learned tree, hardened, against CART of the same depth, by support "
+            "rows:\n",
+            markdown(["rows", "accuracy", "higher than CART by"], sizes),
+            "What was learned: depth of the soft tree in the mean over query rows, "
+            "that of the hard one, probabilities to go on at each level before what "
+            "the node adds, and the numbers of `metajax.learners.soft_tree`:\n",
+            markdown(header, folds),
+            picture(path),
+        ]
     )
 
 

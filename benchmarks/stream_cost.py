@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import tyro
 
+from benchmarks.pages import Named, markdown, picture
 from benchmarks.record import RESULTS, write_result
 from metajax.checks import check_choice
 from metajax.learners.memory.class_np import class_np
@@ -33,6 +34,9 @@ from metajax.learners.memory.snail import snail
 from metajax.learners.metric.prototypical import prototypical
 from metajax.models.networks import identity, mlp
 from metajax.types import Examples, Learner, Task
+
+TITLE, FILES = "The cost of a long support set", "stream-cost"
+"""Of its part of the page of results, and the results that it shows."""
 
 NAME, WAY, COLUMNS, NUM_QUERIES = "stream-cost", 5, 64, 100
 MAKERS: dict[str, Callable[[int], Learner]] = {
@@ -127,6 +131,26 @@ def draw(rows: list[dict[str, Any]]) -> None:
         axes.grid(alpha=0.3)
     panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(pathlib.Path(RESULTS) / f"{NAME}.png", dpi=110)
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    lengths = settings["lengths"]
+    rows = []
+    for name in dict.fromkeys(r["learner"] for r in results):
+        of_learner = [r for r in results if r["learner"] == name]
+        row = [name, *(f"{1e3 * r['adapt_s']:.2f}" for r in of_learner)]
+        row.append(f"{1e3 * of_learner[-1]['answer_s']:.2f}")
+        rows.append([*row, f"{of_learner[-1]['compile_s']:.1f}"])
+    text = (
+        "Milliseconds to adapt to a support set in one compiled call, those to answer "
+        f"100 queries after {lengths[-1]:,} examples, and seconds to compile for that "
+        f"many, on {record['device']}. See `benchmarks/stream_cost.py`.\n\n"
+    )
+    header = ["learner", *(f"{length:,}" for length in lengths), "answer", "compile"]
+    return text + "\n".join([markdown(header, rows), picture(path)])
 
 
 if __name__ == "__main__":

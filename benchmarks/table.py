@@ -1,9 +1,4 @@
-"""Writes the README's results table from the committed JSON files.
-
-It has the results that stand beside published ones; `benchmarks.results_page` has all.
-
-    python -m benchmarks.table           # rewrite README.md between its two markers
-    python -m benchmarks.table --check   # fail if that would change it
+"""The table of results that the README and the page of results show.
 
 Each line is one protocol. "Ours" is the mean over tasks with the half-width of its 95 %
 interval; with several training seeds it is the mean over seeds, the mean half-width,
@@ -15,11 +10,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from benchmarks.pages import rewrite_or_check
 from benchmarks.record import RESULTS
-
-README = pathlib.Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
 
 # What others report of training and testing on the same images:
 # (learner, images, way, shot, queries) -> text with its kind.
@@ -70,14 +61,6 @@ class Line(NamedTuple):
 
     protocol: Protocol
     results: list[dict[str, Any]]
-
-
-def main() -> None:
-    """Rewrites or checks the README."""
-    before, rest = README.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    text = f"{before}{BEGIN}\n{table(only_published=True)}{END}{after}"
-    rewrite_or_check(README, text, "benchmarks.table", __doc__)
 
 
 def table(folder: pathlib.Path = RESULTS, *, only_published: bool = False) -> str:
@@ -197,7 +180,3 @@ def _order(line: Line) -> tuple:
         of.shot,
         of.setting,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -23,6 +23,7 @@ import optax
 import tyro
 
 from benchmarks.intervals import interval
+from benchmarks.pages import Named, interval_cell, markdown
 from benchmarks.record import write_result
 from metajax.evaluation.bank import bank_task, evaluate
 from metajax.learners.gradient.maml import maml
@@ -31,6 +32,9 @@ from metajax.models.networks import mlp
 from metajax.tasks.tables.synthetic_table import synthetic_table
 from metajax.training.trainer import train
 from metajax.types import TaskDistribution
+
+TITLE, FILES = "A meta neural network on synthetic tables", "tables-*"
+"""Of its part of the page of results, and the results that it shows."""
 
 TEST_SEED, TUNING_SEED = 0, 1
 REGULARISATIONS = [float(v) for v in 10.0 ** np.arange(-4, 3)]
@@ -153,6 +157,34 @@ def score(
         queries = (np.asarray(task.query.x) - center) / scale
         accuracies.append(model.score(queries, np.asarray(task.query.y)))
     return np.asarray(accuracies)
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    parts = [
+        "Accuracy in percent on 500 held-out tasks of two classes, 20 columns and 32 "
+        "support rows; differences are paired.\n"
+    ]
+    for _, record in records:
+        family = record["settings"]["family"]
+        what = "draw everything anew" if family is None else "are of one family"
+        parts.append(f"Tasks that {what}:\n")
+        rows = [
+            [
+                r["method"],
+                interval_cell(r, 2, 100),
+                *(
+                    interval_cell(r[f"{ours}_is_better_by"], 2, 100)
+                    if f"{ours}_is_better_by" in r
+                    else ""
+                    for ours in ("maml", "meta-sgd")
+                ),
+            ]
+            for r in record["results"]
+        ]
+        header = ["method", "accuracy", "MAML is better by", "Meta-SGD is better by"]
+        parts.append(markdown(header, rows))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ import tyro
 from benchmarks import kernel_svm, recommend_trees
 from benchmarks.images import READERS
 from benchmarks.intervals import interval, signs
+from benchmarks.pages import Named, interval_cell, markdown, picture, signs_cell
 from benchmarks.pmlb import read_tables
 from benchmarks.recommend_trees import describe, pack
 from benchmarks.record import RESULTS, write_result
@@ -73,6 +74,9 @@ from metajax.tasks.tables.table_pairs import TablePairs, table_pairs
 from metajax.tasks.tables.tables import Table
 from metajax.training.trainer import train
 from metajax.types import Examples, Learner, Model, PyTree
+
+TITLE, FILES = "Maps of tasks", "task-map"
+"""Of its part of the page of results, and the results that it shows."""
 
 WAY, SHOT = 3, 10
 ROWS, MAX_COLUMNS = (20, 200), 24
@@ -523,6 +527,51 @@ def warm_start(
                 row["lower_than_meta_features_by"] = interval(lower) | signs(lower)
             print(row, flush=True)
             yield row
+
+
+def section(records: Named) -> str:
+    """Its part of the page of results."""
+    [(path, record)] = records
+    settings, results = record["settings"], record["results"]
+    texts = {
+        "domain": (
+            "Six domains of images; reference tasks have other classes of the domain; "
+            "± over domains:\n"
+        ),
+        "alphabet": "The same for alphabets of Omniglot; ± over alphabets:\n",
+        "table": (
+            f"Samples of {settings['folds']} folds of held-out PMLB tables, to be "
+            "found among those of their fold; ± over tables:\n"
+        ),
+    }
+    parts = [
+        "Accuracy in percent with which the nearest reference task says where a task "
+        "is from; what is compared is said in `benchmarks/task_map.py`.\n"
+    ]
+    for of, text in texts.items():
+        found = [r for r in results if r.get("of") == of]
+        rows = [[r["representation"], interval_cell(r, 1, 100)] for r in found]
+        rows.append(["chance", f"{100 * found[0]['chance']:.1f}"])
+        parts += [text, markdown(["representation", "accuracy"], rows)]
+    pairs = {r["metric"]: r for r in results if r["part"] == "pairs"}
+    parts += [
+        "Dataset2Vec, asked whether two samples are of one held-out table, is right in "
+        f"{interval_cell(pairs['accuracy'], 1, 100)} % of balanced pairs, at "
+        f"{interval_cell(pairs['nll'], 3)} nats; ± over folds.\n",
+        picture(path),
+        "The warm start of decision trees (see above) by other features of tasks; "
+        "normalised regret, ± over tables, differences paired:\n",
+    ]
+    rows = []
+    for r in results:
+        if r["part"] == "warm start":
+            row = [r["trials"], r["features"], interval_cell(r, 3), ""]
+            if "lower_than_meta_features_by" in r:
+                lower = r["lower_than_meta_features_by"]
+                row[-1] = f"{interval_cell(lower, 3)} ({signs_cell(lower)})"
+            rows.append(row)
+    header = ["trials", "features", "regret", "lower than by meta-features"]
+    return "\n".join([*parts, markdown(header, rows)])
 
 
 if __name__ == "__main__":

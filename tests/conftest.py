@@ -1,5 +1,8 @@
 """Strict settings for every test, and the fixtures they share."""
 
+import contextlib
+import ctypes
+import gc
 import os
 import pathlib
 import tempfile
@@ -14,8 +17,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # passes. `XLA_FLAGS=' ' .ci/run` tests with those, as users have them.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1",
 )
 
 # However many cores a machine has: the same program, and so the same bits.
@@ -31,11 +33,38 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _forget_programs():
-    """Drops the compiled programs of a file behind it: all together take gigabytes."""
-    yield
+MOST_MEMORY = 0.8 * 2**30  # of a process, in bytes, before programs are let go
+
+
+def _memory() -> int:
+    """Bytes that this process holds; 0 where the system does not say."""
+    try:
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _forget_programs() -> None:
     jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs_of_a_file():
+    """Drops the compiled programs of a file after it: all together take gigabytes."""
+    yield
+    _forget_programs()
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs_in_time():
+    """Drops them within a file, too, when they take more than a laptop can spare."""
+    yield
+    if _memory() > MOST_MEMORY:
+        _forget_programs()
 
 
 @pytest.fixture

@@ -225,7 +225,7 @@ def test_memory_sequences(tmp_path, monkeypatch):
     monkeypatch.setattr(memory_sequences, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(memory_sequences, "omniglot", few_characters)
-    sizes = {"way": 5, "hidden": 4}
+    sizes = {"way": 5, "hidden_size": 4}
     makers = {
         "lstm": lambda: metajax.learners.lstm_learner(
             metajax.models.identity(), **sizes

@@ -18,7 +18,7 @@ def test_code_runs_as_it_stands(capsys, key):
     assert "accuracy" in capsys.readouterr().out
     assert namespace["logits"].shape == (25, 5)
     # The learner of the README honours the contract.
-    model = namespace["metajax"].mlp(4, hidden_sizes=(8,))
+    model = namespace["metajax"].models.mlp(4, hidden_sizes=(8,))
     learner = namespace["nearest_mean"](model, 3)
     task = namespace["my_tasks"](key)
     params = learner.init(key, task)
@@ -32,7 +32,7 @@ def test_example_is_short():
     assert sum(bool(line.strip()) for line in example.splitlines()) <= 15
 
 
-def test_table_is_made_from_the_results():
-    command = [sys.executable, "-m", "benchmarks.table", "--check"]
+def test_tables_are_made_from_docstrings_and_results():
+    command = [sys.executable, "-m", "benchmarks.readme", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

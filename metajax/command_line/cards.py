@@ -3,21 +3,34 @@
 import inspect
 import re
 
-from metajax.command_line.catalogue import LEARNERS, MODELS, TASKS, Constructor
+from metajax.command_line.catalogue import Constructor
 
-__all__ = ["choices_in", "paper", "papers", "title"]
+__all__ = ["choices_in", "choose_it", "link", "paper", "papers", "title"]
 
 
 def title(constructor: Constructor) -> str:
-    """What a constructor is about, in one line.
+    """Says what a constructor is about, in one line.
 
-    It is the first line of its module, or that of its own docstring if the module has
-    several constructors.
+    It is the first line of its module, or that of its own docstring if the module is
+    not named after it.
     """
-    owners = [*LEARNERS.values(), *MODELS.values(), *TASKS.values()]
-    is_alone = [c.__module__ for c in owners].count(constructor.__module__) == 1
-    source = inspect.getmodule(constructor) if is_alone else constructor
-    return (inspect.getdoc(source) or "").split("\n", 1)[0]
+    module = inspect.getmodule(constructor)
+    is_own = constructor.__module__.endswith(f".{constructor.__name__}")
+    return (inspect.getdoc(module if is_own else constructor) or "").split("\n", 1)[0]
+
+
+def link(constructor: Constructor) -> str:
+    """Gives the first address that the module of a constructor cites, or nothing."""
+    text = inspect.getdoc(inspect.getmodule(constructor)) or ""
+    found = re.search(r"https?://[^\s,;)]+[^\s,;).]", text)
+    return found[0] if found else ""
+
+
+def choose_it(constructor: Constructor) -> str:
+    """Says when to choose a learner: the first clause of "Choose it ..."."""
+    words = " ".join((inspect.getdoc(constructor) or "").split())
+    found = re.search(r"Choose it (.+?)(?:[:;] |\. |\.$)", words)
+    return found[1] if found else ""
 
 
 def paper(text: str | None) -> str:

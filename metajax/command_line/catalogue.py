@@ -30,6 +30,7 @@ __all__ = [
     "hints_of",
     "is_for_classes",
     "is_for_numbers",
+    "is_learner",
     "takes",
 ]
 
@@ -67,17 +68,23 @@ def has_one_way(learner: Constructor) -> bool:
     return "way" in parameters and parameters["way"].default != "support"
 
 
-def _is_listed(value: Any) -> bool:
-    """Whether it is a learner of single tasks, and not of pairs of tables."""
+def is_learner(value: Any) -> bool:
+    """Whether it is the constructor of a learner."""
     return (
         inspect.isfunction(value)
         and inspect.signature(value).return_annotation is Learner
-        and any(takes(value, name) for name in ("model", "way", "num_outputs"))
     )
 
 
+def _is_of_single_tasks(learner: Constructor) -> bool:
+    """Whether it learns tasks, and not pairs of tables."""
+    return any(takes(learner, name) for name in ("model", "way", "num_outputs"))
+
+
 LEARNERS: dict[str, Constructor] = {
-    name: value for name, value in vars(learners).items() if _is_listed(value)
+    name: value
+    for name, value in vars(learners).items()
+    if is_learner(value) and _is_of_single_tasks(value)
 }
 MODELS: dict[str, Constructor] = {
     "conv4": conv4,

@@ -148,11 +148,10 @@ def test_regression_targets(key):
     tasks = metajax.tasks.sinusoid(shot=4, num_queries=3)
     learner = metajax.learners.in_context(
         metajax.models.identity(),
-        way=None,
+        num_outputs=1,
         token_size=8,
         layers=1,
         heads=2,
-        objective=metajax.objectives.squared_error,
     )
     task = tasks(key)
     params = learner.init(key, task)
@@ -237,6 +236,7 @@ def _echo(**changes) -> Learner:
     )
     arguments = {
         "way": 2,
+        "num_outputs": None,
         "objective": metajax.objectives.cross_entropy,
         "trains_on": "query",
     }
@@ -245,12 +245,28 @@ def _echo(**changes) -> Learner:
 
 BAD = {
     "objective": (
-        lambda: metajax.learners.lstm_learner(metajax.models.identity(), way=None),
-        "way=None means regression targets, and the objective is cross_entropy",
+        lambda: metajax.learners.lstm_learner(
+            metajax.models.identity(),
+            num_outputs=2,
+            objective=metajax.objectives.cross_entropy,
+        ),
+        "`num_outputs` is 2, .* and the objective is cross_entropy; give `way`",
+    ),
+    "neither": (
+        lambda: metajax.learners.lstm_learner(metajax.models.identity()),
+        "Give either `way`, .* or `num_outputs`, .* got None and None",
+    ),
+    "both": (
+        lambda: metajax.learners.mann(metajax.models.identity(), way=2, num_outputs=2),
+        "Give either `way`, .* or `num_outputs`, .* got 2 and 2",
+    ),
+    "numbers": (
+        lambda: metajax.learners.mann(metajax.models.identity(), num_outputs=0),
+        "`num_outputs` must be an integer of at least 1, got 0",
     ),
     "way": (
         lambda: metajax.learners.mann(metajax.models.identity(), way=0),
-        "`way` must be None or",
+        "`way` must be an integer of at least 1, got 0",
     ),
     "trains on": (
         lambda: metajax.learners.mann(
@@ -288,8 +304,8 @@ def test_bad_targets_and_sizes(key):
         learner.predict(learner.adapt(params, sequence), jnp.zeros((2, 9)))
     with pytest.raises(ValueError, match=r"`way` is 3 and .* regression targets"):
         learner.adapt(params, sequence._replace(y=jnp.zeros((6, 1))))
-    of_numbers = _echo(way=None, objective=metajax.objectives.squared_error)
-    with pytest.raises(ValueError, match=r"`way` is None and .* class labels"):
+    of_numbers = _echo(way=None, num_outputs=1)
+    with pytest.raises(ValueError, match="are integers, so class labels: give `way`"):
         of_numbers.init(key, task)
 
 

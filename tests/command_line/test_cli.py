@@ -193,7 +193,7 @@ def test_evaluate_calibrates_and_takes_more_steps(images, capsys):
     command = ["train", "maml", "mlp", *folder_tasks(images), *TINY, "--run-dir", "run"]
     assert main([*command, "--model.normalization", "calibrated"]) == 0
     capsys.readouterr()
-    assert main("evaluate run --steps 4 --curve --num-tasks 4".split()) == 0
+    assert main("evaluate run --inner-steps 4 --curve --num-tasks 4".split()) == 0
     out = capsys.readouterr().out
     assert "inductive" in out
     assert "│ 4 " in out
@@ -339,13 +339,13 @@ def test_list_names_everything(capsys, monkeypatch):
     out = capsys.readouterr().out
     exported = {
         name
-        for name, value in vars(metajax).items()
+        for name, value in vars(metajax.learners).items()
         if inspect.isfunction(value)
         and inspect.signature(value).return_annotation is metajax.Learner
     }
     assert {"maml", "prototypical"} <= exported
-    # One is made of another learner; the tasks of the other are pairs of tables.
-    assert exported - {"bucketed", "dataset2vec"} == set(catalogue.LEARNERS)
+    # Its tasks are pairs of tables.
+    assert exported - {"dataset2vec"} == set(catalogue.LEARNERS)
     names = [*catalogue.LEARNERS, *catalogue.MODELS, *catalogue.TASKS]
     names += [*unroll.GRADIENT_MODES, *normalization.NORMALIZATIONS]
     rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
@@ -408,7 +408,7 @@ def test_config_survives_json(tasks):
         learner=FORMS["learner"]["maml"](
             inner_optimizer=InnerOptimizer(name="adam"), adapts="only:head"
         ),
-        model=FORMS["model"]["mlp"](hidden=(3, 4)),
+        model=FORMS["model"]["mlp"](hidden_sizes=(3, 4)),
         tasks=values,
         validation=values,
         optimizer=OuterOptimizer(schedule="cosine"),
@@ -420,10 +420,10 @@ def test_config_survives_json(tasks):
 def test_every_learner_is_built_from_json(name):
     tasks = FORMS["tasks"]["synthetic_table"](shot=2, columns=10)
     given = {"num_classes": 2} if name == "baseline" else {}
-    model = FORMS["model"]["mlp"](hidden=(4,), normalization="layer")
-    if name in catalogue.REGRESSION_LEARNERS:
+    model = FORMS["model"]["mlp"](hidden_sizes=(4,), normalization="layer")
+    if catalogue.is_for_numbers(catalogue.LEARNERS[name]):
         tasks = FORMS["tasks"]["gaussian_process"](shot=3)
-    if name in catalogue.LEARNERS_WITHOUT_MODEL:
+    if not catalogue.takes(catalogue.LEARNERS[name], "model"):
         model = FORMS["model"]["identity"]()
     config = resolve(
         Config(
@@ -461,7 +461,7 @@ def test_only_the_head_adapts():
     config = resolve(
         Config(
             learner=FORMS["learner"]["maml"](adapts="only:head"),
-            model=FORMS["model"]["mlp"](hidden=(4,)),
+            model=FORMS["model"]["mlp"](hidden_sizes=(4,)),
             tasks=tasks,
             validation=tasks,
             optimizer=OuterOptimizer(),

@@ -44,7 +44,9 @@ def cheap(monkeypatch):
 
     def conv4(*, features, pooling, normalization):
         del pooling
-        return FORMS["model"]["mlp"](hidden=(features,), normalization=normalization)
+        return FORMS["model"]["mlp"](
+            hidden_sizes=(features,), normalization=normalization
+        )
 
     monkeypatch.setattr(configuration, "build_tasks", build_tasks)
     monkeypatch.setattr(main_job, "build_tasks", build_tasks)

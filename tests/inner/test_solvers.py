@@ -90,7 +90,7 @@ def test_logistic(strength):
     x, y = rows(20, 6)
     signs = 2.0 * np.stack([y, 1 - y], 1) - 1
     found = jax.jit(logistic_dual, static_argnames="iterations")(
-        x @ x.T, signs, strength, steps=8
+        x @ x.T, signs, strength, iterations=8
     )
     model = LogisticRegression(C=1 / strength, fit_intercept=False, tol=1e-10)
     expected = model.fit(x, y).coef_[0]

@@ -254,7 +254,7 @@ def test_mean_loss_of_the_pieces_is_the_loss(name, key):
     learner = SEGMENTED[name]()
     task = sample(key) if "head" in name else constant_task()
     segments = learner.segments
-    assert segments.steps == STEPS
+    assert segments.inner_steps == STEPS
 
     @jax.jit
     def pieces(meta_params):
@@ -284,7 +284,7 @@ def test_pieces_of_a_learned_start_are_warned_of():
 @pytest.mark.parametrize("make", [truncated, pes])
 def test_tasks_stay_until_their_loop_ends_and_loops_are_staggered(make, key):
     learner = quadratic_maml()
-    outer_gradient = make(learner, steps=1, num_tasks=6)
+    outer_gradient = make(learner, inner_steps=1, num_tasks=6)
     task = constant_task()
     params = learner.init(key, task)
     step = jax.jit(outer_gradient.gradient, static_argnums=0)
@@ -323,7 +323,7 @@ def test_training_resumes_to_the_same_bits(name, tmp_path):
             learner,
             sample_centres,
             optax.adam(0.05),
-            steps=steps,
+            inner_steps=steps,
             tasks_per_step=4,
             mesh=None,
             outer_gradient=ESTIMATORS[name](learner),
@@ -359,19 +359,19 @@ ERRORS = {
     ),
     "steps": (
         lambda: truncated(MAML, inner_steps=0, num_tasks=1),
-        "`steps` must be an integer of at least 1, got 0",
+        "`inner_steps` must be an integer of at least 1, got 0",
     ),
     "steps is a bool": (
         lambda: pes(MAML, inner_steps=True, num_tasks=1),
-        "`steps` must be an integer of at least 1, got True",
+        "`inner_steps` must be an integer of at least 1, got True",
     ),
     "longer than the loop": (
         lambda: truncated(MAML, inner_steps=5, num_tasks=1),
-        "`steps` must be at most 4, .* got 5: a piece cannot be longer than the whole",
+        "`inner_steps` must be at most 4, .* got 5: a piece cannot be longer than",
     ),
     "no divisor": (
         lambda: pes(MAML, inner_steps=3, num_tasks=1),
-        r"`steps` must divide the 4 inner steps .* got 3; it can be one of \[1, 2, 4\]",
+        r"`inner_steps` must divide the 4 of .* got 3; it can be one of \[1, 2, 4\]",
     ),
     "num_tasks": (
         lambda: pes(MAML, inner_steps=1, num_tasks=0),
@@ -382,7 +382,7 @@ ERRORS = {
             MAML,
             lambda key: constant_task(),
             optax.sgd(0.1),
-            steps=1,
+            inner_steps=1,
             tasks_per_step=3,
             outer_gradient=pes(MAML, inner_steps=1, num_tasks=2),
             progress=False,

@@ -15,7 +15,7 @@ import optax
 import pytest
 from quadratic import DIM, quadratic, same_bits, sample
 
-from metajax.training import trainer
+from metajax.training import stops
 from metajax.training.checkpoints import load_meta_params
 from metajax.training.run_folder import read_metrics
 from metajax.training.stops import NonFiniteError
@@ -457,12 +457,12 @@ def test_errors(name, tmp_path):
 )
 def test_what_cannot_fit_the_memory_is_not_run(spare, remedy, monkeypatch):
     planned, temporary = 3 * 2**20, 2 * 2**20
-    monkeypatch.setattr(trainer, "planned_memory", lambda program: (planned, temporary))
+    monkeypatch.setattr(stops, "planned_memory", lambda program: (planned, temporary))
     limit = planned - temporary + int(spare * temporary)
-    monkeypatch.setattr(trainer.devices, "memory_limit", lambda: limit)
+    monkeypatch.setattr(stops.devices, "memory_limit", lambda: limit)
     with pytest.raises(MemoryError, match=f"needs 3 MiB, and .* has .* MiB. {remedy}"):
         short_run(LEARNER, steps=1)
-    monkeypatch.setattr(trainer.devices, "memory_limit", lambda: planned)
+    monkeypatch.setattr(stops.devices, "memory_limit", lambda: planned)
     short_run(LEARNER, steps=1)
 
 

@@ -34,7 +34,7 @@ def gradient(learner, task):
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_matches_closed_form(steps):
-    learner, task = quadratic(steps=steps), constant_task()
+    learner, task = quadratic(inner_steps=steps), constant_task()
     decay = (1 - RATES) ** steps
     phi = SUPPORT + decay * (THETA - SUPPORT)
     adapted = learner.adapt(META_PARAMS, task.support)
@@ -47,7 +47,7 @@ def test_matches_closed_form(steps):
 
 def test_first_order_still_learns_the_rates():
     """phi_T = theta - alpha * sum of gradients, and these are constants."""
-    learner, task = quadratic(steps=3, gradient="first_order"), constant_task()
+    learner, task = quadratic(inner_steps=3, gradient="first_order"), constant_task()
     phi = learner.adapt(META_PARAMS, task.support)
     got = gradient(learner, task)(META_PARAMS)
     chex.assert_trees_all_close(got.params, phi - QUERY, rtol=1e-5)

@@ -51,7 +51,7 @@ def rows(num):
 @pytest.mark.parametrize("steps", [2, 5])
 def test_gradient_is_the_way_to_the_solution(steps):
     """And its value the query loss, whose labels the gradient does not see."""
-    learner, task = quadratic(steps=steps), constant_task()
+    learner, task = quadratic(inner_steps=steps), constant_task()
     run = jax.jit(jax.value_and_grad(lambda p, t: learner.loss(p, t)[0]))
     loss, gradient = run(THETA, task)
     decay = (1 - RATE) ** steps

@@ -10,7 +10,6 @@ from learners.entry import WAY, Entry, small_mlp
 
 import metajax
 from metajax.filters import path_names
-from metajax.objectives import squared_error
 from metajax.types import Examples, Task
 
 ENTRIES = {
@@ -93,9 +92,8 @@ def test_it_learns_sinusoids(key):
     tasks = metajax.tasks.sinusoid(shot=10, num_queries=20)
     learner = metajax.learners.hypernetwork(
         metajax.models.mlp(1, hidden_sizes=(32, 32)),
-        way=None,
+        num_outputs=1,
         rank=8,
-        objective=squared_error,
     )
     result = metajax.train(
         learner, tasks, optax.adam(3e-3), steps=600, tasks_per_step=16
@@ -148,7 +146,7 @@ def test_without_offsets_the_head_is_made_of_class_means(task, key):
 
 
 def test_one_model_for_any_way(key, task):
-    learner, params = cnaps_params(task, key, way=None)
+    learner, params = cnaps_params(task, key, way="support")
     other = metajax.tasks.synthetic_table(way=2, shot=3, num_queries=2, columns=12)(key)
     for way, some in ((3, task), (2, other)):
         adapted = learner.adapt(params, some.support)
@@ -159,8 +157,8 @@ def test_one_model_for_any_way(key, task):
 
 BAD = {
     "objective": (
-        lambda: metajax.learners.hypernetwork(metajax.models.mlp(1), way=None),
-        "way=None means regression targets, and the objective is cross_entropy",
+        lambda: metajax.learners.hypernetwork(metajax.models.mlp(1)),
+        "Give either `way`, .* or `num_outputs`",
     ),
     "rank": (
         lambda: metajax.learners.hypernetwork(
@@ -176,11 +174,11 @@ BAD = {
     ),
     "way": (
         lambda: metajax.learners.hypernetwork(metajax.models.mlp(2), way=0),
-        "`num_classes` must",
+        "`way` must be an integer of at least 1, got 0",
     ),
     "cnaps way": (
         lambda: metajax.learners.cnaps(metajax.models.mlp(2), way=0),
-        "`way` must be None",
+        "`way` must be an integer of at least 1, or 'support'",
     ),
     "cnaps hidden": (
         lambda: metajax.learners.cnaps(metajax.models.mlp(2), hidden_sizes=()),
@@ -206,7 +204,7 @@ def test_a_filter_that_accepts_nothing(key, task):
 
 def test_targets_of_another_kind(key, task):
     learner = metajax.learners.hypernetwork(
-        metajax.models.mlp(1), way=None, code_size=4, objective=squared_error
+        metajax.models.mlp(1), num_outputs=1, code_size=4
     )
     support = Examples(task.support.x, task.support.y.astype(float)[:, None])
     params = learner.init(key, Task(support, support))

@@ -60,7 +60,12 @@ MAKERS = {
     "attentive, self": lambda: metajax.learners.attentive_np(**HEADS, self_attention=1),
     "attentive, latent": lambda: metajax.learners.attentive_np(**HEADS, latent=True),
     "transformer": lambda: metajax.learners.transformer_np(
-        **HEADS, hidden_size=7, embedding_layers=1, layers=2
+        num_outputs=OUTPUTS,
+        token_size=6,
+        heads=2,
+        hidden_size=7,
+        embedding_layers=1,
+        layers=2,
     ),
 }
 LATENT = ("latent", "attentive, latent")
@@ -445,7 +450,12 @@ TRAINED = {
     "latent": lambda: metajax.learners.latent_np(**SMALL),
     "attentive": lambda: metajax.learners.attentive_np(**SMALL, heads=2),
     "transformer": lambda: metajax.learners.transformer_np(
-        **SMALL, heads=2, hidden_size=16, embedding_layers=2, layers=2
+        min_scale=0.05,
+        token_size=16,
+        heads=2,
+        hidden_size=16,
+        embedding_layers=2,
+        layers=2,
     ),
 }
 
@@ -530,9 +540,10 @@ def test_bad_numbers(name):
 
 
 def test_bad_numbers_of_attention():
-    for make in (metajax.learners.attentive_np, metajax.learners.transformer_np):
-        with pytest.raises(ValueError, match="multiple of `heads`, got 10 and 4"):
-            make(size=10, heads=4)
+    with pytest.raises(ValueError, match="`code_size` must be a multiple of `heads`"):
+        metajax.learners.attentive_np(code_size=10, heads=4)
+    with pytest.raises(ValueError, match="`token_size` must be a multiple of `heads`"):
+        metajax.learners.transformer_np(token_size=10, heads=4)
     with pytest.raises(ValueError, match="`self_attention` must be .* at least 0"):
         metajax.learners.attentive_np(self_attention=-1)
 

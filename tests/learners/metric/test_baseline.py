@@ -59,7 +59,7 @@ def test_training_classifies_all_classes(head, key):
 def test_linear_head_is_fitted_from_zero(key):
     """By hand, with the gradient of the softmax of three present classes."""
     learner, task, meta_params = built(
-        key, "linear", steps=5, inner_optimizer=optax.sgd(0.3)
+        key, "linear", inner_steps=5, inner_optimizer=optax.sgd(0.3)
     )
     x, one_hot = np.asarray(task.support.x), np.eye(3)[np.asarray(task.support.y)]
     kernel, bias = np.zeros((4, 3)), np.zeros(3)
@@ -75,14 +75,14 @@ def test_linear_head_is_fitted_from_zero(key):
 
 
 def test_cosine_head_starts_at_the_means(key):
-    learner, task, meta_params = built(key, "cosine", steps=0)
+    learner, task, meta_params = built(key, "cosine", inner_steps=0)
     theirs = metajax.learners.prototypical(
         metajax.models.identity(), way=4, distance="cosine", scale=10.0
     )
     ours = learner.predict(learner.adapt(meta_params, task.support), task.query.x)
     expected = theirs.predict(theirs.adapt({}, task.support), task.query.x)
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
-    more, _, _ = built(key, "cosine", steps=20)
+    more, _, _ = built(key, "cosine", inner_steps=20)
     adapted = more.adapt(meta_params, task.support)
     after, before = (
         cross_entropy(more.predict(a, task.support.x), task.support.y).mean()

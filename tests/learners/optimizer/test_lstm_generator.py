@@ -40,7 +40,7 @@ ENTRIES = {
 
 
 def generator(steps=1, **changes):
-    settings = {"hidden_sizes": (4,), "objective": squared_error} | changes
+    settings = {"hidden_sizes": (4,), "num_outputs": 1} | changes
     model = metajax.models.lstm(1, hidden_sizes=(3,))
     return metajax.learners.lstm_generator(
         model, optax.sgd(0.1), inner_steps=steps, **settings
@@ -104,7 +104,7 @@ def test_a_generator_of_zeros_is_maml(task):
 
 
 def test_offsets_start_small(key, task):
-    learner = generator(steps=0, offset_scale=0.01, hidden=(16,))
+    learner = generator(steps=0, offset_scale=0.01, hidden_sizes=(16,))
 
     @jax.jit
     def offsets(key):
@@ -170,17 +170,19 @@ def test_learned_rates_are_used(key, task):
 def test_sequences_of_labels_images_and_constants():
     x, y = jnp.arange(24.0).reshape(2, 3, 4), jnp.array([1, 0])
     # A label of a whole sequence stands at every step.
-    found = as_sequences(Examples(x, y), way=2)
+    found = as_sequences(Examples(x, y), 2, None)
     chex.assert_trees_all_equal(found[..., :4], x)
     chex.assert_trees_all_equal(
         found[..., 4:], jnp.stack([jax.nn.one_hot(y, 2)] * 3, 1)
     )
     # A label of each step.
     labels = jnp.array([[0, 1, 2], [2, 1, 0]])
-    found = as_sequences(Examples(x, labels), way=3)
+    found = as_sequences(Examples(x, labels), 3, None)
     chex.assert_trees_all_equal(found[..., 4:], jax.nn.one_hot(labels, 3))
     # Without a time axis there is one step.
-    found = as_sequences(Examples(jnp.ones((2, 4, 4, 3)), jnp.array([2.0, 3.0])))
+    found = as_sequences(
+        Examples(jnp.ones((2, 4, 4, 3)), jnp.array([2.0, 3.0])), None, 1
+    )
     chex.assert_shape(found, (2, 1, 49))
     np.testing.assert_array_equal(found[:, 0, -1], [2, 3])
 
@@ -250,4 +252,4 @@ EXAMPLES = {
 def test_examples_it_cannot_read_are_explained(name):
     (x, y), message = EXAMPLES[name]
     with pytest.raises(ValueError, match=message):
-        as_sequences(Examples(x, y))
+        as_sequences(Examples(x, y), None, 2)

@@ -75,7 +75,7 @@ def gate_updates(changes, grads, thetas, losses):
     Of the inputs of a gate, the first two are the LSTM's, then come the parameter and
     the gate's own last value.
     """
-    optimizer = lstm_gates(rate=RATE, forget=FORGET, hidden=(2,))
+    optimizer = lstm_gates(rate=RATE, forget=FORGET, hidden_sizes=(2,))
     weights = jax.jit(optimizer.init)(jax.random.key(0), jnp.zeros(1))
     for (gate, row), value in changes.items():
         kernel = weights["params"][gate]["kernel"]

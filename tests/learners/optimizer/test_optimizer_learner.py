@@ -154,7 +154,7 @@ def test_a_schedule_is_learned(key):
     task = sample(key)
     learner = metajax.learners.optimizer_learner(
         metajax.models.mlp(3, hidden_sizes=(4,)),
-        rate(RATE, steps=2),
+        rate(RATE, inner_steps=2),
         inner_steps=2,
         judges="query",
     )

@@ -45,7 +45,7 @@ def build(steps=2, **changes):
         metajax.models.mlp(WAY if changes.get("way") else 1, hidden_sizes=(4,)),
         optax.sgd(0.1),
         inner_steps=steps,
-        **settings | {"objective": squared_error} | changes,
+        **settings | ({} if "way" in changes else {"num_outputs": 1}) | changes,
     )
 
 
@@ -267,7 +267,7 @@ WRONG = {
         {"reconstruction_weight": -1.0},
         "`reconstruction_weight` must be at least 0 and finite, got -1.0",
     ),
-    "way": ({"way": 0}, "`way` must be None or an integer of at least 1, got 0"),
+    "way": ({"way": 0}, "`way` must be an integer of at least 1, got 0"),
     "inner_steps": ({"inner_steps": -1}, "`inner_steps` must be .*got -1"),
     "gradient": ({"gradient": "second"}, "reverse, remat, mixed"),
 }
@@ -281,7 +281,7 @@ def test_bad_configuration_is_explained(changes, message):
 
 def test_an_inner_optimizer_is_needed():
     with pytest.raises(TypeError, match=r"optax.sgd.*got 0.1"):
-        metajax.learners.arml(metajax.models.mlp(1), 0.1, inner_steps=1)
+        metajax.learners.arml(metajax.models.mlp(1), 0.1, inner_steps=1, num_outputs=1)
 
 
 def test_support_sets_that_do_not_fit_are_explained(key):

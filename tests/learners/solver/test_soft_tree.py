@@ -357,7 +357,9 @@ def test_one_row_and_one_class():
 
 
 def test_features_have_weights(key):
-    head = jax.eval_shape(soft_tree(depth=2, hidden_size=5).init, key, table()).head
+    head = jax.eval_shape(
+        soft_tree(way=3, depth=2, hidden_size=5).init, key, table()
+    ).head
     assert head["weights_in"].shape == (len(FEATURES), 5)
     assert head["gate_weights"].shape == (len(FEATURES),)
 
@@ -372,7 +374,7 @@ BAD = {
         {"hidden_size": 0},
         "`hidden_size` must be an integer of at least 1, got 0",
     ),
-    "way": ({"way": 0}, "`way` must be None or an integer of at least 1, got 0"),
+    "way": ({"way": 0}, "`way` must be an integer of at least 1, got 0"),
     "smoothing": ({"smoothing": 0}, "`smoothing` must be above 0 and finite, got 0"),
     "mass": ({"min_mass": -1.0}, "`min_mass` must be above 0 and finite, got -1.0"),
     "temperature": ({"temperature": 0}, "`temperature` must be above 0 and finite"),
@@ -385,7 +387,7 @@ BAD = {
 @pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
 def test_bad_configuration_is_explained(changes, message):
     with pytest.raises(ValueError, match=message):
-        soft_tree(**changes)
+        soft_tree(**{"way": 2} | changes)
 
 
 def test_bad_inputs_are_explained(key):

@@ -102,7 +102,7 @@ def test_numbers_are_learned_if_asked(name, key):
 def test_loss_says_how_far_the_solver_got(name, metric, key):
     task = sample(key)
     few, many = (
-        LEARNERS[name](metajax.models.identity(), way=3, steps=steps)
+        LEARNERS[name](metajax.models.identity(), way=3, iterations=steps)
         for steps in (1, 500)
     )
     meta_params = few.init(key, task)
@@ -151,7 +151,7 @@ def test_bad_configuration_is_explained(name):
     for changes, message in (
         ({number: 0.0}, f"`{number}` must be above 0 and finite, got 0.0"),
         ({"scale": -1}, "`scale` must be above 0 and finite, got -1"),
-        ({"way": 0}, "`way` must be None or an integer of at least 1, got 0"),
+        ({"way": 0}, "`way` must be an integer of at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             LEARNERS[name](metajax.models.identity(), **changes)
@@ -159,7 +159,7 @@ def test_bad_configuration_is_explained(name):
         with pytest.raises(
             ValueError, match="`iterations` must be an integer of at least"
         ):
-            LEARNERS[name](metajax.models.identity(), steps=0)
+            LEARNERS[name](metajax.models.identity(), iterations=0)
 
 
 def test_identity_gives_floats(key):
