@@ -49,7 +49,7 @@ from IPython.display import Image, display
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from metajax import evaluate, train
-from metajax.evaluation.bank import bank_task
+from metajax.evaluation import bank_task
 from metajax.learners import maml, prototypical
 from metajax.models import conv4, mlp
 from metajax.objectives import squared_error

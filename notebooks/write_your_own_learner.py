@@ -50,7 +50,7 @@ import optax
 from flax import linen as nn
 
 from metajax import Examples, Learner, Model, Task, compare, evaluate, leakage, train
-from metajax.evaluation.bank import bank_task
+from metajax.evaluation import bank_task
 from metajax.learners import prototypical
 from metajax.models import conv4, from_linen
 from metajax.objectives import cross_entropy, query_loss

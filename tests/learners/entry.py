@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import metajax
 from metajax.types import Array, Examples, Learner, Model, Task
@@ -46,6 +47,12 @@ def sample_points(key: Array) -> Task:
     return Task(Examples(x[:num], y[:num]), Examples(x[num:], y[num:]))
 
 
+# What the battery asks, by the names of its tests. Those of an answer share a program.
+ANSWERS = ("masks", "order", "leakage", "labels")
+LAWS = ("steps", "batch", *ANSWERS)
+PADDING = ("batch", *ANSWERS)
+
+
 class Entry(NamedTuple):
     """A learner under test.
 
@@ -55,6 +62,8 @@ class Entry(NamedTuple):
       ignores_order: whether the order of the support set is without effect.
       uses_labels_untrained: whether it makes sense of labels at random parameters.
       sample: draws a task that it is for; `sample`, unless it does not classify inputs.
+      laws: which of `LAWS` it must satisfy; None for all of them, or of a variant (a
+        name with a comma) those that it could break.
     """
 
     make: Callable[[], Learner]
@@ -62,6 +71,7 @@ class Entry(NamedTuple):
     ignores_order: bool = True
     uses_labels_untrained: bool = True
     sample: Callable[[Array], Task] = sample
+    laws: tuple[str, ...] | None = None
 
 
 def small_mlp(num_outputs: int, normalization: str = "none") -> Model:
@@ -77,12 +87,15 @@ def of_points(make: Callable[[], Learner]) -> Entry:
 def pad(examples: Examples, num: int) -> Examples:
     """The same examples followed by `num` rows of nonsense that the mask hides."""
 
-    def append(leaf: Array) -> Array:
-        return jnp.concatenate(
-            [leaf, jnp.full((num, *leaf.shape[1:]), 1e3, leaf.dtype)]
+    def append(leaf: Array) -> np.ndarray:
+        values = np.asarray(leaf)
+        # Labels have a range.
+        filler = 0 if leaf is examples.y and values.dtype.kind == "i" else 1e3
+        return np.concatenate(
+            [values, np.full((num, *values.shape[1:]), filler, values.dtype)]
         )
 
+    # In NumPy, as every operation of JAX would be a program to compile.
     x, y = jax.tree.map(append, (examples.x, examples.y))
-    if jnp.issubdtype(y.dtype, jnp.integer):  # labels have a range
-        y = y.at[len(examples.y) :].set(0)
-    return Examples(x, y, jnp.arange(len(y)) < len(examples.y))
+    is_real = np.arange(len(y)) < len(examples.y)
+    return jax.tree.map(jnp.asarray, Examples(x, y, is_real))

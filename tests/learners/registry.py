@@ -3,9 +3,16 @@
 import importlib
 import pathlib
 
-from learners.entry import Entry
+from learners.entry import ANSWERS, LAWS, Entry
 
 HERE = pathlib.Path(__file__).parent
+
+
+def _usual_laws(name: str) -> tuple[str, ...]:
+    """All of them; of a variant its answers, and padding where it has statistics."""
+    if "," not in name:
+        return LAWS
+    return ("batch", *ANSWERS) if "statistics" in name else ANSWERS
 
 
 def _entries() -> dict[str, Entry]:
@@ -16,7 +23,8 @@ def _entries() -> dict[str, Entry]:
             continue
         for name, entry in importlib.import_module(place).ENTRIES.items():
             assert name not in found, f"{name} has two entries"
-            found[name] = entry
+            laws = entry.laws or _usual_laws(name)
+            found[name] = entry._replace(laws=laws)
     return found
 
 

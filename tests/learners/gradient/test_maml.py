@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from jax.test_util import check_grads
-from learners.entry import WAY, Entry, sample, small_mlp
+from learners.entry import LAWS, WAY, Entry, sample, small_mlp
 
 import metajax
 from metajax.objectives import squared_error
@@ -47,7 +47,8 @@ ENTRIES = {
                 momentum=metajax.optimizers.HyperParameter(0.5, domain="unit"),
             ),
             inner_steps=2,
-        )
+        ),
+        laws=LAWS,
     ),
     "maml, batch statistics": Entry(
         lambda: metajax.learners.maml(

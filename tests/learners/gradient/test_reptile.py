@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from learners.constant import QUERY, SUPPORT, constant_model, constant_task
-from learners.entry import WAY, Entry, pad, sample, small_mlp
+from learners.entry import LAWS, WAY, Entry, pad, sample, small_mlp
 
 import metajax
 from metajax.learners.gradient.reptile import draw_batches
@@ -27,7 +27,8 @@ ENTRIES = {
             optax.sgd(0.02, momentum=0.9),
             inner_steps=3,
             keeps_state=True,
-        )
+        ),
+        laws=LAWS,
     ),
 }
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learners.entry import WAY, Entry, small_mlp
+from learners.entry import PADDING, WAY, Entry, small_mlp
 
 import metajax
 from metajax.types import Examples, Task
@@ -27,6 +27,7 @@ ENTRIES = {
             small_mlp(5), way=4, context=None, token_size=8, layers=2, heads=2
         ),
         uses_labels_untrained=False,
+        laws=PADDING,
     ),
 }
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learners.entry import WAY, Entry, small_mlp
+from learners.entry import PADDING, WAY, Entry, small_mlp
 
 import metajax
 from metajax.types import Examples, Task
@@ -21,6 +21,7 @@ ENTRIES = {
             small_mlp(5), way=WAY, slots=6, key_size=5, hidden_size=3, rank=2, near=2.0
         ),
         ignores_order=False,
+        laws=PADDING,
     ),
 }
 

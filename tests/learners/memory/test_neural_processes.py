@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from learners.entry import of_points
+from learners.entry import PADDING, of_points
 
 import metajax
 from metajax.distributions import (
@@ -37,7 +37,7 @@ ENTRIES = {
         lambda: metajax.learners.attentive_np(
             num_outputs=2, code_size=6, heads=3, self_attention=1, latent=True
         )
-    ),
+    )._replace(laws=PADDING),
     "transformer_np": of_points(
         lambda: metajax.learners.transformer_np(
             num_outputs=2,

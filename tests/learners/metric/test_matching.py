@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learners.entry import Entry, pad, sample, small_mlp
+from learners.entry import PADDING, Entry, pad, sample, small_mlp
 
 import metajax
 from metajax.types import Examples
@@ -19,6 +19,7 @@ ENTRIES = {
             full_context=True,
         ),
         ignores_order=False,
+        laws=PADDING,
     ),
 }
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learners.entry import Entry, sample, small_mlp
+from learners.entry import PADDING, Entry, sample, small_mlp
 
 import metajax
 from metajax.builders.prototypes import class_means, linear_head
@@ -16,7 +16,8 @@ ENTRIES = {
     "prototypical, bucketed": Entry(
         lambda: metajax.tasks.bucketed(
             metajax.learners.prototypical(small_mlp(5), way=4), [(6, 9)]
-        )
+        ),
+        laws=PADDING,
     ),
     "prototypical, cosine": Entry(
         lambda: metajax.learners.prototypical(

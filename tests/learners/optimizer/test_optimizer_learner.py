@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from learners.constant import QUERY, SUPPORT, constant_model, constant_task
-from learners.entry import WAY, Entry, sample, small_mlp
+from learners.entry import LAWS, WAY, Entry, sample, small_mlp
 
 import metajax
 from metajax.inner.learned_optimizer import HyperParameter, learned
@@ -33,7 +33,8 @@ ENTRIES = {
             metajax.optimizers.lstm_optimizer(hidden_sizes=(4,), output_scale=0.01),
             inner_steps=3,
             gradient="first_order",
-        )
+        ),
+        laws=LAWS,
     ),
 }
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learners.entry import WAY, Entry, pad, sample, small_mlp
+from learners.entry import PADDING, WAY, Entry, pad, sample, small_mlp
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import LinearSVC
 
@@ -14,7 +14,8 @@ from metajax.types import Task
 ENTRIES = {
     "ridge": Entry(lambda: metajax.learners.ridge(small_mlp(5), way=WAY)),
     "ridge, more columns than rows": Entry(
-        lambda: metajax.learners.ridge(small_mlp(15, "support"), learn_strength=False)
+        lambda: metajax.learners.ridge(small_mlp(15, "support"), learn_strength=False),
+        laws=PADDING,
     ),
     "logistic": Entry(lambda: metajax.learners.logistic(small_mlp(5), way=4)),
     # Steps until what is left of the solver's error is rounding, as logits amplify it.
