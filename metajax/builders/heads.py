@@ -132,7 +132,8 @@ def solved_head(
     *,
     scale: float,
     learn: bool,
-    **number: float,
+    name: str,
+    value: float,
 ) -> Head:
     """A linear classifier that a solver fits, under one number that may be learned.
 
@@ -143,17 +144,17 @@ def solved_head(
         last row belongs to the ones of `Embedded.with_ones`.
       scale: factor of the logits at first, above 0; it is learned, as `log_scale`.
       learn: whether the number is learned.
-      **number: its name and value at first, above 0; it is learned as `log_` and name.
+      name: of the number; it is learned as `log_` and this.
+      value: of the number at first, above 0.
 
     Raises:
       ValueError: if a number is out of range.
     """
-    check_positive(scale=scale, **number)
-    ((name, value),) = number.items()
+    check_positive(scale=scale, **{name: value})
 
     def init(key: Array, support: Embedded) -> dict[str, Array]:
         del key, support
-        numbers = {"scale": scale} | (number if learn else {})
+        numbers = {"scale": scale} | ({name: value} if learn else {})
         return {f"log_{k}": jnp.log(jnp.float32(v)) for k, v in numbers.items()}
 
     def fit(

@@ -47,11 +47,12 @@ def sampler(sample):
 def built(name: str) -> tuple[Learner, Task, chex.ArrayTree]:
     """A learner, a task, and meta-parameters moved off their initial values.
 
-    The noise is NumPy's, as every operation of JAX would be a program to compile.
+    The noise is NumPy's, as every operation of JAX would be a program to compile. At
+    this seed no learner is near a tie that rounding would break.
     """
     learner = REGISTRY[name].make()
     task = sampler(REGISTRY[name].sample)(jax.random.key(1))
-    noise = np.random.default_rng(4)
+    noise = np.random.default_rng(7)
     moved = jax.tree.map(
         lambda leaf: jnp.asarray(
             leaf + 0.1 * noise.standard_normal(leaf.shape, leaf.dtype)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.masks import hide_padding
 from metajax.models.adapters import from_functions
 from metajax.models.networks import mlp
 from metajax.models.normalization import (
@@ -118,16 +117,6 @@ def test_a_mask_that_hides_all_gives_nan():
     layer, params = layer_and_params("batch")
     outputs = layer.apply(params, normal(3, 4), jnp.zeros(3, bool))
     assert jnp.all(jnp.isnan(outputs))
-
-
-def test_hide_padding_keeps_types_and_structure():
-    x = {"image": np.ones((3, 2, 2), np.uint8), "flag": np.ones(3, bool)}
-    hidden = hide_padding(x, jnp.array([True, False, True]))
-    assert hidden["image"].dtype == jnp.uint8
-    assert hidden["flag"].dtype == bool
-    np.testing.assert_array_equal(hidden["flag"], [True, False, True])
-    np.testing.assert_array_equal(hidden["image"][:, 0, 0], [1, 0, 1])
-    assert hide_padding(x, None) is x
 
 
 @pytest.mark.parametrize("kind", ["layer", "group", *BATCH_KINDS])

@@ -69,5 +69,7 @@ def logistic(
         found = logistic_dual(rows @ rows.T, signs, strength, iterations=iterations)
         return rows.T @ found.value, {"solver_residual": found.residual}
 
-    head = solved_head(solve, scale=scale, learn=learn_strength, strength=strength)
+    head = solved_head(
+        solve, scale=scale, learn=learn_strength, name="strength", value=strength
+    )
     return head_learner(model, head, way=way)

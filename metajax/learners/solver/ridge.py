@@ -62,5 +62,7 @@ def ridge(
     def solve(support: Embedded, strength: Array) -> tuple[Array, Metrics]:
         return solvers.ridge(support.with_ones, support.one_hot, strength), {}
 
-    head = solved_head(solve, scale=scale, learn=learn_strength, strength=strength)
+    head = solved_head(
+        solve, scale=scale, learn=learn_strength, name="strength", value=strength
+    )
     return head_learner(model, head, way=way)

@@ -81,7 +81,9 @@ def svm(
         )
         return rows.T @ a, {"duality_gap": duality_gap(kernel, a, support, penalty)}
 
-    head = solved_head(solve, scale=scale, learn=learn_penalty, penalty=penalty)
+    head = solved_head(
+        solve, scale=scale, learn=learn_penalty, name="penalty", value=penalty
+    )
     return head_learner(model, head, way=way)
 
 

@@ -19,7 +19,7 @@ from metajax.checks import check_integers
 from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range
 from metajax.tasks.tables.delimited import listing
-from metajax.tasks.tables.table_tasks import StackedTables, as_tables, stack_tables
+from metajax.tasks.tables.stacked_tables import StackedTables, as_tables, stack_tables
 from metajax.tasks.tables.tables import Table
 from metajax.types import Array, Examples, Task
 

@@ -22,53 +22,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_choice, check_integers, is_integer
+from metajax.checks import check_choice, is_integer
 from metajax.masks import hide_padding
 from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.tasks.tables.delimited import listing
+from metajax.tasks.tables.stacked_tables import (
+    StackedTables,
+    as_tables,
+    by_support,
+    class_counts,
+    stack_tables,
+)
 from metajax.tasks.tables.tables import Table
 from metajax.types import Array, Examples, Task
 
 __all__ = [
     "RowTasks",
-    "StackedTables",
     "TableRows",
     "TableTasks",
-    "as_tables",
-    "by_support",
     "row_tasks",
-    "stack_tables",
     "table_tasks",
 ]
-
-_STANDARDIZE = ("support", "table", None)
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["x", "y", "by_class", "starts", "counts"],
-    meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class StackedTables:
-    """Tables one below the other, on the device.
-
-    Attributes:
-      x: float32 `[rows of all, D]`, each table in the order of its rows.
-      y: int32 `[rows of all]`, classes as each table numbers them.
-      by_class: int32 `[rows of all]`, for each table its row numbers in order of class;
-        classes that are left out stand last.
-      starts: int32 `[T]`, where each table begins.
-      counts: int32 `[T, C]`, rows of each class that is not left out, in the order of
-        `by_class`; 0 where a table has no further class.
-    """
-
-    x: Any
-    y: Any
-    by_class: Any
-    starts: Any
-    counts: Any
 
 
 class TableRows(NamedTuple):
@@ -272,7 +247,7 @@ def table_tasks(
         small = [
             f"class {name!r} of {table.name!r} has {count}"
             for table in tables
-            for name, count in zip(table.class_names, _counts(table), strict=True)
+            for name, count in zip(table.class_names, class_counts(table), strict=True)
             if count < needed
         ]
         if small:
@@ -281,7 +256,7 @@ def table_tasks(
                 f"{listing(small, 5)}; lower `shot` or `num_queries`, leave such "
                 "classes out by `small_classes='drop'`, or leave out the tables."
             )
-    ways = [int(np.sum(_counts(table) >= needed)) for table in tables]
+    ways = [int(np.sum(class_counts(table) >= needed)) for table in tables]
     few = [
         f"{table.name!r} has {num}"
         for table, num in zip(tables, ways, strict=True)
@@ -383,70 +358,6 @@ def _only(tasks: _Tasks, table: int) -> _Tasks:
     return dataclasses.replace(tasks, choices=jnp.asarray([table], jnp.int32))
 
 
-def as_tables(tables: Any) -> list[Table]:
-    """One or several tables as a list; a ValueError if they are anything else."""
-    tables = [tables] if isinstance(tables, Table) else list(tables)
-    if not tables or not all(isinstance(table, Table) for table in tables):
-        raise ValueError(
-            "`tables` must be a `Table` or a non-empty list of them, got "
-            f"{listing([type(table).__name__ for table in tables], 5)}; `from_table` "
-            "makes them."
-        )
-    return tables
-
-
-def _counts(table: Table) -> np.ndarray:
-    """Rows of each class."""
-    return np.bincount(table.y, minlength=len(table.class_names))
-
-
-def stack_tables(
-    tables: list[Table], num_columns: int | None, standardize: str | None, needed: int
-) -> StackedTables:
-    """Puts tables on the device, without classes of fewer than `needed` rows."""
-    if standardize not in _STANDARDIZE:
-        raise ValueError(
-            f"`standardize` must be 'support', 'table' or None, got {standardize!r}."
-        )
-    widest = max(tables, key=lambda table: table.x.shape[1])
-    width = widest.x.shape[1]
-    if num_columns is not None:
-        check_integers(1, num_columns=num_columns)
-        if num_columns < width:
-            raise ValueError(
-                f"`num_columns` is {num_columns}, and table {widest.name!r} has "
-                f"{width}; raise it, or leave out columns or tables."
-            )
-        width = num_columns
-    x, by_class, counts = [], [], []
-    for table in tables:
-        columns = _by_table(table.x) if standardize == "table" else table.x
-        x.append(np.pad(columns, ((0, 0), (0, width - columns.shape[1]))))
-        sizes = _counts(table)
-        is_small = sizes < needed
-        by_class.append(np.lexsort((table.y, is_small[table.y])))
-        counts.append(sizes[~is_small])
-    most = max(map(len, counts))
-    lengths = np.asarray([len(table.y) for table in tables])
-    return StackedTables(
-        x=jnp.asarray(np.concatenate(x), jnp.float32),
-        y=jnp.asarray(np.concatenate([table.y for table in tables]), jnp.int32),
-        by_class=jnp.asarray(np.concatenate(by_class), jnp.int32),
-        starts=jnp.asarray(np.cumsum(lengths) - lengths, jnp.int32),
-        counts=jnp.asarray(
-            [np.pad(row, (0, most - len(row))) for row in counts], jnp.int32
-        ),
-    )
-
-
-def _by_table(x: np.ndarray) -> np.ndarray:
-    """Columns by their mean and standard deviation over all rows."""
-    x = x.astype(np.float64)
-    is_constant = np.ptp(x, axis=0) == 0
-    scale = np.where(is_constant, 1.0, x.std(axis=0))
-    return np.where(is_constant, 0.0, (x - x.mean(axis=0)) / scale)
-
-
 def _seats(key: Array, counts: Array, num_seats: int) -> tuple[Array, Array]:
     """Gives seats to classes; the first `n` are the seats that `n` would give.
 
@@ -487,25 +398,3 @@ def _assemble(
         ),
         Examples(hide_padding(query, rows.query_mask), query_y, rows.query_mask),
     )
-
-
-def by_support(support: Array, query: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Both sets by the mean and standard deviation of real support columns."""
-    if mask is None:
-        mask = jnp.ones(len(support), bool)
-    where = mask[:, None]
-    mean = jnp.mean(support, axis=0, where=where)
-    low = jnp.min(support, axis=0, where=where, initial=jnp.inf)
-    spread = jnp.max(support, axis=0, where=where, initial=-jnp.inf) - low
-    # Rounding gives constant columns a small deviation, so ask for their spread.
-    is_constant = spread == 0
-    spread = jnp.where(is_constant, 1.0, spread)
-    # In units of the spread, so that squares can neither overflow nor vanish.
-    squares = ((support - mean[None, :]) / spread[None, :]) ** 2
-    scale = spread * jnp.sqrt(jnp.mean(squares, axis=0, where=where))
-
-    def standardize(x: Array) -> Array:
-        x = (x - mean[None, :]) / jnp.where(is_constant, 1.0, scale)[None, :]
-        return jnp.where(is_constant[None, :], 0.0, x)
-
-    return standardize(support), standardize(query)

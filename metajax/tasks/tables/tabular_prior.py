@@ -34,7 +34,7 @@ import jax.numpy as jnp
 
 from metajax.checks import check_integers
 from metajax.tasks.sizes import as_range, check_num_queries
-from metajax.tasks.tables.table_tasks import by_support
+from metajax.tasks.tables.stacked_tables import by_support
 from metajax.types import Array, Examples, Task
 
 __all__ = ["TabularPrior", "tabular_prior"]
