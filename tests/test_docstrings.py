@@ -5,12 +5,14 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 
 import jax
 import numpy as np
 import optax
 import pytest
+from docstring_parser import ParseError, google
 
 import metajax
 
@@ -40,6 +42,25 @@ def examples():
         for test in finder.find(module, name):
             if test.examples:
                 yield pytest.param(test, id=test.name)
+
+
+def documented():
+    """Functions and classes where they are defined."""
+    for name in MODULES:
+        for value in vars(importlib.import_module(name)).values():
+            is_own = getattr(value, "__module__", None) == name
+            if is_own and (inspect.isfunction(value) or inspect.isclass(value)):
+                yield value
+
+
+def test_docstrings_are_read_as_they_are_meant():
+    """The help of the command line is made of them."""
+    for value in documented():
+        text = inspect.getdoc(value) or ""
+        try:
+            google.parse(text)
+        except ParseError as error:
+            pytest.fail(f"{value.__module__}.{value.__name__}: {error}")
 
 
 @pytest.mark.parametrize("test", list(examples()))

@@ -192,8 +192,8 @@ def _scratch(sizes: Sizes, tasks: Any) -> _Contestant:
     config, _ = _maml(sizes)
     values = dataclasses.replace(
         config.learner,
-        steps=0,
-        eval_steps=sizes.scratch_steps,
+        inner_steps=0,
+        eval_inner_steps=sizes.scratch_steps,
         # The best of 0.05, 0.4 and 1 (and of Adam) on validation tasks.
         inner_optimizer=InnerOptimizer(learning_rate=1.0),
     )

@@ -142,7 +142,7 @@ def mlp(
     check_integers(1, num_outputs=num_outputs)
     check_sizes(hidden_sizes=hidden_sizes)
     for index, size in enumerate(hidden_sizes):
-        _check_groups(f"hidden[{index}]", size, normalization)
+        _check_groups(f"hidden_sizes[{index}]", size, normalization)
     module = MLP(tuple(hidden_sizes), num_outputs, normalization)
     return with_precision(from_linen(module, normalization=normalization), precision)
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from metajax.plots.figures import new_figure, save
+from metajax.plots.figures import figure_class, save
 
 __all__ = ["plot_gradients", "plot_learning_curve", "plot_learning_curves"]
 
@@ -55,7 +55,7 @@ def plot_learning_curve(
     if monitor not in (None, loss):
         panels.append({"train": monitor, "validation": monitor})
 
-    figure = new_figure(figsize=(5.5 * len(panels), 3.8), layout="constrained")
+    figure = figure_class()(figsize=(5.5 * len(panels), 3.8), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for names, axes in zip(panels, all_axes, strict=True):
         for kind, name in names.items():
@@ -105,7 +105,7 @@ def plot_learning_curves(
     Raises:
       ImportError: matplotlib is not installed.
     """
-    figure = new_figure(figsize=(7, 4.6), layout="constrained")
+    figure = figure_class()(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
     for name, history in histories.items():
         points = [r for r in history if r["kind"] == "validation"]
@@ -148,7 +148,7 @@ def plot_gradients(path: str | os.PathLike[str], comparison: Compared) -> None:
     """
     rows = comparison.rows
     height = 1.3 + 0.3 * len(rows)
-    figure = new_figure(figsize=(11, height), layout="constrained")
+    figure = figure_class()(figsize=(11, height), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     places = np.arange(len(rows))
     cosines = np.array([row.cosine for row in rows])

@@ -4,7 +4,7 @@ import os
 import pathlib
 from typing import Any
 
-__all__ = ["CLASS_COLORS", "new_figure", "save"]
+__all__ = ["CLASS_COLORS", "figure_class", "save"]
 
 CLASS_COLORS = (
     "#0072b2",
@@ -18,11 +18,8 @@ CLASS_COLORS = (
 """Those of Okabe and Ito, for the colour-blind too; more classes take them in turn."""
 
 
-def new_figure(**settings: Any) -> Any:
-    """Makes a Matplotlib figure that needs no display.
-
-    Args:
-      **settings: of `matplotlib.figure.Figure`.
+def figure_class() -> Any:
+    """Gives Matplotlib's figure, which needs no display.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -33,7 +30,7 @@ def new_figure(**settings: Any) -> Any:
         raise ImportError(
             "matplotlib is not installed: pip install 'metajax[plots]'."
         ) from error
-    return Figure(**settings)
+    return Figure
 
 
 def save(figure: Any, path: str | os.PathLike[str], *, dpi: int = 130) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from metajax.checks import check_choice
-from metajax.plots.figures import new_figure, save
+from metajax.plots.figures import figure_class, save
 from metajax.types import Task
 
 __all__ = [
@@ -52,6 +52,7 @@ def plot_tasks(
     Raises:
       ImportError: matplotlib is not installed.
     """
+    make_figure = figure_class()
     tasks = [jax.tree.map(np.asarray, task) for task in tasks]
     way = 1 + max(int(task.support.y.max()) for task in tasks)
     letters = [chr(ord("A") + label) for label in range(way)]
@@ -63,7 +64,7 @@ def plot_tasks(
     width = first_query + way * queries_per_class * size + margin
     band = header + size + line * len(answers) + 0.3
     height = band * len(tasks) + 0.35
-    figure = new_figure(figsize=(width, height), facecolor="white")
+    figure = make_figure(figsize=(width, height), facecolor="white")
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
         style = {"ha": "center", "va": "center", "fontsize": 10} | style
@@ -203,6 +204,7 @@ def plot_task_maps(
       ValueError: if there is no map, or one has not a label for each task.
       ImportError: matplotlib is not installed.
     """
+    make_figure = figure_class()
     if not maps:
         raise ValueError("There is no map to draw; give at least one.")
     for title, places, labels in maps:
@@ -212,7 +214,7 @@ def plot_task_maps(
                 "each task needs one of both."
             )
     rows = -(-len(maps) // columns)
-    figure = new_figure(figsize=(7.5 * columns, 5.2 * rows), layout="constrained")
+    figure = make_figure(figsize=(7.5 * columns, 5.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(maps) :]:
         axes.set_axis_off()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from metajax.builders.decision_tree import DecisionTree
-from metajax.plots.figures import CLASS_COLORS, new_figure, save
+from metajax.plots.figures import CLASS_COLORS, figure_class, save
 
 __all__ = ["plot_tree"]
 
@@ -53,7 +53,7 @@ def plot_tree(
 
     arrange(0, 0)
     depth = max(level for _, level in places.values())
-    figure = new_figure(
+    figure = figure_class()(
         figsize=(max(3.4, 1.75 * len(leaves) + 0.4), 1.15 * depth + 1.7),
         facecolor="white",
         layout="constrained",

@@ -151,7 +151,7 @@ def train(
       NonFiniteError: training diverged. The last good state is saved first.
       MemoryError: a step needs more memory than the device has.
       metajax.training.checkpoints.CheckpointError: no checkpoint of the run can be
-      read.
+        read.
       BlockingIOError: another process trains in `run_dir`.
     """
     counts = {

@@ -128,7 +128,8 @@ def test_train_goes_on_with_more_steps_and_refuses_other_settings(capsys):
     assert read_metrics("run")[-1]["step"] == 3
     assert main([*command, *TINY, "--steps", "3", "--learner.inner-steps", "2"]) == 2
     assert (
-        "config.learner.maml.steps: 1 in the folder, 2 now" in capsys.readouterr().err
+        "config.learner.maml.inner_steps: 1 in the folder, 2 now"
+        in capsys.readouterr().err
     )
 
 
@@ -232,7 +233,7 @@ def test_folder_splits_share_no_class(images):
     ("command", "allowed"),
     [
         ("train maml conv5 glyphs", "conv4, mlp, identity"),
-        ("train mamml conv4 glyphs", "maml, meta_sgd, maml_plus_plus, proto_maml"),
+        ("train mamml conv4 glyphs", "cavia, imaml, leo, maml, maml_plus_plus"),
         ("train maml conv4 glyph", "glyphs, omniglot, folder, tfds, sinusoid"),
         ("train maml conv4 glyphs --model.normalization no", "'layer', 'group'"),
         ("train maml conv4 glyphs --learner.gradient no", "'reverse', 'remat'"),
@@ -395,7 +396,7 @@ def test_every_constructor_argument_is_reachable():
                 assert sizes <= set(FORMS[part][name].__dataclass_fields__)
     training = set(inspect.signature(metajax.training.trainer.train).parameters)
     built = {"learner", "tasks", "optimizer", "validation", "config", "run_dir"}
-    code = {"outer_gradient", "mesh"}
+    code = {"outer_gradient", "mesh", "judge"}
     assert training - built - code == set(cli._Training.__dataclass_fields__)
 
 
@@ -453,7 +454,7 @@ def test_an_optimizer_is_learned_where_that_is_possible():
         metajax.learners.proto_maml,
     ):
         with pytest.raises(ValueError, match="does not learn its inner optimizer"):
-            refuses(metajax.models.mlp(2), optimizer, steps=2)
+            refuses(metajax.models.mlp(2), optimizer, inner_steps=2)
 
 
 def test_only_the_head_adapts():

@@ -47,7 +47,7 @@ class SmallCNN(nn.Module):
 def start(*arguments: str, devices: int) -> subprocess.Popen:
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": str(devices),
-        "PYTHONPATH": FOLDER,
+        "PYTHONPATH": os.path.dirname(FOLDER),
     }
     return subprocess.Popen(
         [sys.executable, *arguments],

@@ -491,7 +491,9 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
     steps = 4000  # a checkpoint every 20 steps: half of the time goes into saving
 
     def start(run_dir):
-        environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
+        environment = os.environ | {
+            "PYTHONPATH": str(pathlib.Path(__file__).parents[1])
+        }
         return subprocess.Popen(
             [sys.executable, "-c", KILLED_RUN, str(run_dir), str(steps)],
             env=environment,

@@ -105,7 +105,7 @@ def regression_families(
     *,
     shot: int = 10,
     num_queries: int = 10,
-    family: str | None = None,
+    family: Family | None = None,
     noise: float = 0.3,
     x_range: tuple[float, float] = (0.0, 5.0),
 ) -> RegressionFamilies:

@@ -11,7 +11,7 @@ Networks", ICML 2016) and cost no memory. `few_shot.py` draws tasks from it.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from metajax.types import Array
 
 __all__ = [
     "ClassTable",
+    "Rotations",
     "as_floats",
     "check_arrays",
     "check_floating",
@@ -31,6 +32,10 @@ __all__ = [
     "split_classes",
     "take_images",
 ]
+
+
+Rotations = Literal[1, 2, 4]
+"""How many quarter turns of an image are classes of their own."""
 
 
 @functools.partial(
@@ -55,7 +60,7 @@ class ClassTable:
 
     images: Any
     counts: Any
-    rotations: int = 1
+    rotations: Rotations = 1
     class_names: tuple[str, ...] | None = None
 
     @property
@@ -106,7 +111,7 @@ def class_table(
     images: Any,
     counts: Any = None,
     *,
-    rotations: int = 1,
+    rotations: Rotations = 1,
     class_names: Sequence[str] | None = None,
 ) -> ClassTable:
     """Checks a class-major array and puts it on the device.

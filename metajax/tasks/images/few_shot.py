@@ -190,6 +190,7 @@ def few_shot(
         class holds fewer examples than `shot + num_queries`.
 
     Example:
+      >>> from metajax.tasks.images.class_table import class_table
       >>> table = class_table(np.zeros((8, 20, 28, 28, 1), np.uint8), rotations=4)
       >>> tasks = few_shot(table, way=5, shot=1, num_queries=15)
       >>> task = tasks(jax.random.key(0))

@@ -103,7 +103,8 @@ def on_host(
       ValueError: if the images are not a numpy array or a number is out of range.
 
     Example:
-      >>> from metajax.tasks.images.class_table import ClassTable, few_shot
+      >>> from metajax.tasks import few_shot
+      >>> from metajax.tasks.images.class_table import ClassTable
       >>> images = np.zeros((8, 20, 28, 28, 1), np.uint8)
       >>> table = ClassTable(images, np.full(8, 20))
       >>> source = on_host(few_shot(table, way=5, shot=1, num_queries=3))

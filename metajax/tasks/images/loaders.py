@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from metajax.checks import is_integer
-from metajax.tasks.images.class_table import ClassTable, class_table
+from metajax.tasks.images.class_table import ClassTable, Rotations, class_table
 
 __all__ = ["from_arrays", "from_folder", "from_tfds", "import_tfds", "require_network"]
 
@@ -31,7 +31,7 @@ def from_arrays(
     *,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
-    rotations: int = 1,
+    rotations: Rotations = 1,
     class_names: Sequence[str] | None = None,
 ) -> ClassTable:
     """A table of labelled images.
@@ -93,7 +93,7 @@ def from_folder(
     *,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
-    rotations: int = 1,
+    rotations: Rotations = 1,
 ) -> ClassTable:
     """A table from a folder that holds one folder of image files for each class.
 
@@ -161,7 +161,7 @@ def from_tfds(
     label_key: str = "label",
     size: tuple[int, int] | None = None,
     channels: int | None = None,
-    rotations: int = 1,
+    rotations: Rotations = 1,
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
 ) -> ClassTable:

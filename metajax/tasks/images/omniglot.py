@@ -29,11 +29,12 @@ import zipfile
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from metajax.checks import check_choice
-from metajax.tasks.images.class_table import ClassTable, class_table
+from metajax.tasks.images.class_table import ClassTable, Rotations, class_table
 from metajax.tasks.images.loaders import import_tfds, require_network
 
 __all__ = ["omniglot", "omniglot_classes"]
@@ -48,12 +49,15 @@ _SPLITS = {
 }
 _NUM_CLASSES, _NUM_DRAWERS, _SIZE = 1623, 20, 28
 
+Protocol = Literal["vinyals", "lake"]
+"""Which characters are in which split."""
+
 
 def omniglot(
     split: str,
     *,
-    protocol: str = "vinyals",
-    rotations: int = 4,
+    protocol: Protocol = "vinyals",
+    rotations: Rotations = 4,
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
 ) -> ClassTable:
@@ -98,7 +102,7 @@ def omniglot(
     )
 
 
-def omniglot_classes(split: str, *, protocol: str = "vinyals") -> np.ndarray:
+def omniglot_classes(split: str, *, protocol: Protocol = "vinyals") -> np.ndarray:
     """Global class ids, in [0, 1623), of the characters of a split, ascending.
 
     Args:

@@ -235,7 +235,7 @@ def test_the_embedding_is_frozen_unless_asked_for(key, task, trains):
 
 
 ERRORS = {
-    "way": ({"way": 0}, "`way` must be an integer of at least 1, got 0"),
+    "way": ({"way": 0}, "`way` must be an integer of at least 1, .*got 0"),
     "latents": ({"num_latents": 0}, "`num_latents` must be .*at least 1, got 0"),
     "inner_steps": (
         {"inner_steps": -1},

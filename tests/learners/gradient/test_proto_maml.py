@@ -148,7 +148,7 @@ ERRORS = {
         ValueError,
         "`eval_inner_steps` must be .*got 0.5",
     ),
-    "way": ({"way": 0}, ValueError, "`way` must be None or an integer .*got 0"),
+    "way": ({"way": 0}, ValueError, "`way` must be an integer .*got 0"),
     "gradient": ({"gradient": "second"}, ValueError, "reverse, remat, mixed"),
     "optimizer": ({"inner_optimizer": 0.4}, TypeError, "optax.sgd.*got 0.4"),
 }

@@ -143,7 +143,7 @@ ERRORS = {
     "similarity": ({"similarity": "dot"}, "cosine, squared_euclidean, got 'dot'"),
     "scale": ({"scale": -1.0}, "`scale` must be above 0 and finite, got -1.0"),
     "reads": ({"reads": 0}, "`reads` must be an integer of at least 1, got 0"),
-    "way": ({"way": 0}, "`way` must be an integer of at least 1, got 0"),
+    "way": ({"way": 0}, "`way` must be an integer of at least 1, .*got 0"),
 }
 
 

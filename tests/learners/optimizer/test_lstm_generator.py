@@ -151,7 +151,7 @@ def test_learned_rates_are_used(key, task):
         inner,
         inner_steps=1,
         hidden_sizes=(4,),
-        objective=squared_error,
+        num_outputs=1,
     )
     meta_params = start()._replace(optimizer=inner.init(key, None))
 
@@ -228,7 +228,7 @@ ERRORS = {
         "`hidden_sizes` must hold at least 1 size",
     ),
     "rank": ({"rank": 65}, ValueError, "`rank` must be .* from 1 to 64,.*got 65"),
-    "way": ({"way": 0}, ValueError, "`way` must be None or .*got 0"),
+    "way": ({"way": 0}, ValueError, "`way` must be an integer .*got 0"),
     "scale": ({"offset_scale": 0}, ValueError, "`offset_scale` must be above 0.*got 0"),
 }
 
@@ -236,7 +236,10 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_configuration_is_explained(name):
     changes, kind, message = ERRORS[name]
-    settings = {"inner_optimizer": optax.sgd(0.1), "inner_steps": 1} | changes
+    settings = {"inner_optimizer": optax.sgd(0.1), "inner_steps": 1, "num_outputs": 1}
+    if "way" in changes:
+        del settings["num_outputs"]
+    settings |= changes
     with pytest.raises(kind, match=message):
         metajax.learners.lstm_generator(metajax.models.lstm(1), **settings)
 
@@ -252,4 +255,4 @@ EXAMPLES = {
 def test_examples_it_cannot_read_are_explained(name):
     (x, y), message = EXAMPLES[name]
     with pytest.raises(ValueError, match=message):
-        as_sequences(Examples(x, y), None, 2)
+        as_sequences(Examples(x, y), None, y.shape[-1] if y.ndim > 1 else 1)

@@ -268,7 +268,7 @@ WRONG = {
         "`reconstruction_weight` must be at least 0 and finite, got -1.0",
     ),
     "way": ({"way": 0}, "`way` must be an integer of at least 1, got 0"),
-    "inner_steps": ({"inner_steps": -1}, "`inner_steps` must be .*got -1"),
+    "inner_steps": ({"steps": -1}, "`inner_steps` must be .*got -1"),
     "gradient": ({"gradient": "second"}, "reverse, remat, mixed"),
 }
 

@@ -322,7 +322,7 @@ BAD = {
         {"iterations": 0},
         "`iterations` must be an integer of at least 1, got 0",
     ),
-    "way": ({"way": 0}, "`way` must be an integer of at least 1, got 0"),
+    "way": ({"way": 0}, "`way` must be an integer of at least 1, .*got 0"),
     "widths": ({"width": (1, -1)}, "`width` must be above 0 and finite, got -1"),
     "no width": ({"width": ()}, "`width` must have at least one number, got none"),
     "relevance": (

@@ -374,7 +374,7 @@ BAD = {
         {"hidden_size": 0},
         "`hidden_size` must be an integer of at least 1, got 0",
     ),
-    "way": ({"way": 0}, "`way` must be an integer of at least 1, got 0"),
+    "way": ({"way": 0}, "`way` must be an integer of at least 1, .*got 0"),
     "smoothing": ({"smoothing": 0}, "`smoothing` must be above 0 and finite, got 0"),
     "mass": ({"min_mass": -1.0}, "`min_mass` must be above 0 and finite, got -1.0"),
     "temperature": ({"temperature": 0}, "`temperature` must be above 0 and finite"),

@@ -152,7 +152,7 @@ def test_bad_configuration_is_explained(name):
     for changes, message in (
         ({number: 0.0}, f"`{number}` must be above 0 and finite, got 0.0"),
         ({"scale": -1}, "`scale` must be above 0 and finite, got -1"),
-        ({"way": 0}, "`way` must be an integer of at least 1, got 0"),
+        ({"way": 0}, "`way` must be an integer of at least 1, .*got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             LEARNERS[name](metajax.models.identity(), **changes)
