@@ -20,12 +20,12 @@ __all__ = [
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is an integer of Python or NumPy, and not a bool."""
+    """Says whether a value is an integer of Python or NumPy, and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real number of Python, NumPy or JAX, and not a bool."""
+    """Says whether a value is a real number of Python, NumPy or JAX, and not a bool."""
     if isinstance(value, Real):
         return not isinstance(value, bool)
     dtype = getattr(value, "dtype", None)

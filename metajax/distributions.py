@@ -48,7 +48,7 @@ class Mixture(NamedTuple):
 
 
 def log_likelihood(outputs: Gaussian | Mixture, y: Array) -> Array:
-    """Log density of each target by itself, in nats.
+    """Computes the log density of each target by itself, in nats.
 
         log N(y_i; mean_i, scale_i^2),  or of a mixture  log mean over s of N_s
 
@@ -76,7 +76,7 @@ def negative_log_likelihood(outputs: Gaussian | Mixture, y: Array) -> Array:
 def joint_log_likelihood(
     outputs: Gaussian | Mixture, y: Array, mask: Array | None = None
 ) -> Array:
-    """Log density of all real targets together, in nats.
+    """Computes the log density of all real targets together, in nats.
 
     Of a Gaussian that is the sum over queries. Components of a mixture are shared by
     all queries, so that of a mixture it is the log of the mean over s of the product
@@ -98,7 +98,7 @@ def joint_log_likelihood(
 
 
 def moments(outputs: Gaussian | Mixture) -> Gaussian:
-    """Mean and standard deviation `[n, d]` of every target."""
+    """Computes the mean and standard deviation `[n, d]` of every target."""
     if isinstance(outputs, Gaussian):
         return outputs
     mean, scale = outputs.components
@@ -108,7 +108,7 @@ def moments(outputs: Gaussian | Mixture) -> Gaussian:
 
 
 def kl_divergence(p: Gaussian, q: Gaussian) -> Array:
-    """KL(p || q) in nats, a scalar: the sum over all numbers."""
+    """Computes KL(p || q) in nats, a scalar: the sum over all numbers."""
     chex.assert_equal_shape([*p, *q])
     ratio = p.scale / q.scale
     shift = (p.mean - q.mean) / q.scale

@@ -48,7 +48,7 @@ def _check_parts(parts: tuple[str, ...]) -> None:
 
 
 def path_names(tree: PyTree) -> list[str]:
-    """The path of every leaf, in the order of `jax.tree.leaves`."""
+    """Gives the path of every leaf, in the order of `jax.tree.leaves`."""
     return [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(tree)

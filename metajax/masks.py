@@ -36,7 +36,7 @@ def hide_padding(x: PyTree, mask: Array | None) -> PyTree:
 
 
 def masked_mean(values: Array, mask: Array | None) -> Array:
-    """Mean of `values` `[n]` over real examples; NaN if `mask` hides all of them."""
+    """Averages `values` `[n]` over real examples; NaN if `mask` hides all of them."""
     if mask is None:
         return jnp.mean(values)
     chex.assert_equal_shape([values, mask])

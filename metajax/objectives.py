@@ -26,7 +26,7 @@ __all__ = [
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Negative log likelihood of each example, in nats.
+    """Computes the negative log likelihood of each example, in nats.
 
     Args:
       logits: `[n, C]`; minus infinity marks a class that is not part of the task.
@@ -48,7 +48,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 def class_vectors(
     labels: Array, num_classes: int, dtype: DTypeLike = jnp.float32
 ) -> Array:
-    """Labels `[n]` as one-hot vectors `[n, N]`; NaN for a label that is no class.
+    """Makes labels `[n]` one-hot vectors `[n, N]`; NaN for a label that is no class.
 
     Such a label is a mistake, in the data or in the number of classes, which a vector
     of zeros would hide.
@@ -67,13 +67,13 @@ def class_vectors(
 
 
 def squared_error(outputs: Array, targets: Array) -> Array:
-    """Squared error of each example `[n]`, averaged over any further axes."""
+    """Averages the squared error of each example `[n]` over any further axes."""
     chex.assert_equal_shape([outputs, targets])
     return jnp.mean(jnp.square(outputs - targets), axis=tuple(range(1, outputs.ndim)))
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """1 where the largest of `logits` `[n, C]` is at the label `[n]`, else 0."""
+    """Gives 1 where the largest of `logits` `[n, C]` is at the label `[n]`, else 0."""
     chex.assert_rank([logits, labels], [2, 1])
     return (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
 
@@ -90,7 +90,7 @@ def query_score(
     objective: Objective,
     key: Array | None = None,
 ) -> tuple[Array, Metrics]:
-    """Loss and metrics of an adapted learner on a query set.
+    """Computes loss and metrics of an adapted learner on a query set.
 
     Args:
       predict: as `Learner.predict`.
@@ -116,7 +116,7 @@ def query_loss(
     predict: Callable[..., PyTree],
     objective: Objective,
 ) -> Callable[..., tuple[Array, Metrics]]:
-    """The usual outer objective: adapt to the support set, then `query_score`.
+    """Builds the usual outer objective: adapt to the support set, then `query_score`.
 
     Args:
       adapt: as `Learner.adapt`.

@@ -48,7 +48,7 @@ class ExternalMemory(NamedTuple):
 
 
 class ControllerState(NamedTuple):
-    """What is known behind some examples.
+    """What is known after some examples.
 
     Attributes:
       cell: of the LSTM, two of `[hidden_size]`.
@@ -98,7 +98,7 @@ class _Controller(nn.Module):
 
 
 def with_controller(memory: ExternalMemory, *, hidden_size: int) -> Reader:
-    """A reader from a memory.
+    """Builds a reader from a memory.
 
     Args:
       memory: how to read and write.

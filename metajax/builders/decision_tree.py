@@ -35,11 +35,11 @@ class DecisionTree(NamedTuple):
     mass: Any
 
     def on_host(self) -> "DecisionTree":
-        """The same with arrays of NumPy, for reading one number after another."""
+        """Gives the same tree in NumPy arrays, for reading one number after another."""
         return DecisionTree(*map(np.asarray, self))
 
     def in_units(self, center: Any, scale: Any) -> "DecisionTree":
-        """The same tree for rows before they were standardised.
+        """Converts the tree to one for rows before they were standardised.
 
         Args:
           center: `[D]`, what was subtracted from each column.
@@ -54,7 +54,7 @@ class DecisionTree(NamedTuple):
         column_names: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> str:
-        """The tree in words, a line for each split and each leaf.
+        """Puts the tree into words, a line for each split and each leaf.
 
         Args:
           column_names: D of them; None for `column 0` and so on.
@@ -94,7 +94,7 @@ class DecisionTree(NamedTuple):
     def namers(
         self, column_names: Sequence[str] | None, class_names: Sequence[str] | None
     ) -> tuple[Callable[[int], str], Callable[[int], str]]:
-        """What names a column and a class, as `text` has them; it raises the same."""
+        """Makes what names a column and a class, as in `text`; it raises the same."""
         used = np.asarray(self.column)[np.asarray(self.is_split)]
         most = int(used.max(initial=-1))
         is_known = np.asarray(self.probabilities)[0] > 0
@@ -121,12 +121,12 @@ class DecisionTree(NamedTuple):
 
 
 def level_slices(num_levels: int) -> list[slice]:
-    """Where the nodes of each of so many levels stand."""
+    """Tells where the nodes of each of so many levels stand."""
     return [slice(2**level - 1, 2 ** (level + 1) - 1) for level in range(num_levels)]
 
 
 def leaf_of(tree: DecisionTree, rows: Array) -> Array:
-    """The leaf, int `[n]`, in which each of the rows `[n, D]` ends."""
+    """Finds the leaf, int `[n]`, in which each of the rows `[n, D]` ends."""
     num_splits = tree.column.shape[0]
     node = jnp.zeros(rows.shape[0], jnp.int32)
     for _ in range(num_splits.bit_length()):

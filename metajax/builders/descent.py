@@ -86,7 +86,7 @@ def check_descent(
     *,
     may_be_learned: bool = False,
 ) -> None:
-    """As `metajax.inner.unroll.check_inner_loop`, also for a `LearnedOptimizer`.
+    """Checks as `metajax.inner.unroll.check_inner_loop`, also for a `LearnedOptimizer`.
 
     Raises:
       ValueError: as there, or if the optimizer is learned and may not be.
@@ -112,14 +112,14 @@ def check_descent(
 
 
 def params_of(meta_params: PyTree) -> PyTree:
-    """The initialisation."""
+    """Gives the initialisation."""
     return meta_params.params if isinstance(meta_params, DescentParams) else meta_params
 
 
 def optimizer_of(
     meta_params: PyTree, optimizer: InnerOptimizer
 ) -> optax.GradientTransformation:
-    """The Optax optimizer, as learned so far."""
+    """Builds the Optax optimizer, as learned so far."""
     if isinstance(optimizer, LearnedOptimizer):
         return optimizer.build(meta_params.optimizer)
     return optimizer
@@ -138,7 +138,7 @@ def support_loss_fn(
 
 
 def support_curve(losses: Array) -> dict[str, Array]:
-    """Metrics `support_loss_t` from the losses before each inner step.
+    """Makes metrics `support_loss_t` from the losses before each inner step.
 
     At most 11 of them, evenly spaced with the first and the last: each metric is an
     output of the compiled program, and a thousand take half a minute to compile.
@@ -293,7 +293,7 @@ def score(
     task: Task,
     key: Array | None,
 ) -> tuple[Array, Metrics]:
-    """Loss and metrics on the query set of parameters that descended."""
+    """Computes loss and metrics on the query set of parameters that descended."""
     adapted = freeze_support_statistics(model, params, task.support)
     return query_score(model.apply, adapted, task.query, objective, key)
 

@@ -83,7 +83,9 @@ class Embedded(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What is fitted to embeddings. Classes without support examples need no care.
+    """What is fitted to embeddings.
+
+    `head_learner` masks classes without support examples; a head may ignore them.
 
     Attributes:
       fit: `(head_params, embedded, key) -> (fitted, metrics)`, a pytree and a dict of
@@ -135,7 +137,7 @@ def solved_head(
     name: str,
     value: float,
 ) -> Head:
-    """A linear classifier that a solver fits, under one number that may be learned.
+    """Builds a linear classifier that a solver fits under a number that may be learned.
 
         logits(x) = scale [f(x), 1] W
 
@@ -179,7 +181,7 @@ def solved_head(
 
 
 def table_rows(learner: str) -> Model:
-    """A model that gives back rows of a table `[n, D]`, in at least single precision.
+    """Builds a model that returns table rows `[n, D]`, in at least single precision.
 
     Args:
       learner: whose rows they are, for the error.
@@ -221,7 +223,7 @@ def check_vectors(features: Array) -> None:
 
 
 def embedded(features: Array, support: Examples, num_classes: int) -> Embedded:
-    """A support set with embeddings `[n, ...]` of its inputs, for N classes."""
+    """Makes a support set with embeddings `[n, ...]` of its inputs, for N classes."""
     is_real = support.is_real
     one_hot = class_vectors(support.y, num_classes, features.dtype)
     # `where` rather than a product: what stands in padding may be anything.

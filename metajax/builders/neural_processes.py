@@ -113,7 +113,7 @@ class Latent(nn.Module):
 
 
 def pair_layers(size: int, layers: int) -> Layers:
-    """The network that encodes each point [x_i, y_i] by itself."""
+    """Builds the network that encodes each point [x_i, y_i] by itself."""
     return Layers((size,) * layers, ends_linear=True)
 
 

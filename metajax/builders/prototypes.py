@@ -26,5 +26,5 @@ def class_means(
 
 
 def linear_head(centers: Array) -> tuple[Array, Array]:
-    """Kernel `[D, N]` and bias `[N]` that classify as the squared distances do."""
+    """Gives kernel `[D, N]` and bias `[N]` that classify as squared distances do."""
     return 2 * centers.T, -jnp.sum(jnp.square(centers), axis=-1)

@@ -52,7 +52,7 @@ class Candidates(NamedTuple):
 
 
 def candidate_splits(rows: Array, is_real: Array) -> Candidates:
-    """From rows `[n, D]`, of which some are real."""
+    """Finds the candidate splits of rows `[n, D]`, of which some are real."""
     padded = jnp.where(is_real[:, None], rows, jnp.inf)
     low = jnp.sort(padded, axis=0)
     high = jnp.pad(low[1:], ((0, 1), (0, 0)), constant_values=jnp.inf)
@@ -84,7 +84,7 @@ def candidate_splits(rows: Array, is_real: Array) -> Candidates:
 def describe_splits(
     mass: Array, support: Embedded, candidates: Candidates
 ) -> tuple[Array, Array, Array, Array]:
-    """What each split would do in some nodes.
+    """Describes what each split would do in some nodes.
 
     Args:
       mass: `[m, n]`, 1 for the rows that are in a node, 0 for others.
@@ -119,12 +119,12 @@ def describe_splits(
     parent = total[:, None, None, :]
 
     def entropy(counts: Array) -> Array:
-        """Of all rows together, in nats."""
+        """Computes the entropy of all rows together, in nats."""
         inside = jnp.sum(_x_log_x(counts), axis=-1)
         return _x_log_x(jnp.sum(counts, axis=-1)) - inside
 
     def agreement(counts: Array) -> Array:
-        """Rows less their Gini impurity."""
+        """Counts rows, less their Gini impurity."""
         squares = jnp.sum(jnp.square(counts), axis=-1)
         return squares / jnp.maximum(jnp.sum(counts, axis=-1), 1)
 
@@ -134,7 +134,7 @@ def describe_splits(
     some = jnp.maximum(num, 1)
 
     def of_column(values: Array) -> Array:
-        """Share of the variance of columns `[n, D]` in a node, between classes."""
+        """Gives the between-class share of variance of columns `[n, D]` in a node."""
         sums = jnp.einsum("mn,nk,nd->mkd", mass, one_hot, values)
         squares = mass @ jnp.square(values)
         level = jnp.square(jnp.sum(sums, axis=1)) / some[:, 0]

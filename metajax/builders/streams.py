@@ -6,7 +6,7 @@
 
 f is a model that all tasks share, theta what the outer loop learns of the `Reader`.
 `adapt` reads a support set from `state_0`, and `predict` answers every query from the
-state behind it, so that queries do not see one another. All that a task teaches is in
+state after it, so that queries do not see one another. All that a task teaches is in
 the state: no gradient is taken when a task is learned.
 
 Read as a stream:
@@ -103,7 +103,7 @@ class AdaptedStream(NamedTuple):
 
     Attributes:
       meta_params: as they were.
-      state: of the reader, behind the examples that it saw.
+      state: of the reader, after the examples that it saw.
     """
 
     meta_params: StreamParams
@@ -139,12 +139,12 @@ def stream_learner(
     Returns:
       A learner whose `meta_params` are `StreamParams` and whose `adapted` are
       `AdaptedStream`; it has a `stream` if the reader has a `step`. A label that is no
-      class makes all outputs behind it NaN. Its loss reports `sequence_accuracy` if it
+      class makes all outputs after it NaN. Its loss reports `sequence_accuracy` if it
       trains on sequences of labels.
 
     Raises:
       ValueError: if an argument is out of range, the model mixes examples, or it trains
-        on sequences and its reader answers only behind them; when it is used, if
+        on sequences and its reader answers only after them; when it is used, if
         targets are not what it is built for, or inputs have another size than those
         that the parameters were made for.
     """
@@ -186,7 +186,10 @@ def stream_learner(
     def read(
         meta_params: StreamParams, support: Examples, key: Array | None
     ) -> tuple[AdaptedStream, Array | None]:
-        """Behind the support set, and the answers on the way `[n, C]`."""
+        """Gives the state after reading the support set, and the answers `[n, C]`.
+
+        The answers are those given while reading.
+        """
         features = embed(meta_params.embedding, support.x, support.mask, key)
         labels = vectors(support.y, support.mask)
         of_all = meta_params.reader, features, labels, support.mask

@@ -73,7 +73,7 @@ def generate(
     code: Array,
     generates: Filter,
 ) -> PyTree:
-    """phi, of the structure of theta, for the code `[size]` of a task."""
+    """Generates phi, of the structure of theta, for the code `[size]` of a task."""
     offsets = code
     for part in ("down", "up") if "down" in generator else ("up",):
         offsets = offsets @ generator[part]

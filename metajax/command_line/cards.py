@@ -34,20 +34,20 @@ def choose_it(constructor: Constructor) -> str:
 
 
 def paper(text: str | None) -> str:
-    """The first paper that a docstring cites, as title, venue and year; or nothing."""
+    """Finds the first paper a docstring cites, as title, venue and year; or nothing."""
     words = " ".join((text or "").split())
     found = re.search(r'"([^"]{12,})", ((?:[A-Za-z]+ )+\d{4})', words)
     return f"{found[1]}, {found[2]}" if found else ""
 
 
 def papers(constructor: Constructor) -> str:
-    """The first paper that a constructor, or else its module, cites."""
+    """Finds the first paper that a constructor, or else its module, cites."""
     own = paper(inspect.getdoc(constructor))
     return own or paper(inspect.getdoc(inspect.getmodule(constructor)))
 
 
 def choices_in(docstring: str | None) -> dict[str, str]:
-    """The named choices that a docstring describes as a list: name -> description."""
+    """Reads the named choices that a docstring has as a list: name -> description."""
     items = re.findall(
         r'^\* `"(\w+)"`:? (.*?)(?=^\* |\n\n|\Z)',
         docstring or "",

@@ -38,38 +38,38 @@ Constructor = Callable[..., Any]
 
 
 def hints_of(constructor: Constructor) -> dict[str, Any]:
-    """The annotations of a constructor, with what `Annotated` adds to them."""
+    """Reads the annotations of a constructor, with what `Annotated` adds to them."""
     return typing.get_type_hints(constructor, include_extras=True)
 
 
 def takes(constructor: Constructor, argument: str) -> bool:
-    """Whether a constructor has an argument of this name."""
+    """Says whether a constructor has an argument of this name."""
     return argument in inspect.signature(constructor).parameters
 
 
 def embeds(learner: Constructor) -> bool:
-    """Whether its model has no head for the classes of a task."""
+    """Says whether a learner's model has no head for the classes of a task."""
     return hints_of(learner).get("model") == Embedding
 
 
 def is_for_numbers(learner: Constructor) -> bool:
-    """Whether its targets are real numbers and never classes."""
+    """Says whether a learner's targets are real numbers and never classes."""
     return takes(learner, "num_outputs") and not takes(learner, "way")
 
 
 def is_for_classes(learner: Constructor) -> bool:
-    """Whether its targets are classes and never real numbers."""
+    """Says whether a learner's targets are classes and never real numbers."""
     return not takes(learner, "objective") and not takes(learner, "num_outputs")
 
 
 def has_one_way(learner: Constructor) -> bool:
-    """Whether it is built for a number of classes: for as many as a task may have."""
+    """Says whether it is built for a number of classes: as many as a task may have."""
     parameters = inspect.signature(learner).parameters
     return "way" in parameters and parameters["way"].default != "support"
 
 
 def is_learner(value: Any) -> bool:
-    """Whether it is the constructor of a learner."""
+    """Says whether a value is the constructor of a learner."""
     return (
         inspect.isfunction(value)
         and inspect.signature(value).return_annotation is Learner

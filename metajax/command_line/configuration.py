@@ -69,7 +69,7 @@ class Config:
     optimizer: OuterOptimizer
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values: `{"learner": {"maml": {"inner_steps": 1, ...}}, ...}`."""
+        """Gives JSON values: `{"learner": {"maml": {"inner_steps": 1, ...}}, ...}`."""
         parts = {part: getattr(self, part) for part in _names(self)}
         return {
             part: {type(value).__name__: dataclasses.asdict(value)}
@@ -102,7 +102,7 @@ def config_from_json(values: dict[str, Any]) -> Config:
 
 
 def build_tasks(values: Any, split: str) -> TaskDistribution:
-    """The task distribution of one split.
+    """Builds the task distribution of one split.
 
     Args:
       values: arguments of a task distribution.
@@ -131,7 +131,7 @@ def _split_tables(values: Any) -> tuple[ClassTable, ...]:
 
 
 def build_learner(config: Config) -> tuple[Model, Learner]:
-    """The model and the learner of a resolved configuration.
+    """Builds the model and the learner of a resolved configuration.
 
     Raises:
       ValueError: as the constructors.
@@ -314,12 +314,12 @@ def _constructor(learner: Any) -> Callable[..., Any]:
 
 
 def max_way(tasks: Any) -> int:
-    """The most classes that a task can have."""
+    """Gives the largest number of classes that a task can have."""
     return tasks.way if isinstance(tasks.way, int) else tasks.way[1]
 
 
 def changed(values: Any, what: str, **changes: Any) -> Any:
-    """`values` with every change that is not None.
+    """Copies `values` with every change that is not None.
 
     Args:
       values: arguments of a learner or of a task distribution.

@@ -57,7 +57,7 @@ class InnerOptimizer:
     for each parameter."""
 
     def build(self) -> AnyOptimizer:
-        """The optimizer."""
+        """Builds the optimizer."""
         if self.name == "lstm":
             return lstm_optimizer()
         check_positive(**{"inner_optimizer.learning_rate": self.learning_rate})
@@ -85,7 +85,7 @@ class OuterOptimizer:
     """Longest gradient; longer ones are shortened to it."""
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The Optax optimizer for a run of `steps`."""
+        """Builds the Optax optimizer for a run of `steps`."""
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -258,7 +258,7 @@ FORMS: dict[str, dict[str, type]] = {
 
 
 def choice(part: str) -> Any:
-    """The type, for tyro, of a choice between learners, models or tasks.
+    """Makes the type, for tyro, of a choice between learners, models or tasks.
 
     Args:
       part: `"learner"`, `"model"` or `"tasks"`.

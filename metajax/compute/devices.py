@@ -45,7 +45,7 @@ COPIED = PartitionSpec()
 def task_mesh(
     mesh: Mesh | Literal["auto"] | None, num_tasks: int | None = None
 ) -> Mesh | None:
-    """The mesh to work on.
+    """Chooses the mesh to work on.
 
     Args:
       mesh: one with an axis `"tasks"`; None, for JAX's default device alone; or
@@ -90,14 +90,14 @@ def task_mesh(
 
 
 def memory_limit() -> int | None:
-    """Bytes that a device may use; None if it does not tell, as on CPU."""
+    """Reads how many bytes a device may use; None if it does not tell, as on CPU."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def mean_over_devices(
     fn: Callable[..., PyTree], mesh: Mesh, in_specs: tuple[PartitionSpec, ...]
 ) -> Callable[..., PyTree]:
-    """`fn` run on every device's share of its arguments, and the mean of its results.
+    """Makes `fn` run on each device's share of its arguments, and averages its results.
 
     Args:
       fn: returns a pytree. Floating-point leaves are averaged, all of them in a single
@@ -136,7 +136,7 @@ def on_each_device(
     in_specs: tuple[PartitionSpec, ...],
     out_specs: PartitionSpec,
 ) -> Callable[..., PyTree]:
-    """`fn` run on every device's share of its arguments.
+    """Makes `fn` run on each device's share of its arguments.
 
     Args:
       fn: returns a pytree.
@@ -172,7 +172,7 @@ def spread(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec = COPIED) -> PyT
 
 
 def constrain(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """As `place`, within a compiled program."""
+    """Does as `place`, within a compiled program."""
     if mesh is None:
         return tree
     return jax.tree.map(

@@ -75,7 +75,7 @@ def work(jaxpr: Jaxpr) -> Work:
 
 
 def planned_memory(program: jax.stages.Compiled) -> tuple[int, int]:
-    """Bytes that XLA plans for a program: in all, and of them for temporary arrays.
+    """Counts bytes XLA plans for a program: in all, and of them for temporary arrays.
 
     In all means arguments, results and temporary arrays, less what results take over
     from donated arguments.
@@ -89,12 +89,12 @@ def planned_memory(program: jax.stages.Compiled) -> tuple[int, int]:
 
 
 def mebibytes(count: int) -> str:
-    """A number of bytes for people."""
+    """Writes a number of bytes for people."""
     return f"{count / 2**20:,.4g} MiB"
 
 
 def best_block(jaxpr: Jaxpr) -> int | None:
-    """How many tasks at once are the fastest, by what is done for each.
+    """Tells how many tasks at once are the fastest, by what is done for each.
 
     On CPU the activations of one task of a convolutional network fit the cache, and
     those of many do not. Dense nets want one large product, as accelerators always do.
@@ -106,13 +106,13 @@ def best_block(jaxpr: Jaxpr) -> int | None:
 
 
 def has_convolutions(jaxpr: Jaxpr) -> bool:
-    """Whether there is a convolution, XLA's or one of `metajax.models.convolution`."""
+    """Says whether there is a convolution, XLA's or of `metajax.models.convolution`."""
     names = _OURS | {"conv_general_dilated"}
     return any(equation.primitive.name in names for equation in _equations(jaxpr))
 
 
 def has_custom_vjp(jaxpr: Jaxpr) -> bool:
-    """Whether a part has a reverse-mode rule of its own, by `jax.custom_vjp`."""
+    """Says whether a part has a reverse-mode rule of its own, by `jax.custom_vjp`."""
     return any(
         equation.primitive.name.startswith("custom_vjp_call")
         for equation in _equations(jaxpr)
@@ -120,12 +120,12 @@ def has_custom_vjp(jaxpr: Jaxpr) -> bool:
 
 
 def has_while(jaxpr: Jaxpr) -> bool:
-    """Whether there is a loop of unknown length, which has no reverse-mode rule."""
+    """Says whether there is a loop of unknown length, with no reverse-mode rule."""
     return any(equation.primitive.name == "while" for equation in _equations(jaxpr))
 
 
 def slow_convolutions(jaxpr: Jaxpr, backend: str) -> int:
-    """How many of XLA's convolutions run tens of times slower than they could.
+    """Counts XLA's convolutions that run tens of times slower than they could.
 
     They are those in groups, which `vmap` makes where every task has a kernel of its
     own, unless each group is one channel, as in depthwise convolutions; and on CPU all

@@ -165,7 +165,7 @@ def fisher_diagonal(
     num_samples: int | None = None,
     key: Array | None = None,
 ) -> PyTree:
-    """Diagonal of the Fisher information of a classifier's parameters.
+    """Computes the diagonal of the Fisher information of a classifier's parameters.
 
     Examples are taken one at a time, so that memory is that of one example.
 
@@ -215,7 +215,7 @@ def fisher_diagonal(
 
 
 def symmetric_distance(first: Array, second: Array, *, prior: float = 0.0) -> Array:
-    """d_sym between tasks.
+    """Measures d_sym between tasks.
 
     Args:
       first: F `[..., units]`, at least 0.
@@ -240,7 +240,7 @@ def symmetric_distance(first: Array, second: Array, *, prior: float = 0.0) -> Ar
 def asymmetric_distance(
     source: Array, target: Array, *, prior: float, alpha: float = 0.15
 ) -> Array:
-    """d_asym from a task that one may transfer from to another; lower is better.
+    """Measures d_asym from a task one may transfer from to another; lower is better.
 
     Args:
       source: F_a `[..., units]`, at least 0.

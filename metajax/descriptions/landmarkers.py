@@ -135,7 +135,7 @@ def _stump(table: Table) -> Array:
     not_own = jnp.where(jnp.eye(len(sizes), dtype=bool), -jnp.inf, 0)
 
     def rivals(counts: Array) -> tuple[Array, Array]:
-        """Largest share `[n, N]` among the other classes, and how many have it."""
+        """Finds the largest share `[n, N]` of other classes, and how many have it."""
         shares = jnp.where(sizes > 0, counts / jnp.maximum(sizes, 1)[None, :], -1)
         shares = shares[:, None, :] + not_own[None, :, :]
         most = jnp.max(shares, axis=2)
@@ -158,7 +158,7 @@ def _stump(table: Table) -> Array:
         most = jnp.where(is_left, left_most, right_most)
         ties = jnp.where(is_left, left_ties @ labels.T, right_ties @ labels.T)
         says = jnp.where(_is_close(own, most), 1 / (1 + ties), own > most)
-        # Rows with one value are one split. That behind the last value, the only one of
+        # Rows with one value are one split. That after the last value, the only one of
         # a constant column, is as good as a guess, and so are those it can tie with.
         copies = jnp.sum(
             (column[None, :] == column[:, None]) & table.rows[None, :], axis=1

@@ -94,18 +94,18 @@ def mask_of(mask: Any, size: int, *, default: bool = True) -> Array:
 
 
 def mean_where(values: Array, where: Array) -> Array:
-    """Mean of `values` `[D]` where `where` is True, 0 if it nowhere is."""
+    """Computes the mean of `values` `[D]` where `where` is True, 0 if it nowhere is."""
     count = jnp.maximum(jnp.sum(where), 1)
     return jnp.sum(jnp.where(where, values, 0)) / count
 
 
 def mean_and_sd(values: Array, where: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of `values` `[D]` where `where` is True."""
+    """Computes mean and standard deviation of `values` `[D]` where `where` is True."""
     mean = mean_where(values, where)
     return mean, jnp.sqrt(mean_where(jnp.square(values - mean), where))
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:
-    """The quotient, 0 where the denominator is not positive."""
+    """Computes the quotient, 0 where the denominator is not positive."""
     is_positive = denominator > 0
     return jnp.where(is_positive, numerator / jnp.where(is_positive, denominator, 1), 0)

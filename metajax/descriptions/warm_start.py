@@ -198,7 +198,7 @@ def recommend(
 
 
 def regret_curve(order: Any, scores: Any) -> Array:
-    """Normalised regret after 1, 2, ..., C trials in an order.
+    """Computes the normalised regret after 1, 2, ..., C trials in an order.
 
     Args:
       order: of all configurations, `[C]`.
@@ -224,7 +224,7 @@ def regret_curve(order: Any, scores: Any) -> Array:
 
 
 def random_regret_curve(scores: Any) -> Array:
-    """Expected `regret_curve` over all orders, exactly.
+    """Computes the expected `regret_curve` over all orders, exactly.
 
     Of t configurations drawn from C without return, the j-th best (from 0) is the best
     with probability C(C - 1 - j, t - 1) / C(C, t).

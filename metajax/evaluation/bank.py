@@ -199,7 +199,7 @@ def bank_means(
     seed: int,
     judge: Judge | None = None,
 ) -> Metrics:
-    """Means over a bank of the metrics of `evaluate`, to be part of other programs."""
+    """Averages the metrics of `evaluate` over a bank, to be part of other programs."""
     keys = _bank_keys(seed, _blocks(num_tasks, 20))
     scores = _score_blocks(learner, None, judge, meta_params, tasks, keys)
     return jax.tree.map(

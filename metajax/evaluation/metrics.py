@@ -97,7 +97,7 @@ def _default_metrics(outputs: PyTree, query: Examples) -> Metrics:
 
 
 def bin_sums(logits: Array, query: Examples) -> Array:
-    """`[3, bins]` queries, summed confidence and right answers of one task."""
+    """Sums queries, confidence and right answers of one task by bin, `[3, bins]`."""
     logits = at_least_float32(logits)
     confidence = jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1)
     bin_index = jnp.clip(jnp.ceil(confidence * NUM_BINS) - 1, 0, NUM_BINS - 1)
@@ -113,5 +113,5 @@ def bin_sums(logits: Array, query: Examples) -> Array:
 
 
 def at_least_float32(outputs: Array) -> Array:
-    """Half precision is too coarse for means over many queries."""
+    """Converts half precision, too coarse for means over many queries, to float32."""
     return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))

@@ -65,7 +65,7 @@ class Ranking:
         return np.argsort(self.average_rank, kind="stable")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers for `json.dumps`; NaN is None."""
+        """Converts to plain numbers for `json.dumps`; NaN is None."""
         return plain(
             {
                 "metric": self.metric,

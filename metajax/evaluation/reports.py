@@ -138,7 +138,7 @@ class Report:
         return {name: interval(v) for name, v in self.step_values.items()}
 
     def to_json(self, *, per_task: bool = False) -> dict[str, Any]:
-        """The report as plain numbers, for `json.dumps`.
+        """Converts the report to plain numbers, for `json.dumps`.
 
         Args:
           per_task: whether to add the values of all tasks.
@@ -290,7 +290,7 @@ def compare(a: Report, b: Report, metric: str | None = None) -> Comparison:
 
 
 def across_seeds(reports: Sequence[Report], metric: str | None = None) -> Spread:
-    """Mean and spread over training seeds: one report per trained model, one bank.
+    """Gives mean and spread over training seeds: a report per trained model, one bank.
 
     Args:
       reports: of one method trained with different seeds; at least 1.
@@ -321,7 +321,7 @@ def across_seeds(reports: Sequence[Report], metric: str | None = None) -> Spread
 
 
 def interval(values: np.ndarray) -> Interval:
-    """Mean over axis 0 of `values` with its 95 % Student half-width, in float64."""
+    """Computes the mean over axis 0 with its 95 % Student half-width, in float64."""
     from scipy.special import stdtrit  # slow to import; jax itself depends on scipy
 
     values = np.asarray(values, np.float64)
@@ -337,7 +337,7 @@ def interval(values: np.ndarray) -> Interval:
 def reliability(
     num_queries: np.ndarray, confidence: np.ndarray, num_right: np.ndarray
 ) -> Calibration:
-    """Calibration from sums over the queries of each bin.
+    """Computes the calibration from sums over the queries of each bin.
 
     Args:
       num_queries: `[bins]` number of queries.
@@ -372,7 +372,7 @@ def _t_test(difference: np.ndarray) -> float:
 
 
 def choose_metric(reports: Sequence[Report], metric: str | None) -> str:
-    """The metric, or for None `accuracy` or the only one that all reports have.
+    """Chooses the metric, or for None `accuracy` or the only one that all reports have.
 
     Raises:
       ValueError: if a report lacks it.
@@ -422,7 +422,7 @@ def check_same_bank(a: Report, b: Report, *, numbers: bool = True) -> None:
 
 
 def format_value(name: str, value: float, half_width: float | None = None) -> str:
-    """Accuracy in percent, other metrics in a few significant digits."""
+    """Writes accuracy in percent, other metrics in a few significant digits."""
     is_share = name == "accuracy"
     text = f"{100 * value:.2f} %" if is_share else f"{value:.4g}"
     if half_width is None:
@@ -435,7 +435,7 @@ def format_value(name: str, value: float, half_width: float | None = None) -> st
 
 
 def plain(value: Any) -> Any:
-    """Nested dicts and arrays as lists and numbers, with None for NaN and infinity."""
+    """Writes nested dicts and arrays as lists and numbers, NaN and infinity as None."""
     if isinstance(value, dict):
         return {name: plain(v) for name, v in value.items()}
     if isinstance(value, np.ndarray | list):

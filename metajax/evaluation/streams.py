@@ -77,7 +77,7 @@ def instance_accuracy(
     tasks_per_block: int = 50,
     seed: int = 0,
 ) -> InstanceAccuracy:
-    """Accuracy at the 1st, 2nd, .. K-th instance of a class in a random sequence.
+    """Measures accuracy at the 1st, .. K-th instance of a class in a random sequence.
 
     Args:
       learner: one with a `stream` that classifies.

@@ -148,7 +148,7 @@ def hypergradient(
 def sgd_hd(
     learning_rate: Any, *, hyper_rate: Any = 1e-3
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD-HD: stochastic gradient descent that learns its rate.
+    """Builds SGD-HD: stochastic gradient descent that learns its rate.
 
     Choose it where even the decade of the right rate is unknown.
 
@@ -177,7 +177,7 @@ def sgd_hd(
 def sgdn_hd(
     learning_rate: Any, *, hyper_rate: Any = 1e-3, momentum: Any = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    """SGDN-HD: SGD with Nesterov momentum that learns its rate.
+    """Builds SGDN-HD: SGD with Nesterov momentum that learns its rate.
 
     Args:
       learning_rate: scalar alpha_0, finite and at least 0.
@@ -205,7 +205,7 @@ def adam_hd(
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam-HD: Adam that learns its rate.
+    """Builds Adam-HD: Adam that learns its rate.
 
     Args:
       learning_rate: scalar alpha_0, finite and at least 0.

@@ -49,7 +49,7 @@ def implicit_loss(
     theta: PyTree,
     others: PyTree,
 ) -> tuple[Array, Any, Array]:
-    """The outer loss at a solution, whose gradient by `theta` is the implicit one.
+    """Gives the outer loss at a solution; its gradient by `theta` is the implicit one.
 
     Args:
       outer: `(phi, others) -> (loss, aux)`.

@@ -130,7 +130,7 @@ def learned(
 
     def build(optimizer_params: PyTree) -> optax.GradientTransformation:
         def at(count: Array, leaf: int) -> optax.GradientTransformationExtraArgs:
-            """The optimizer of one leaf (or of all) at one inner step."""
+            """Builds the optimizer of one leaf (or of all) at one inner step."""
             values = {
                 name: _value(number, optimizer_params[name], count, leaf)
                 for name, number in numbers.items()
@@ -156,7 +156,7 @@ def learned(
             weights = [None] * len(grads) if params is None else jax.tree.leaves(params)
 
             def of_leaf(i: int) -> dict[str, Any]:
-                """What the extra arguments are where one leaf is all there is."""
+                """Restricts extra arguments to leaf `i`."""
                 own = dict(extra)
                 if "grad" in own:
                     own["grad"] = jax.tree.leaves(own["grad"])[i]

@@ -40,7 +40,7 @@ def check_lstm(hidden_sizes: tuple[int, ...], threshold: float) -> None:
 
 
 def log_and_sign(values: Array, threshold: float) -> Array:
-    """Numbers `[...]` of any order of magnitude as two features each, `[..., 2]`.
+    """Turns numbers `[...]` of any order of magnitude into two features, `[..., 2]`.
 
     (log|v| / p, sgn v) if |v| >= e^-p, else (-1, e^p v), with p the threshold:
     M. Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",

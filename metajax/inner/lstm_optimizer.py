@@ -44,7 +44,7 @@ def lstm_optimizer(
     output_scale: float = 0.1,
     threshold: float = 10.0,
 ) -> LearnedOptimizer:
-    """An optimizer to be learned by `optimizer_learner`.
+    """Builds an optimizer to be learned by `optimizer_learner`.
 
     Args:
       hidden_sizes: sizes of the LSTM's layers; the default is the paper's.

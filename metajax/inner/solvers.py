@@ -32,7 +32,7 @@ class Solution(NamedTuple):
 
 
 def solve(matrix: Array, targets: Array, *, is_positive: bool = False) -> Array:
-    """X of A X = B, for `vmap` over tasks, with derivatives of any order.
+    """Solves A X = B for X, for `vmap` over tasks, with derivatives of any order.
 
     On CPU the matrices of a batch are taken one after the other. LAPACK would take the
     batch apart for the host's threads, and the thread that asked waits for them: if all
@@ -66,7 +66,7 @@ def solve(matrix: Array, targets: Array, *, is_positive: bool = False) -> Array:
 
 
 def ridge(features: Array, targets: Array, strength: Array) -> Array:
-    """Weights `[D, N]` that minimise ||X W - Y||^2 + strength ||W||^2.
+    """Finds the weights `[D, N]` that minimise ||X W - Y||^2 + strength ||W||^2.
 
     The system that is solved is the smaller one: of n equations by the Woodbury
     identity, W = X^T (X X^T + strength I)^-1 Y, where rows are fewer than columns, else
@@ -88,7 +88,7 @@ def ridge(features: Array, targets: Array, strength: Array) -> Array:
 def logistic_dual(
     kernel: Array, signs: Array, strength: Array, *, iterations: int
 ) -> Solution:
-    """One regularised logistic regression for each class, in its dual variables.
+    """Fits one regularised logistic regression for each class, in its dual variables.
 
     The weights w_k = X^T a_k minimise, for the class k,
 
@@ -135,7 +135,7 @@ def logistic_dual(
 def box_program(
     kernel: Array, linear: Array, lower: Array, upper: Array, axis: int, iterations: int
 ) -> Array:
-    """The dual of a support vector machine.
+    """Solves the dual of a support vector machine.
 
         minimise over a   1/2 <a, K a> - <a, p>
         with              lower <= a <= upper,   sum of a along an axis = 0

@@ -23,7 +23,7 @@ __all__ = ["from_functions", "from_linen", "from_nnx", "within"]
 
 
 def from_functions(init: Callable[..., PyTree], apply: Callable[..., PyTree]) -> Model:
-    """A model from two plain functions (Haiku's pair, or Equinox through `partition`).
+    """Builds a model from two functions (Haiku's pair, or Equinox through `partition`).
 
     Args:
       init: `(key, x) -> params`.
@@ -46,7 +46,7 @@ def from_functions(init: Callable[..., PyTree], apply: Callable[..., PyTree]) ->
 
 
 def from_linen(module: nn.Module, *, normalization: str = "none") -> Model:
-    """A model from a Flax Linen module.
+    """Builds a model from a Flax Linen module.
 
     The module is called with `x` and, where its `__call__` has parameters of these
     names, `mask`, `deterministic` (True without a key) and `train` (the opposite). The
@@ -123,7 +123,7 @@ def from_linen(module: nn.Module, *, normalization: str = "none") -> Model:
 
 
 def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Model:
-    """A model from a Flax NNX module.
+    """Builds a model from a Flax NNX module.
 
     Args:
       build: `(rngs) -> module`, for example `lambda rngs: Net(1, 5, rngs=rngs)`. The
@@ -183,7 +183,7 @@ def within(
     before: Callable[[PyTree, PyTree], PyTree] = lambda params, x: x,
     after: Callable[[PyTree, PyTree], PyTree] = lambda params, outputs: outputs,
 ) -> Model:
-    """A model whose parameters are one part of a dict that holds more than them.
+    """Builds a model whose parameters are one part of a dict that holds more than them.
 
     Args:
       model: the model.

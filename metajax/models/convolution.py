@@ -307,7 +307,7 @@ for _primitive, _product in (
 def convolve(
     x: Array, kernel: Array, *, stride: int = 1, padding: str = "SAME"
 ) -> Array:
-    """Two-dimensional cross-correlation, as `jax.lax.conv_general_dilated` in NHWC.
+    """Cross-correlates in two dimensions, as `jax.lax.conv_general_dilated` in NHWC.
 
     Other than there, images and kernel of different types are promoted.
 
@@ -371,7 +371,7 @@ class Conv(nn.Module):
 
 
 def max_pool(x: Array) -> Array:
-    """Maximum over blocks of 2 x 2; an odd last row or column is dropped.
+    """Takes the maximum over blocks of 2 x 2; an odd last row or column is dropped.
 
     Written as a maximum of four slices: on CPU the whole training step is 1.8 times
     faster than with `reduce_window`, and it differentiates twice cleanly.

@@ -50,7 +50,7 @@ class TaskEncoder(NamedTuple):
 
 
 def set_mean(elements: Array, is_member: Array) -> Array:
-    """Mean over the elements of a set; that of an empty set is 0.
+    """Averages the elements of a set; the mean of an empty set is 0.
 
     Args:
       elements: `[n, ...]`; finite, those outside of the set too.

@@ -39,7 +39,7 @@ def with_lora(
     scale: float = 1.0,
     where: Filter = everything,
 ) -> Model:
-    """A model with low-rank factors beside its matrices.
+    """Builds a model with low-rank factors beside its matrices.
 
     Choose it where a task should change a large network in few numbers: for a quick
     inner loop, small adapted parameters, or little overfitting.
@@ -122,7 +122,7 @@ def with_lora(
 
 
 def merge_lora(params: PyTree, scale: float = 1.0) -> PyTree:
-    """The weights W of Eq. (3), as parameters of the model without factors.
+    """Computes the weights W of Eq. (3), as parameters of the model without factors.
 
     Args:
       params: `{"base": ..., "lora": ...}` as a model of `with_lora` has them.

@@ -54,8 +54,8 @@ class MLP(nn.Module):
             x = nn.Dense(size, kernel_init=init)(x)
             x = Normalize(self.normalization)(x, mask)
             if context is not None:
-                # As if appended to the inputs, but statistics over the batch, which
-                # would take away what all rows share, are behind it.
+                # As if appended to the inputs, but after statistics over the batch,
+                # which would take away what all rows share.
                 x += nn.Dense(size, use_bias=False, kernel_init=init, name="context")(
                     context
                 )
@@ -122,7 +122,7 @@ def mlp(
     normalization: str = "none",
     precision: Precision = "float32",
 ) -> Model:
-    """A multi-layer perceptron with ReLU, He initialisation and zero biases.
+    """Builds a multi-layer perceptron with ReLU, He initialisation and zero biases.
 
     Args:
       num_outputs: size of the output.
@@ -155,7 +155,7 @@ def conv4(
     normalization: Normalization = "batch",
     precision: Precision = "float32",
 ) -> Model:
-    """The four-block convolutional network of few-shot learning.
+    """Builds the four-block convolutional network of few-shot learning.
 
     Args:
       num_outputs: size of a linear head on top (`params/head`), or None for embeddings.
@@ -207,5 +207,5 @@ def _check_groups(name: str, size: int, normalization: str) -> None:
 
 
 def identity() -> Model:
-    """A model without parameters that gives back its inputs, as float32 `[n, ...]`."""
+    """Builds a model without parameters that returns inputs, as float32 `[n, ...]`."""
     return from_functions(lambda key, x: {}, lambda params, x: x.astype(jnp.float32))

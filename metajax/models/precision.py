@@ -37,7 +37,7 @@ def check_precision(precision: Precision) -> None:
 
 
 def with_precision(model: Model, precision: Precision) -> Model:
-    """A model that computes in another precision.
+    """Makes a model compute in another precision.
 
     Choose `"bfloat16"` on GPU and TPU, whose matrix units are made for it; on CPU it is
     slower than float32.

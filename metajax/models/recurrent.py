@@ -48,7 +48,7 @@ class RecurrentLSTM(nn.Module):
 
 
 def lstm(num_outputs: int, *, hidden_sizes: Sequence[int] = (32,)) -> Model:
-    """An LSTM that answers at every time step.
+    """Builds an LSTM that answers at every time step.
 
     Args:
       num_outputs: size of the output.

@@ -42,7 +42,7 @@ def plot_tree(
     leaves: list[int] = []
 
     def arrange(node: int, level: int) -> float:
-        """Where a node stands: leaves side by side, a split amid its two children."""
+        """Places a node: leaves side by side, a split amid its two children."""
         if node < len(tree.column) and tree.is_split[node]:
             x = sum(arrange(2 * node + side, level + 1) for side in (1, 2)) / 2
         else:

@@ -50,7 +50,7 @@ Bucket = tuple[int, int]
 
 
 def bucketed(learner: Learner, buckets: Sequence[Bucket]) -> Learner:
-    """The same learner, whose loss works on no more rows than it must.
+    """Gives the same learner, whose loss works on no more rows than it must.
 
     The gradient of a task is that of the learner itself. Tasks must be taken one after
     the other for it to save time: give `train` `tasks_per_block=1`, its default on CPU
@@ -101,7 +101,7 @@ def bucketed(learner: Learner, buckets: Sequence[Bucket]) -> Learner:
 def fit_buckets(
     tasks: TaskDistribution, num_shapes: int, key: Array, *, num_tasks: int = 500
 ) -> tuple[Bucket, ...]:
-    """Buckets that keep the mean number of rows of a task small.
+    """Chooses buckets that keep the mean number of rows of a task small.
 
     Sizes of some tasks are drawn, without their images, and the shapes are the best for
     these, if tasks are sorted by their number of rows.
@@ -154,7 +154,7 @@ def fit_buckets(
 
 
 def as_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
-    """Buckets in the order in which they are tried, the fewest rows first.
+    """Puts buckets in the order in which they are tried, the fewest rows first.
 
     Raises:
       ValueError: if one is not two integers of at least 1.
@@ -171,17 +171,17 @@ def as_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
 
 
 def needed_rows(task: Task) -> Array:
-    """int32 `[2]`: rows of support and query set up to the last real one."""
+    """Counts rows of support and query set up to the last real one, int32 `[2]`."""
     return jnp.stack([_last_real(examples) for examples in task])
 
 
 def bucket_of(task: Task, buckets: tuple[Bucket, ...]) -> Array:
-    """Number of the first bucket that holds a task; `len(buckets)` if none does."""
+    """Gives the number of the first bucket that holds a task, else `len(buckets)`."""
     return _first_that_holds(needed_rows(task), buckets)
 
 
 def cut(task: Task, bucket: Bucket | None) -> Task:
-    """The first rows of a task; all of them for None."""
+    """Cuts a task to its first rows; None keeps all of them."""
     if bucket is None:
         return task
     return Task(
@@ -195,7 +195,7 @@ def cut(task: Task, bucket: Bucket | None) -> Task:
 def buckets_of_keys(
     tasks: TaskDistribution, keys: Array, buckets: tuple[Bucket, ...]
 ) -> np.ndarray:
-    """The `bucket_of` the task of each key `[n]`; images are not touched for it."""
+    """Finds `bucket_of` the task of each key `[n]`; images are not touched for it."""
     needs = _needs_of_keys(tasks, keys)
     return np.asarray(jax.vmap(lambda need: _first_that_holds(need, buckets))(needs))
 
@@ -224,7 +224,7 @@ def _rows(examples: PyTree) -> int:
 
 
 def as_pytree(tasks: TaskDistribution) -> TaskDistribution:
-    """A plain function as a pytree without leaves, so that `jit` can take it."""
+    """Makes a plain function a pytree without leaves, so that `jit` can take it."""
     if not callable(tasks):
         raise ValueError(
             "`tasks` must be a function from a random key to a `Task`, got "

@@ -48,7 +48,7 @@ class Mixture:
         return _draw(self, key)
 
     def domain(self, key: Array) -> Array:
-        """Which of the domains the task of this key is of, an int32 scalar."""
+        """Tells which of the domains the task of this key is of, an int32 scalar."""
         key_domain, _ = jax.random.split(key)
         ends = np.cumsum(self.weights)[:-1].astype(np.float32)
         return jnp.searchsorted(ends, jax.random.uniform(key_domain), side="right")
@@ -71,7 +71,7 @@ def _draw(tasks: Mixture, key: Array) -> Task:
 def mixture(
     tasks: Sequence[TaskDistribution], weights: Sequence[float] | None = None
 ) -> Mixture:
-    """A task distribution that draws the domain of every task.
+    """Builds a task distribution that draws the domain of every task.
 
     Args:
       tasks: at least one distribution of tasks whose support and query are `Examples`;

@@ -10,7 +10,7 @@ __all__ = ["as_range", "check_num_queries", "size_masks"]
 
 
 def as_range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    """An inclusive range from an integer or a pair `(low, high)`.
+    """Makes an inclusive range from an integer or a pair `(low, high)`.
 
     Args:
       name: of the argument, for the error.

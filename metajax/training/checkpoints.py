@@ -50,11 +50,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
-        """The steps that are complete, in ascending order."""
+        """Lists the steps that are complete, in ascending order."""
         return _steps(self.folder)
 
     def path(self, step: int) -> pathlib.Path:
-        """Where the checkpoint of `step` lies."""
+        """Tells where the checkpoint of `step` lies."""
         return self.folder / str(step)
 
     def save(
@@ -112,7 +112,7 @@ class Checkpoints:
         ) from cause
 
     def has_any(self) -> bool:
-        """Whether there is a step, be it a damaged one that was put aside."""
+        """Says whether there is a step, be it a damaged one that was put aside."""
         return bool(self.steps()) or any(self.folder.glob("damaged-*"))
 
     def close(self) -> None:

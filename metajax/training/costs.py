@@ -33,7 +33,7 @@ class Cost(NamedTuple):
       gradient: the gradient mode; `"as built"` if the learner came ready-made.
       flops: floating-point operations, see `metajax.compute.program_costs`.
       intensity: operations for each byte that matrix products and convolutions move.
-      memory: bytes that XLA plans at the most: arguments, results and temporary arrays.
+      memory: bytes that XLA plans at most: arguments, results and temporary arrays.
       temporary: the last part of these.
       compile_seconds: how long tracing and compiling took.
       seconds: median of five runs; None if not timed.

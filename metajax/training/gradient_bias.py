@@ -111,7 +111,7 @@ class GradientComparison(NamedTuple):
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Converts to JSON values."""
         return self._asdict() | {"rows": [row._asdict() for row in self.rows]}
 
 
@@ -123,7 +123,7 @@ def candidates(
     sigma: float = 0.01,
     num_pairs: int = 1,
 ) -> dict[str, Candidate]:
-    """The usual candidates of a learner.
+    """Builds the usual candidates of a learner.
 
     Args:
       make: builds the learner in one of `metajax.inner.unroll.GRADIENT_MODES`.

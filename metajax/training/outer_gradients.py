@@ -61,7 +61,7 @@ class _Loops(NamedTuple):
 
 
 def evolution_strategies(*, sigma: float = 0.01, num_pairs: int = 1) -> OuterGradient:
-    """The antithetic outer_gradient, for any learner.
+    """Builds the antithetic estimator of the gradient, for any learner.
 
     Args:
       sigma: standard deviation of the noise on every meta-parameter, above 0. The
@@ -108,7 +108,7 @@ def evolution_strategies(*, sigma: float = 0.01, num_pairs: int = 1) -> OuterGra
 
 
 def truncated(learner: Learner, *, inner_steps: int, num_tasks: int) -> OuterGradient:
-    """Reverse mode through one piece of the inner loop at each outer step.
+    """Takes reverse mode through one piece of the inner loop at each outer step.
 
     An initialisation is learned from the first piece of a loop alone, and not at all
     if only its end is judged, as by `maml`, of which a warning tells: use `pes` for
@@ -176,7 +176,7 @@ def truncated(learner: Learner, *, inner_steps: int, num_tasks: int) -> OuterGra
 def pes(
     learner: Learner, *, inner_steps: int, num_tasks: int, sigma: float = 0.01
 ) -> OuterGradient:
-    """Persistent evolution strategies: one piece of the inner loop at each outer step.
+    """Runs persistent evolution strategies: a piece of the inner loop each outer step.
 
     Args:
       learner: the one that is trained; it must have `segments`.

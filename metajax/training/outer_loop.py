@@ -82,7 +82,7 @@ class Draw(Protocol):
 
 
 def task_keys(key: Array, step: Array | int, tasks_per_step: int) -> Array:
-    """The random keys of one outer step.
+    """Makes the random keys of one outer step.
 
     Args:
       key: key of the whole run.
@@ -102,7 +102,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     outer_gradient: OuterGradient,
 ) -> TrainState:
-    """The state before the first step; the key is consumed.
+    """Makes the state before the first step; the key is consumed.
 
     Every array is a copy, so that the state may be donated: what `learner.init` returns
     (pretrained parameters, say) stays valid, and no two leaves share memory.
@@ -130,7 +130,7 @@ def _copied(tree: PyTree) -> PyTree:
 
 
 def reverse_mode(*, tasks_per_block: int | None = None) -> OuterGradient:
-    """The default outer_gradient: reverse mode through the mean loss over tasks.
+    """Builds the default outer gradient: reverse mode through the mean loss over tasks.
 
     Args:
       tasks_per_block: the B tasks are taken in blocks of this size, one block after the
@@ -316,19 +316,19 @@ def _update(
 
 
 def tasks_at(tasks: TaskDistribution, step: Array | int) -> TaskDistribution:
-    """The distribution of the tasks of an outer step; see `TaskDistribution`."""
+    """Gives the distribution of the tasks of an outer step; see `TaskDistribution`."""
     at = getattr(getattr(tasks, "func", tasks), "at", None)  # `Partial` has a `func`
     return tasks if at is None else at(step)
 
 
 def sample_tasks(source: PyTree, step: Array, index: Array, keys: Array) -> Task:
-    """`Draw` for a task distribution that is a pytree: one task for each key."""
+    """Draws one task for each key from a distribution that is a pytree, as a `Draw`."""
     del index
     return jax.vmap(tasks_at(source, step))(keys)
 
 
 def select_tasks(source: PyTree, step: Array, index: Array, keys: Array) -> Task:
-    """`Draw` for stacked batches `[steps_per_dispatch, B, ...]`: the one at `index`."""
+    """Takes batch `index` of stacked `[steps_per_dispatch, B, ...]`, as a `Draw`."""
     del step, keys
     return jax.tree.map(lambda x: x[index], source)
 
@@ -355,7 +355,7 @@ def run_steps_fn(
         not depend on the tasks.
       draw: gets the tasks of a step.
       tasks_per_step: B.
-      steps_per_dispatch: the most steps of one call.
+      steps_per_dispatch: steps of one call at most.
       updates_per_step: see `outer_step`.
       mesh: from `metajax.compute.devices.task_mesh`; the state must be `place`d on it.
       source_spec: how the leaves of the source lie on the mesh.

@@ -190,7 +190,7 @@ def run_settings(
     examples: PyTree,
     num_devices: int,
 ) -> Record:
-    """All that a run depends on, for `RunFolder`.
+    """Collects all that a run depends on, for `RunFolder`.
 
     Args:
       arguments: of the trainer.
@@ -233,7 +233,7 @@ def run_settings(
 
 
 def read_metrics(run_dir: str | os.PathLike[str]) -> list[Record]:
-    """The history of a run, oldest first; empty if it has none.
+    """Reads the history of a run, oldest first; empty if it has none.
 
     Each record has a `kind` and the `step` it was made at, the number of outer steps
     taken. `"train"`: `loss`, `gradient_norm` and the learner's metrics, means over the

@@ -41,7 +41,7 @@ class HostTasks(Protocol):
 
 
 def is_host(tasks: object) -> bool:
-    """Whether `tasks` is a `HostTasks`."""
+    """Says whether `tasks` is a `HostTasks`."""
     return hasattr(tasks, "batches")
 
 

@@ -133,9 +133,9 @@ def train(
       run_dir: folder for configuration, metrics, checkpoints and learning curve, see
         `metajax.training.run_folder`. None writes nothing.
       config: JSON values that describe learner, tasks and optimizer, written into the
-        folder. A run with another description is not continued. A change that is not
-        described is noticed too, as it makes another program or another first task, but
-        cannot be named.
+        folder. A run with another description is not continued. Undescribed changes
+        are noticed too (they change the compiled program or the first task), but the
+        message cannot name them.
       log_every: steps that are averaged to one record of the history.
       checkpoint_every: steps between checkpoints; one more comes after the last step.
       progress: whether to show a bar, or lines where the output is no terminal.

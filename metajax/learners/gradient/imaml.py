@@ -122,7 +122,7 @@ def imaml(
     support_loss = support_loss_fn(model, objective)
 
     def proximal_loss(phi: PyTree, theta: PyTree, others: PyTree, pull: float) -> Array:
-        """`phi` and `theta` are the floating-point leaves, `rest` the others."""
+        """Takes floating-point leaves as `phi` and `theta`, the others as `rest`."""
         rest, support, key = others
         distance = optax.tree.norm(optax.tree.sub(phi, theta), squared=True)
         return support_loss(combine(phi, rest), support, key) + pull / 2 * distance
@@ -178,7 +178,7 @@ def imaml(
             others = (rest, task.support, key)
             return proximal_loss(phi, theta, others, strength + damping)
 
-        value, metrics, residual = implicit_loss(
+        value, metrics, residual = implicit_loss(  # Eq. (6)
             outer,
             inner,
             cg_iterations,

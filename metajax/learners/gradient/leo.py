@@ -160,7 +160,7 @@ def leo(
     classifier = within(model, "embedding", after=_classify)
 
     def decode(decoder: Array, codes: Array, key: Array | None) -> Array:
-        """Weights `[N, D]` of codes `[N, L]`."""
+        """Decodes weights `[N, D]` from codes `[N, L]`."""
         means, raw = jnp.split(codes @ decoder, 2, axis=-1)
         return _sample(means, math.sqrt(2 / sum(means.shape)) * _spread(raw), key)
 
@@ -177,7 +177,7 @@ def leo(
     def encoded(
         meta_params: LEOParams, support: Examples, key: Array | None
     ) -> tuple[Array, Array, Array, Array]:
-        """Features of the support set, and the distribution of codes."""
+        """Computes features of the support set, and the distribution of codes."""
         features = model.apply(
             meta_params.embedding, support.x, mask=support.mask, key=key
         )
@@ -189,7 +189,7 @@ def leo(
     def descend(
         meta_params: LEOParams, support: Examples, key: Array | None, how: Run
     ) -> tuple[Unrolled, dict[str, Array]]:
-        """Both inner loops as one, and the penalties on codes."""
+        """Runs both inner loops as one, and computes the penalties on codes."""
         key_model, key_start, key_steps, key_end = split_key(key, 4)
         embedding, decoder = meta_params.embedding, meta_params.decoder
         features, means, spreads, is_present = encoded(meta_params, support, key_model)
@@ -288,7 +288,7 @@ def leo(
 def encode(
     meta_params: LEOParams, features: Array, support: Examples, num_classes: int
 ) -> tuple[Array, Array, Array]:
-    """Means and spreads `[N, L]` of the codes, and presence of classes `[N]`."""
+    """Gives means and spreads `[N, L]` of the codes, and presence of classes `[N]`."""
     first, *others = meta_params.relation
     codes = features @ meta_params.encoder
     # The first layer on all pairs [x_k, x_m] is a sum of two products for single ones.
@@ -304,13 +304,13 @@ def encode(
 
 
 def kl_to_standard(means: Array, spreads: Array) -> Array:
-    """KL(N(mean, spread^2) || N(0, 1)) `[N]` of `[N, L]`, in nats for a dimension."""
+    """Gives KL(N(mean, spread^2) || N(0, 1)) `[N]` of `[N, L]`, in nats a dimension."""
     squares = jnp.square(means) + jnp.square(spreads)
     return jnp.mean(0.5 * (squares - 1) - jnp.log(spreads), axis=-1)
 
 
 def row_correlation_penalty(matrix: Array) -> Array:
-    """Mean square of what the cosines between rows differ from the identity matrix."""
+    """Averages squared differences of cosines between rows from the identity matrix."""
     norms = jnp.linalg.norm(matrix, axis=1, keepdims=True)
     rows = matrix / jnp.maximum(norms, 1e-12)
     return jnp.mean(jnp.square(rows @ rows.T - jnp.eye(len(rows))))

@@ -72,7 +72,7 @@ class MAMLPlusPlusParams(NamedTuple):
 
 
 def is_normalization(path: str) -> bool:
-    """Whether a leaf belongs to a layer whose name starts with `Normalize`."""
+    """Says whether a leaf belongs to a layer whose name starts with `Normalize`."""
     return any(part.startswith("Normalize") for part in path.split("/"))
 
 
@@ -134,7 +134,7 @@ def maml_plus_plus(
     support_loss = support_loss_fn(model, objective)
 
     def split(params: PyTree) -> tuple[PyTree, PyTree]:
-        """The parameters that adapt, and those that are per step."""
+        """Splits the parameters into those that adapt, and those that are per step."""
         if not per_step_normalization:
             return params, None
         if not any(map(is_normalization, path_names(params))):
@@ -229,7 +229,7 @@ def maml_plus_plus(
         gradient: GradientMode,
         weights: Array | None,
     ) -> tuple[Array, Metrics]:
-        """The query loss after the last step, or its weighted sum over the steps."""
+        """Gives the query loss after the last step, or its weighted sum over steps."""
         key_adapt, key_predict = split_key(key, 2)
         result = run(
             meta_params,
@@ -289,7 +289,7 @@ def maml_plus_plus(
 
 
 def step_weights(outer_step: Array, inner_steps: int, until: int) -> Array:
-    """Weights `[inner_steps]` of the query losses after each step; their sum is 1.
+    """Gives weights `[inner_steps]` of query losses after each step; their sum is 1.
 
     Args:
       outer_step: outer steps taken.

@@ -77,7 +77,7 @@ def meta_curvature(
 
 
 def curvature(rate: float) -> LearnedOptimizer:
-    """Gradient descent at `rate` on gradients that learned matrices transform.
+    """Builds gradient descent at `rate` on gradients that learned matrices transform.
 
     Raises:
       ValueError: unless `rate` is above 0 and finite.

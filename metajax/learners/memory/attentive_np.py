@@ -84,7 +84,7 @@ class _Network(nn.Module):
             self.posterior = Latent(self.size)
 
     def encode(self, x: Array, y: Array, is_real: Array) -> Context:
-        """Keys `[n, size]`, values `[n, size]`, and which are real."""
+        """Computes keys `[n, size]`, values `[n, size]`, and which are real."""
         return self.key(x), self.phi(x, y, is_real), is_real
 
     def latent(self, x: Array, y: Array, is_real: Array) -> Gaussian:

@@ -40,7 +40,7 @@ class _Network(nn.Module):
         self.decoder = Layers(sizes, ends_linear=True)
 
     def encode(self, support: Embedded) -> Array:
-        """The means of classes one after another, `[N * size]`."""
+        """Puts the means of classes one after another, `[N * size]`."""
         codes = self.phi(support.features)
         return support._replace(features=codes).means.reshape(-1)
 

@@ -43,12 +43,12 @@ class _Network(nn.Module):
         )
 
     def encode(self, x: Array, y: Array, is_real: Array) -> Array:
-        """The mean r `[size]`, 0 of an empty set."""
-        return set_mean(self.phi(jnp.concatenate([x, y], axis=1)), is_real)
+        """Computes the mean r `[size]`, 0 of an empty set."""
+        return set_mean(self.phi(jnp.concatenate([x, y], axis=1)), is_real)  # Eq. (2)
 
     def decode(self, x: Array, context: Array, z: None) -> Gaussian:
         del z
-        return self.decoder(x, context)
+        return self.decoder(x, context)  # Eq. (3)
 
 
 def conditional_np(

@@ -134,7 +134,7 @@ class _Layer(nn.Module):
     def __call__(
         self, tokens: Array, see: Callable[[Array, Array], tuple[Array, Array, Array]]
     ) -> tuple[Array, Array, Array]:
-        """Tokens `[m, size]` behind the layer, and the keys and values that they saw.
+        """Tokens `[m, size]` after the layer, and the keys and values that they saw.
 
         `see` makes keys, values `[c, heads, size / heads]` and a mask bool `[m, c]` of
         the keys and values `[m, heads, size / heads]` of the tokens themselves.
@@ -162,7 +162,7 @@ class _Transformer(nn.Module):
         self.outputs = nn.Sequential([nn.LayerNorm(), nn.Dense(self.num_outputs)])
 
     def read(self, features: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
-        """Keys and values of the start token and of pairs, as `mask` lets them see."""
+        """Gives keys and values of start token and pairs, as `mask` lets them see."""
         pairs = self.of_input(features) + self.of_label(labels)
         tokens = jnp.concatenate([self.first, pairs])
         kept = []
@@ -175,7 +175,7 @@ class _Transformer(nn.Module):
     def write(
         self, features: Array, label: Array, cache: Cache, slot: Array, mask: Array
     ) -> tuple[Array, Array]:
-        """Keys and values with those of one more pair in a slot."""
+        """Writes the keys and values of one more pair into a slot."""
         tokens = self.of_input(features[None]) + self.of_label(label[None])
         kept = []
         for layer, *old in zip(self.stack, cache.keys, cache.values, strict=True):

@@ -52,7 +52,7 @@ class _Network(nn.Module):
         )
 
     def encode(self, x: Array, y: Array, is_real: Array) -> tuple[()]:
-        """Nothing: all that is known of a task is in z."""
+        """Gives nothing: all that is known of a task is in z."""
         del x, y, is_real
         return ()
 

@@ -127,7 +127,7 @@ def mann(
 def slot_memory(
     *, slots: int, width: int, heads: int, decay: float, strength: float | None
 ) -> ExternalMemory:
-    """Slots with least recently used access; arguments are those of `mann`."""
+    """Builds slots with least recently used access; arguments are those of `mann`."""
     check_integers(1, slots=slots, width=width, heads=heads)
     if slots < heads:
         raise ValueError(
@@ -157,16 +157,16 @@ def slot_memory(
         if strength is not None:
             betas = jnp.full_like(betas, strength)
         _, places = jax.lax.top_k(-state.usage, heads)
-        least = jax.nn.one_hot(places, slots)
+        least = jax.nn.one_hot(places, slots)  # Eq. (6)
         writes = gates * state.reads + (1 - gates) * least  # Eq. (7)
         kept = 1 - jnp.sum(least, axis=0)
         contents = kept[:, None] * state.contents + writes.T @ added  # Eq. (8)
-        scores = betas * (unit(keys, _EPSILON) @ unit(contents, _EPSILON).T)
+        scores = betas * (unit(keys, _EPSILON) @ unit(contents, _EPSILON).T)  # Eq. (2)
         is_empty = jnp.all(contents == 0, axis=1)
         scores = jnp.where(is_empty[None, :], _NOTHING, scores)
         reads = jax.nn.softmax(scores, axis=1)  # Eq. (3)
         usage = decay * state.usage + jnp.sum(reads + writes, axis=0)  # Eq. (5)
-        return Slots(contents, usage, reads), (reads @ contents).reshape(-1)
+        return Slots(contents, usage, reads), (reads @ contents).reshape(-1)  # Eq. (4)
 
     return ExternalMemory(
         num_commands=heads * (2 * width + 2),

@@ -116,7 +116,7 @@ def meta_net(
         }
 
     def written(params: PyTree, layers: PyTree, support: Embedded) -> Array:
-        """Fast weights `[n, P]` that the examples ask for."""
+        """Computes the fast weights `[n, P]` that the examples ask for."""
 
         def loss(layers: PyTree, features: Array, one_hot: Array) -> Array:
             logits = nn.relu(features @ layers["first"]) @ layers["second"]

@@ -96,7 +96,7 @@ def sgdstore(
 def network_memory(
     *, width: int, units: int, writes: int, reads: int, max_rate: float
 ) -> ExternalMemory:
-    """A network that is written to by gradient steps; arguments are `sgdstore`'s."""
+    """Builds a network written to by gradient steps; arguments are `sgdstore`'s."""
     check_integers(1, width=width, units=units, writes=writes, reads=reads)
     check_positive(max_rate=max_rate)
     num = writes * width

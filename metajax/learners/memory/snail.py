@@ -3,7 +3,7 @@
 N. Mishra, M. Rohaninejad, X. Chen, P. Abbeel, "A Simple Neural Attentive Meta-Learner",
 ICLR 2018, https://arxiv.org/abs/1707.03141, section 3.
 
-A token is [f(x_i), y_i], or [f(x), 0] for a query, which stands behind the support set.
+A token is [f(x_i), y_i], or [f(x), 0] for a query, which stands after the support set.
 Each layer appends its output to what it was given, u_t at place t:
 
     attention   softmax over s <= t of q(u_t) k(u_s) / sqrt(size of k), times v(u_s)

@@ -54,7 +54,7 @@ class _Network(nn.Module):
         self.decoder = Decoder(self.num_outputs, self.size, 1, self.min_scale)
 
     def encode(self, x: Array, y: Array, is_real: Array) -> tuple[list[Array], Array]:
-        """What each layer reads, `[n + 1, size]`, and which of these are real."""
+        """Gives what each layer reads, `[n + 1, size]`, and which of these are real."""
         tokens = self.embedding(jnp.concatenate([x, y], axis=1))
         tokens = jnp.concatenate([self.start.astype(tokens.dtype), tokens])
         is_real = jnp.concatenate([jnp.ones(1, bool), is_real])

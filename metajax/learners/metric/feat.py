@@ -51,7 +51,7 @@ class SetToSet(nn.Module):
         )[:, 0]
         out = nn.Dense(size, name="out")(attended)
         out = nn.Dropout(self.dropout, deterministic=deterministic)(out)
-        return nn.LayerNorm()(x + out)
+        return nn.LayerNorm()(x + out)  # Eqs. (4) to (6)
 
 
 def feat(
@@ -115,6 +115,6 @@ def feat(
     ) -> Array:
         del head_params, mask, key
         kernel, bias = linear_head(centers)
-        return (features @ kernel + bias[None, :]) / temperature
+        return (features @ kernel + bias[None, :]) / temperature  # Eq. (3)
 
     return head_learner(model, Head(fit, classify, init), way=way)

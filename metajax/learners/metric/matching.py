@@ -198,7 +198,7 @@ def _read(params: PyTree, support: Embedded, features: Array, reads: int) -> Arr
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         state, cell = carry
         both = jnp.concatenate([state, attend(state)], axis=1)
-        out, cell = _lstm(params, features, both, cell)
+        out, cell = _lstm(params, features, both, cell)  # Eqs. (3) to (6)
         return (out + features, cell), None
 
     start = (features, jnp.zeros_like(features))

@@ -69,7 +69,7 @@ def prototypical(
         head_params: tuple, support: Embedded, key: Array | None
     ) -> tuple[Array, Metrics]:
         del head_params, key
-        return support.means, {}
+        return support.means, {}  # Eq. (1)
 
     def classify(
         head_params: tuple,
@@ -80,8 +80,8 @@ def prototypical(
     ) -> Array:
         del head_params, mask, key
         if distance == "cosine":
-            return scale * unit(features) @ unit(centers).T
+            return scale * unit(features) @ unit(centers).T  # Eq. (2)
         kernel, bias = linear_head(centers)
-        return scale * (features @ kernel + bias[None, :])
+        return scale * (features @ kernel + bias[None, :])  # Eq. (2)
 
     return head_learner(model, Head(fit, classify), way=way)

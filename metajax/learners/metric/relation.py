@@ -73,7 +73,7 @@ class Compare(nn.Module):
         if has_maps:
             pairs = self._block(layer("pairs")(pairs), mask)
         pairs = nn.relu(nn.Dense(self.hidden_size)(pairs.reshape(len(pairs), -1)))
-        return nn.Dense(1)(pairs).reshape(num_queries, num_classes)
+        return nn.Dense(1)(pairs).reshape(num_queries, num_classes)  # Eq. (1)
 
     def _block(self, x: Array, mask: Array) -> Array:
         x = Normalize(self.normalization)(x, mask)
@@ -102,7 +102,7 @@ def relation(
         number of support examples: give it where there is more than one shot, as every
         query is compared with every class.
       features: channels of the comparing convolutions.
-      hidden_size: units of the dense layer behind them.
+      hidden_size: units of the dense layer after them.
       normalization: of pairs, `"none"`, `"layer"` or `"batch"`.
 
     Returns:
@@ -154,10 +154,10 @@ def relation(
 
 
 def relation_error(scores: Array, labels: Array) -> Array:
-    """The squared errors of Eq. (2), `[n]`, from scores `[n, N]` and labels `[n]`.
+    """Sums the squared errors of Eq. (2), `[n]`, from scores `[n, N]` and labels `[n]`.
 
     Classes without a support example have the score minus infinity, and no error. NaN
     for a label that is no class.
     """
     one_hot = class_vectors(labels, scores.shape[1])
-    return jnp.sum(jnp.square(jax.nn.sigmoid(scores) - one_hot), axis=1)
+    return jnp.sum(jnp.square(jax.nn.sigmoid(scores) - one_hot), axis=1)  # Eq. (2)

@@ -147,7 +147,7 @@ def lstm_generator(
     encoder = from_linen(RecurrentLSTM(tuple(hidden_sizes)))
 
     def start(meta_params: LSTMGeneratorParams, support: Examples) -> PyTree:
-        """phi_0."""
+        """Generates phi_0."""
         read = as_sequences(support, way, num_outputs)
         last = encoder.apply(meta_params.encoder, read, mask=support.mask)[:, -1]
         where = None if support.mask is None else support.mask[:, None]

@@ -134,7 +134,7 @@ def lstm_gates(
     hidden_sizes: tuple[int, ...] = (20,),
     threshold: float = 10.0,
 ) -> LearnedOptimizer:
-    """The optimizer of `meta_lstm`, with the same arguments."""
+    """Builds the optimizer of `meta_lstm`, with the same arguments."""
     for name, value in (("rate", rate), ("forget", forget)):
         if not is_number(value) or not 0 < value < 1:
             raise ValueError(f"`{name}` must be between 0 and 1, got {value!r}.")

@@ -55,8 +55,8 @@ def optimizer_learner(
         pieces: `metajax.training.outer_gradients.truncated` and `pes` use the learner's
         `segments`.
       eval_inner_steps: inner steps of `adapt`; None means `inner_steps`.
-      judges: `"path"` for the mean support loss on the way, `"query"` for the query
-        loss at its end.
+      judges: `"path"` for the mean support loss over the inner steps, `"query"` for
+        the query loss at their end.
       objective: `(outputs, y) -> [n]`, the loss of every example.
       gradient: how the outer gradient passes the inner loop; see
         `metajax.inner.unroll`. `"first_order"` ignores how gradients depend on

@@ -178,7 +178,7 @@ def arml(
         return Relations(features, vertices, clusters, num_gates, link_scale, layers)
 
     def look(embedding_params: PyTree, support: Examples) -> tuple[Nodes, Nodes | None]:
-        """The embedded examples, and the prototypes of classes if there are any."""
+        """Embeds the examples, and makes prototypes of classes if there are any."""
         shown = embed.apply(embedding_params, shown_to(support), mask=support.mask)
         if shown.ndim != 2:
             raise ValueError(
@@ -194,7 +194,7 @@ def arml(
         return Nodes(seen.features, seen.is_real), Nodes(seen.means, seen.is_present)
 
     def shown_to(support: Examples) -> PyTree:
-        """What E reads."""
+        """Gives what E reads."""
         _check_support(support, way, num_outputs)
         if way is not None:
             return support.x
@@ -203,7 +203,7 @@ def arml(
         )
 
     def start(meta_params: ARMLParams, support: Examples) -> tuple[PyTree, Array]:
-        """phi_0, and L_q + L_t."""
+        """Computes phi_0, and L_q + L_t."""
         gated, others = partition(meta_params.base, gates)
         theta, unravel = ravel_pytree(gated)
         shown = look(meta_params.embedding, support)
@@ -248,7 +248,7 @@ def arml(
         # Compiled, the graph is not gone through a second time.
         _, error = start(meta_params, task.support)
         metrics = metrics | {"query_loss": value, "reconstruction": error}
-        return value + reconstruction_weight * error, metrics
+        return value + reconstruction_weight * error, metrics  # Eq. (11)
 
     return learner._replace(loss=loss)
 

@@ -46,7 +46,7 @@ class GraphNetwork(nn.Module):
         for _ in range(self.layers):
             out = nn.Dense(self.features)(self._gather(nodes, is_real))
             out = nn.leaky_relu(nn.LayerNorm()(out))
-            nodes = jnp.concatenate([nodes, out], axis=1)
+            nodes = jnp.concatenate([nodes, out], axis=1)  # Eq. (2)
         return nn.Dense(num_outputs)(self._gather(nodes, is_real)[-1])
 
     def _gather(self, nodes: Array, is_real: Array) -> Array:
@@ -54,7 +54,7 @@ class GraphNetwork(nn.Module):
         edges = jnp.abs(nodes[:, None] - nodes[None])
         for size in (2 * self.edge_features, self.edge_features):
             edges = nn.leaky_relu(nn.LayerNorm()(nn.Dense(size)(edges)))
-        scores = nn.Dense(1)(edges)[..., 0]
+        scores = nn.Dense(1)(edges)[..., 0]  # Eq. (3), (4)
         has_edge = is_real[None, :] & ~jnp.eye(len(nodes), dtype=bool)
         adjacency = jax.nn.softmax(jnp.where(has_edge, scores, -1e9), axis=1)
         return jnp.concatenate([nodes, adjacency @ nodes], axis=1)

@@ -102,7 +102,7 @@ def label_propagation(
 def propagate(
     nodes: Array, labels: Array, is_real: Array, *, neighbors: int, alpha: float
 ) -> Array:
-    """Labels `[n, N]` after they spread over a graph of nodes `[n, D]`.
+    """Spreads labels `[n, N]` over a graph of nodes `[n, D]`.
 
     Args:
       nodes: embeddings in units of their length scales.
@@ -113,7 +113,7 @@ def propagate(
     """
     num = len(nodes)
     differences = nodes[:, None] - nodes[None]
-    weights = jnp.exp(-jnp.sum(jnp.square(differences), -1) / 2)
+    weights = jnp.exp(-jnp.sum(jnp.square(differences), -1) / 2)  # Eq. (1)
     # A node is no neighbour of its own.
     has_edge = is_real[:, None] & is_real[None] & ~jnp.eye(num, dtype=bool)
     weights = jnp.where(has_edge, weights, 0)
@@ -124,4 +124,4 @@ def propagate(
     degrees = jax.lax.rsqrt(jnp.sum(weights, 1) + 1e-12)
     smooth = degrees[:, None] * weights * degrees[None]
     # Positive, as no eigenvalue of `smooth` is above 1.
-    return solve(jnp.eye(num) - alpha * smooth, labels, is_positive=True)
+    return solve(jnp.eye(num) - alpha * smooth, labels, is_positive=True)  # Eq. (3)

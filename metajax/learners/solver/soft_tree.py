@@ -37,9 +37,9 @@ tree that is read is built of these. Where all tasks have the same columns, each
 may also have a learned score of its own in each node.
 
 From there a few steps of an inner optimizer move all scores and gates together, down
-the loss of the support rows: each row is judged by leaves from which it was taken out
-itself, which their closed form makes exact for its own count, or every step would be
-towards purer and smaller leaves.
+the loss of the support rows. The loss is leave-one-out: a row is removed from the leaf
+counts that judge it (exact, because leaf counts are closed form). Otherwise each step
+would favour smaller, purer leaves.
 
 The hard tree takes the best split and steps in place of sigmoids, and stops where g is
 below 1/2 or a leaf would be lighter than `min_mass`, rounded. The outer loss is that of
@@ -280,7 +280,7 @@ def soft_tree(
 
 
 def harden(adapted: Fitted) -> DecisionTree:
-    """The axis-aligned tree that a soft tree comes to.
+    """Builds the axis-aligned tree that a soft tree comes to.
 
     Each node keeps its best split among those whose leaves are heavy enough, and is a
     leaf where its gate is below 1/2, or where no split is left. Classes are those of

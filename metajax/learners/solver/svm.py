@@ -76,7 +76,7 @@ def svm(
         # In units of C the box is that of the labels, and C is a factor of the kernel.
         is_free = support.is_real[:, None] & support.is_present[None, :]
         lower = jnp.where(is_free, -jnp.inf, 0)
-        a = penalty * box_program(
+        a = penalty * box_program(  # Eq. (8)
             penalty * kernel, one_hot, lower, one_hot, axis=1, iterations=iterations
         )
         return rows.T @ a, {"duality_gap": duality_gap(kernel, a, support, penalty)}
@@ -88,14 +88,14 @@ def svm(
 
 
 def duality_gap(kernel: Array, a: Array, support: Embedded, penalty: Array) -> Array:
-    """How far dual variables `[n, N]` are from optimal: (primal - dual) / primal."""
+    """Measures how far duals `[n, N]` are from optimal: (primal - dual) / primal."""
     scores = kernel @ a
     of_label = jnp.sum(scores * support.one_hot, axis=1)
     margins = scores + 1 - support.one_hot - of_label[:, None]
     margins = jnp.where(support.is_present[None, :], margins, -jnp.inf)
     slack = jnp.where(support.is_real, jnp.max(margins, axis=1), 0)
     size = jnp.vdot(a, scores) / 2
-    primal = size + penalty * jnp.sum(slack)
-    dual = jnp.vdot(a, support.one_hot) - size
+    primal = size + penalty * jnp.sum(slack)  # Eq. (5)
+    dual = jnp.vdot(a, support.one_hot) - size  # Eq. (8)
     # There is nothing to solve if all rows are of one class, or none is real.
     return (primal - dual) / jnp.where(primal > 0, primal, 1)

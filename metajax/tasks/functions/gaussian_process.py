@@ -120,7 +120,7 @@ class GaussianProcess:
         return Task(Examples(x[:num], y[:num], mask), Examples(x[num:], y[num:]))
 
     def hyperparameters(self, key: Array) -> HyperParameters:
-        """Those of the task that this key gives."""
+        """Draws the hyperparameters of the task that this key gives."""
         ranges = (self.length_scale, self.scale, self.period)
         keys = jax.random.split(jax.random.split(key, 4)[0], len(ranges))
         return HyperParameters(
@@ -199,7 +199,7 @@ def gaussian_process(
 def covariance(
     kernel: Kernel, hyperparameters: HyperParameters, a: Array, b: Array
 ) -> Array:
-    """k(a_i, b_j) without noise, `[m, n]`, of inputs `[m, D]` and `[n, D]`.
+    """Computes k(a_i, b_j) without noise, `[m, n]`, of inputs `[m, D]` and `[n, D]`.
 
     Args:
       kernel: one of `KERNELS`.
@@ -225,7 +225,7 @@ def exact_posterior(
     query: Examples,
     hyperparameters: HyperParameters | None = None,
 ) -> Posterior:
-    """What the process says of query targets, given the support set: the referee.
+    """Tells what the process says of query targets, given the support set: the referee.
 
     Args:
       tasks: where the task comes from.

@@ -42,7 +42,7 @@ class Quadratic:
 
 
 def quadratic(*, dim: int = 10) -> Quadratic:
-    """The distribution of these tasks.
+    """Builds the distribution of these tasks.
 
     Args:
       dim: of theta and of y, at least 1.
@@ -55,7 +55,7 @@ def quadratic(*, dim: int = 10) -> Quadratic:
 
 
 def linear() -> Model:
-    """The model `x @ theta` of inputs `[n, d]`, with theta from N(0, 1) at first."""
+    """Builds the model `x @ theta` of inputs `[n, d]`; theta is N(0, 1) at first."""
 
     def init(key: Array, x: Array) -> Array:
         return jax.random.normal(key, (x.shape[-1],))
@@ -67,5 +67,5 @@ def linear() -> Model:
 
 
 def row_loss(outputs: PyTree, targets: PyTree) -> Array:
-    """Squared errors `[n]` times n, so that their mean is f."""
+    """Computes squared errors `[n]` times n, so that their mean is f."""
     return outputs.shape[0] * jnp.square(outputs - targets)

@@ -69,7 +69,7 @@ class ClassTable:
         return self.counts.shape[0] * self.rotations
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "ClassTable":
-        """The table of some rows (with all their rotations), in the given order.
+        """Takes some rows (with all their rotations) as a table, in the given order.
 
         Args:
           rows: distinct integers in [0, number of rows), at least one.
@@ -182,7 +182,7 @@ def split_classes(
 
 
 def join_classes(tables: Sequence[ClassTable]) -> ClassTable:
-    """One table with the classes of several, for one classifier of all of them.
+    """Builds one table with the classes of several, for one classifier of all of them.
 
     A task from it may mix their classes; `metajax.tasks.mixture` keeps them apart.
 
@@ -242,7 +242,7 @@ def take_images(table: ClassTable, rows: Array, columns: Array) -> Array:
 
 
 def as_floats(images: Array, dtype: Any) -> Array:
-    """From bytes to [0, 1].
+    """Converts images from bytes to [0, 1].
 
     On CPU a loop over the short axes of images, to which XLA otherwise comes back by a
     choice of layout, is several times slower than one over all pixels of an image.

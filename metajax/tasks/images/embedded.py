@@ -104,7 +104,7 @@ def embed_table(
 
 
 def without_embedding(meta_params: PyTree) -> PyTree:
-    """Meta-parameters of the same learner with `identity()` as its model."""
+    """Gives meta-parameters of the same learner with `identity()` as its model."""
     if "embedding" in getattr(meta_params, "_fields", ()):
         return meta_params._replace(embedding={})
     return {}

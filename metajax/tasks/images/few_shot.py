@@ -95,7 +95,7 @@ class ClassTableTasks:
         return self.assemble(key, indices, images)
 
     def indices(self, key: Array) -> TaskIndices:
-        """Which images the task of this key is made of, without touching images."""
+        """Tells which images the task of this key holds, without touching images."""
         key_class, key_example, key_size, _ = jax.random.split(key, 4)
         way, shot = self.way[1], self.shot[1]
         class_ids = distinct(key_class, self.table.num_classes, way)
@@ -105,7 +105,7 @@ class ClassTableTasks:
         return TaskIndices(class_ids, example_ids, *masks)
 
     def places(self, indices: TaskIndices) -> tuple[Array, Array]:
-        """Where the images of a task lie in the table.
+        """Tells where the images of a task lie in the table.
 
         Returns:
           Rows and columns, int32 `[N * (K + Q)]` each: all support examples by class,
@@ -163,7 +163,7 @@ def few_shot(
     augment: Augment | None = None,
     dtype: Any = jnp.float32,
 ) -> ClassTableTasks:
-    """Few-shot classification tasks over the classes of a table.
+    """Draws few-shot classification tasks over the classes of a table.
 
     The `N` classes are uniform over all sets of `N` classes, and so are the examples of
     each class over its real ones; support and query of a task share no image. With a
@@ -261,7 +261,7 @@ def whole_classes(
     augment: Augment | None = None,
     dtype: Any = jnp.float32,
 ) -> WholeClasses:
-    """Ordinary classification of all classes of a table, for `baseline`.
+    """Draws ordinary classification of all classes of a table, for `baseline`.
 
     Classes are uniform, and so are the examples of each; both with replacement.
 

@@ -40,7 +40,7 @@ Split = Literal["meta_train", "meta_valid", "meta_test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 _SIZE = 28  # pixels, height and width of an image
-_STROKES = 5  # S, the most strokes of a class
+_STROKES = 5  # S, strokes of a class at most
 _CONTROLS = 6  # C
 _POINTS = 128  # P; an image of average ink has one every third of a pixel
 _POOL = 6  # strokes that an alphabet's classes share
@@ -135,7 +135,7 @@ class Glyphs:
         )
 
     def class_keys(self, key: Array) -> tuple[Array, Array]:
-        """The classes of a task: keys `[N]` of classes and of their alphabets."""
+        """Draws the classes of a task: keys `[N]` of classes and of their alphabets."""
         way = self.way[1]
         classes, alphabets, draws = jax.random.bits(key, (3, way), jnp.uint32)
         is_shared = _uniform(draws) < _SHARED_ALPHABET
@@ -151,7 +151,7 @@ def glyphs(
     num_queries: int,
     split: Split = "meta_train",
 ) -> Glyphs:
-    """Few-shot classification of glyphs: every task has new classes.
+    """Draws tasks of few-shot classification of glyphs: every task has new classes.
 
     About half of a task's classes come from one alphabet and share strokes, the others
     from one alphabet each, so that some are easily confused. With a range for `way` or

@@ -1,8 +1,8 @@
 """Class tables from arrays in memory, from folders of images, and from TFDS.
 
-Each loader sorts examples by class into one padded uint8 array on the device and checks
-on the way what a network would otherwise silently learn from: NaN, labels that are not
-integers, broken files, images of different sizes.
+Each loader sorts examples by class into one padded uint8 array on the device and, while
+reading, checks for what a network would otherwise silently learn from: NaN, labels that
+are not integers, broken files, images of different sizes.
 """
 
 import difflib
@@ -34,7 +34,7 @@ def from_arrays(
     rotations: Rotations = 1,
     class_names: Sequence[str] | None = None,
 ) -> ClassTable:
-    """A table of labelled images.
+    """Builds a table of labelled images.
 
     Args:
       images: `[n, H, W, C]`, or `[n, H, W]` for one channel; uint8, or floats in
@@ -95,7 +95,7 @@ def from_folder(
     channels: int | None = None,
     rotations: Rotations = 1,
 ) -> ClassTable:
-    """A table from a folder that holds one folder of image files for each class.
+    """Reads a table from a folder that holds one folder of image files for each class.
 
     Files directly in `path`, and names that start with a dot, are ignored.
 
@@ -165,7 +165,7 @@ def from_tfds(
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
 ) -> ClassTable:
-    """A table from a data set of tensorflow-datasets, read without TensorFlow.
+    """Reads a table from a data set of tensorflow-datasets, without TensorFlow.
 
     Reading needs the data prepared in a format with random access (array_record), which
     is also what this function prepares. Preparing is the business of each data set's
@@ -242,7 +242,7 @@ def from_tfds(
 
 
 def import_tfds() -> Any:
-    """The module `tensorflow_datasets`, or an ImportError that names the extra."""
+    """Imports `tensorflow_datasets`, or raises an ImportError that names the extra."""
     try:
         # TFDS imports the second only when it first reads data, and then fails.
         import importlib_resources  # noqa: F401

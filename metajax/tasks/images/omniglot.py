@@ -61,7 +61,7 @@ def omniglot(
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
 ) -> ClassTable:
-    """The characters of one split of Omniglot.
+    """Reads the characters of one split of Omniglot.
 
     The images come from the first of these that exists: `omniglot_28x28.npz` in
     `data_dir` or `data_dir/omniglot`; Omniglot as prepared by tensorflow-datasets in
@@ -103,7 +103,7 @@ def omniglot(
 
 
 def omniglot_classes(split: str, *, protocol: Protocol = "vinyals") -> np.ndarray:
-    """Global class ids, in [0, 1623), of the characters of a split, ascending.
+    """Lists global class ids, in [0, 1623), of the characters of a split, ascending.
 
     Args:
       split: as for `omniglot`.

@@ -58,7 +58,7 @@ class Composition(NamedTuple):
 
     Attributes:
       class_ids: int32 `[N]`, of which the classes with shots are in the task.
-      shots: int32 `[N]`, support examples of each class; 0 behind the last class.
+      shots: int32 `[N]`, support examples of each class; 0 after the last class.
       num_queries: int32 scalar, query examples of each class.
     """
 
@@ -126,7 +126,7 @@ class MetaDatasetTasks:
         return self.assemble(key, indices, take_images(self.table, *places))
 
     def composition(self, key: Array) -> Composition:
-        """Classes and numbers of examples of the task of this key."""
+        """Draws classes and numbers of examples of the task of this key."""
         key_group, key_way, key_class, key_size, key_shot, _, _ = _split(key)
         low, high = self.way
         group = jax.random.randint(key_group, (), 0, len(self.group_sizes))
@@ -153,7 +153,7 @@ class MetaDatasetTasks:
         return Composition(class_ids, shots, num_queries)
 
     def indices(self, key: Array) -> RowIndices:
-        """Which images the task of this key is made of, without touching images."""
+        """Tells which images the task of this key holds, without touching images."""
         class_ids, shots, num_queries = self.composition(key)
         ends = jnp.cumsum(shots)
         row = jnp.arange(self.support_rows)
@@ -186,7 +186,7 @@ class MetaDatasetTasks:
         )
 
     def places(self, indices: RowIndices) -> tuple[Array, Array]:
-        """Rows and columns `[R]` of the images of a task in the table."""
+        """Gives rows and columns `[R]` of the images of a task in the table."""
         return indices.class_ids // self.table.rotations, indices.example_ids
 
     def assemble(self, key: Array, indices: RowIndices, images: Array) -> Task:
@@ -226,7 +226,7 @@ def meta_dataset_tasks(
     augment: Augment | None = None,
     dtype: Any = jnp.float32,
 ) -> MetaDatasetTasks:
-    """Tasks of variable way and imbalanced shots by the protocol of Meta-Dataset.
+    """Draws tasks of variable way and imbalanced shots by the protocol of Meta-Dataset.
 
     Take learners without a head of fixed size (`prototypical`, `proto_maml`, `ridge`).
     Masks are never None here.
@@ -236,9 +236,9 @@ def meta_dataset_tasks(
       way: inclusive range of the number of classes; its end is lowered to the number of
         classes that there are. An integer makes tasks of one way.
       max_support: most support examples of a task, at least its number of classes.
-      max_per_class: the most that a class contributes to the size of the support set,
+      max_per_class: a class contributes at most this to the size of the support set;
         at least 1. It does not bound the shots of the class, which share that size.
-      num_queries: the most query examples of each class, at least 1.
+      num_queries: query examples of each class at most, at least 1.
       groups: a label for each row of the table, such as the alphabet of a character,
         `[name.split("/")[0] for name in table.class_names]`; a task has classes of one
         group. None makes one group of all. The labels are only compared.

@@ -131,7 +131,7 @@ class MoleculeTasks:
         )
 
     def rows(self, key: Array) -> MoleculeRows:
-        """Which molecules the task of this key is made of."""
+        """Tells which molecules the task of this key is made of."""
         key_assay, key_row, key_size = jax.random.split(key, 3)
         assay = jax.random.randint(key_assay, (), 0, self.starts.shape[0])
         counts, shot = self.counts[assay], self.shot[1]
@@ -318,7 +318,7 @@ def molecule_tasks(
     shot: int | tuple[int, int] = 10,
     num_queries: int = 16,
 ) -> MoleculeTasks:
-    """Tasks of one assay each: active or not.
+    """Draws tasks of one assay each: active or not.
 
     The assay of a task is uniform over `assays`; molecules are uniform over its active
     and over its inactive ones, and support and query share none. Meta-training and

@@ -48,7 +48,7 @@ class StackedTables:
 
 
 def as_tables(tables: Any) -> list[Table]:
-    """One or several tables as a list; a ValueError if they are anything else."""
+    """Lists one or several tables; raises a ValueError if they are anything else."""
     tables = [tables] if isinstance(tables, Table) else list(tables)
     if not tables or not all(isinstance(table, Table) for table in tables):
         raise ValueError(
@@ -60,7 +60,7 @@ def as_tables(tables: Any) -> list[Table]:
 
 
 def class_counts(table: Table) -> np.ndarray:
-    """Rows of each class."""
+    """Counts the rows of each class."""
     return np.bincount(table.y, minlength=len(table.class_names))
 
 
@@ -112,7 +112,7 @@ def _by_table(x: np.ndarray) -> np.ndarray:
 
 
 def by_support(support: Array, query: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Both sets by the mean and standard deviation of real support columns."""
+    """Scales both sets by the mean and standard deviation of real support columns."""
     if mask is None:
         mask = jnp.ones(len(support), bool)
     where = mask[:, None]

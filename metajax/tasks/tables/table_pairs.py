@@ -84,7 +84,7 @@ def table_pairs(
     rows: int | tuple[int, int],
     max_columns: int | None = None,
 ) -> TablePairs:
-    """Tasks of whether two samples come from the same table, for `dataset2vec`.
+    """Draws tasks of whether two samples come from the same table, for `dataset2vec`.
 
     Both tables are uniform over all pairs of different ones, rows uniform over those of
     the table. The numbers of rows of the three samples are independent, and uniform in
@@ -106,7 +106,7 @@ def table_pairs(
 
     Raises:
       ValueError: if a number is out of range, there are fewer than two tables, or one
-        has fewer than twice the least of `rows`; tables are named.
+        has fewer than twice the low end of `rows`; tables are named.
 
     Example:
       >>> pairs = table_pairs(tables, rows=(20, 40), max_columns=5)

@@ -97,7 +97,7 @@ class TableTasks:
         return _assemble(self.tables, rows, support_y, query_y, self.standardize)
 
     def rows(self, key: Array) -> TableRows:
-        """Which rows the task of this key is made of, in order of label."""
+        """Tells which rows the task of this key is made of, in order of label."""
         key_table, key_class, key_row, key_size = jax.random.split(key, 4)
         table = jax.random.choice(key_table, self.choices)
         counts = self.tables.counts[table]
@@ -124,7 +124,7 @@ class TableTasks:
         )
 
     def only(self, table: int) -> "TableTasks":
-        """The same tasks of one table, by its place in the list; see `row_tasks`."""
+        """Restricts tasks to one table, by its place in the list; see `row_tasks`."""
         return _only(self, table)
 
 
@@ -156,7 +156,7 @@ class RowTasks:
         return _assemble(self.tables, rows, support_y, query_y, self.standardize)
 
     def rows(self, key: Array) -> TableRows:
-        """Which rows the task of this key is made of."""
+        """Tells which rows the task of this key is made of."""
         key_table, key_size, key_tie, key_support, key_query = jax.random.split(key, 5)
         table = jax.random.choice(key_table, self.choices)
         counts, start = self.tables.counts[table], self.tables.starts[table]
@@ -184,7 +184,7 @@ class RowTasks:
         )
 
     def only(self, table: int) -> "RowTasks":
-        """The same tasks of one table, by its place in the list; see `row_tasks`."""
+        """Restricts tasks to one table, by its place in the list; see `row_tasks`."""
         return _only(self, table)
 
 
@@ -198,7 +198,7 @@ def table_tasks(
     standardize: str | None = "support",
     small_classes: str = "error",
 ) -> TableTasks:
-    """Few-shot tasks: some classes of one table, and as many rows of each.
+    """Draws few-shot tasks: some classes of one table, and as many rows of each.
 
     The table of a task is uniform over `tables`, its classes are uniform over all sets
     of `N` classes of the table, rows are uniform over those of the class, and support
@@ -286,7 +286,7 @@ def row_tasks(
     num_columns: int | None = None,
     standardize: str | None = "support",
 ) -> RowTasks:
-    """Small-data tasks: a few rows of one table, all of its classes in proportion.
+    """Draws small-data tasks: a few rows of one table, all its classes in proportion.
 
     The table of a task is uniform over `tables`, and the number of support rows uniform
     over the range. These seats are given to classes as a parliament's are to parties:
@@ -311,8 +311,8 @@ def row_tasks(
 
     Raises:
       ValueError: if a number is out of range, or a table is wider than `num_columns`,
-        has more classes than the least of `rows`, or fewer rows than the most of
-        `rows` and `num_queries` together; tables are named.
+        has more classes than the low end of `rows`, or fewer rows than its high end
+        and `num_queries` together; tables are named.
 
     Example:
       >>> tasks = row_tasks(tables, rows=(5, 50), num_queries=30)
