@@ -52,7 +52,7 @@ def built(name: str) -> tuple[Learner, Task, chex.ArrayTree]:
     """
     learner = REGISTRY[name].make()
     task = sampler(REGISTRY[name].sample)(jax.random.key(1))
-    noise = np.random.default_rng(7)
+    noise = np.random.default_rng(9)
     moved = jax.tree.map(
         lambda leaf: jnp.asarray(
             leaf + 0.1 * noise.standard_normal(leaf.shape, leaf.dtype)
