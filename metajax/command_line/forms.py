@@ -27,6 +27,7 @@ from metajax.command_line.catalogue import (
     has_one_way,
     hints_of,
 )
+from metajax.filters import everything
 from metajax.inner.learned_optimizer import HyperParameter, LearnedOptimizer, learned
 from metajax.inner.lstm_optimizer import lstm_optimizer
 from metajax.tasks.images.few_shot import few_shot
@@ -190,8 +191,9 @@ def _form_of_one(
         kind = _TYPES.get(name) or _form_of_type(hint)
         default = parameter.default
         if default is parameter.empty or kind != hint:
-            text = "everything" if hint == Filter else default
-            default = defaults.get(name, _DEFAULTS.get(name, text))
+            default = defaults.get(name, _DEFAULTS.get(name, default))
+        if default is everything:
+            default = "everything"
         if own is not None:
             default = own.default
             if kind is InnerOptimizer:
@@ -201,6 +203,12 @@ def _form_of_one(
                 kind, default = int | None, None
         if default is parameter.empty:
             default = dataclasses.MISSING
+        elif callable(default):
+            raise TypeError(
+                f"The default of `{name}` of `{constructor.__name__}` is a function, "
+                "which the command line cannot show; say its name there by "
+                "`Annotated[..., CommandLine(...)]`."
+            )
         if name in _HELP:
             kind = Annotated[kind, tyro.conf.arg(help=_HELP[name])]
         fields.append((name, kind, dataclasses.field(default=default)))

@@ -139,6 +139,12 @@ def evaluate(
             f"{type(first_task.query).__name__}; let the task distribution return "
             "`Task(support, Examples(x, y))`, or give `judge`."
         )
+    if buckets and not all(isinstance(part, Examples) for part in first_task):
+        kinds = [type(part).__name__ for part in first_task]
+        raise ValueError(
+            f"`buckets` cut `Examples`, and the tasks are of {' and '.join(kinds)}; "
+            "leave them out."
+        )
     all_keys = _bank_keys(seed, np.arange(num_tasks))
     smaller = as_buckets(buckets)
     shapes = (*smaller, None)

@@ -172,6 +172,8 @@ def train(
             f"`monitor` needs `validation`, a task distribution; got {monitor!r} and "
             f"None."
         )
+    if judge is not None and validation is None:
+        raise ValueError("`judge` needs `validation`, a task distribution; got None.")
     mesh = task_mesh(mesh, tasks_per_step)
     tasks_on_device = tasks_per_step // (1 if mesh is None else mesh.shape[TASK_AXIS])
     if outer_gradient is not None and tasks_per_block not in ("auto", None):

@@ -99,6 +99,8 @@ def whole_run(
         "num_validation_tasks": num_validation_tasks,
     }
     check_integers(1, **numbers)
+    if judge is not None and validation is None:
+        raise ValueError("`judge` needs `validation`, a task distribution; got None.")
     if steps % rounds_of:
         raise ValueError(
             f"`validate_every` must divide `steps` = {steps}, got {validate_every}."

@@ -177,6 +177,18 @@ else:
         tasks = few_shot(class_table(IMAGES), **sizes)
         compare(result, run(learner, tasks, None, **options), 1e-4)
 
+    @pytest.mark.parametrize("mesh", ["all", "cut parameters"])
+    def test_what_was_collected_stays_on_its_device(mesh):
+        def collect(meta_params, task, *, key=None):
+            noise = jax.random.normal(key, task.query.y.shape)
+            moved = task.query.y + meta_params["theta"][None] + noise
+            return task._replace(query=task.query._replace(y=moved))
+
+        learner = quadratic(noise=0.1)._replace(collect=collect)
+        expected = run(learner, sample, None, updates_per_step=3)
+        result = run(learner, sample, MESHES[mesh], updates_per_step=3)
+        compare(result, expected, 1e-4)
+
     @pytest.mark.parametrize("steps_per_dispatch", [1, 4])
     def test_one_all_reduce(key, steps_per_dispatch):
         mesh = task_mesh("auto", 8)

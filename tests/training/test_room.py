@@ -15,13 +15,10 @@ import pytest
 from quadratic import same_bits
 
 import metajax
-from metajax.compute.devices import place, spread, task_mesh
 from metajax.training.outer_loop import (
     init_state,
     outer_step,
     reverse_mode,
-    run_steps_fn,
-    sample_tasks,
 )
 from metajax.types import Learner, Task
 
@@ -95,7 +92,7 @@ def test_collecting_gets_keys_of_its_own(key):
     losses = [
         take(tasks, keys, updates_per_step=updates)[1]["loss"] for updates in (2, 3)
     ]
-    assert losses[0] != losses[1]  # every update draws anew
+    assert abs(losses[0] - losses[1]) > 1e-3  # every update draws anew
 
 
 def test_a_step_is_taken_back_whole_if_a_later_update_fails(key):
@@ -171,30 +168,6 @@ def test_tasks_may_change_with_the_outer_step(tasks, steps_per_dispatch, tmp_pat
     np.testing.assert_allclose(whole.meta_params, expected, rtol=1e-6)
 
 
-def test_devices_share_collected_tasks(key):
-    devices = task_mesh("auto", NUM_TASKS)
-    results = []
-    made = learner(around_theta)
-    for mesh in (None, devices):
-        state = init_state(key, made, sample(key), optax.sgd(RATE), reverse_mode())
-        program = run_steps_fn(
-            made,
-            optax.sgd(RATE),
-            reverse_mode(),
-            sample_tasks,
-            tasks_per_step=NUM_TASKS,
-            steps_per_dispatch=2,
-            updates_per_step=2,
-            mesh=mesh,
-        )
-        source = jax.tree_util.Partial(sample)
-        state, _ = program(
-            place(state, mesh), source, spread(key, mesh), jnp.int32(0), jnp.int32(2)
-        )
-        results.append(np.asarray(state.meta_params))
-    np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
-
-
 def distance_below(adapted, query, *, key):
     """A judge with a known answer, and a number of its key."""
     return {
@@ -217,6 +190,8 @@ def test_a_judge_measures_tasks_without_examples():
         bank(sample)
     with pytest.raises(ValueError, match="either `metrics_fn` or `judge`"):
         bank(sample, judge=distance_below, metrics_fn=lambda outputs, query: {})
+    with pytest.raises(ValueError, match="`buckets` cut `Examples`, .* leave them out"):
+        bank(sample, judge=distance_below, buckets=[(1, 1)])
     with pytest.raises(ValueError, match="`judge` must return scalars, but 'x'"):
         bank(sample, judge=lambda adapted, query, *, key: {"x": jnp.zeros(2)})
 
@@ -244,6 +219,19 @@ def test_adding_updates_is_a_setting_of_the_run(tmp_path):
     train(learner(), run_dir=tmp_path / "run")
     with pytest.raises(ValueError, match="updates_per_step"):
         train(learner(), run_dir=tmp_path / "run", updates_per_step=2, steps=4)
+
+
+def test_a_judge_belongs_to_a_validation():
+    with pytest.raises(ValueError, match="`judge` needs `validation`"):
+        train(learner(), judge=distance_below)
+    with pytest.raises(ValueError, match="`judge` needs `validation`"):
+        metajax.whole_run(
+            lambda hyper: (learner(), optax.sgd(RATE)),
+            sample,
+            steps=1,
+            tasks_per_step=1,
+            judge=distance_below,
+        )
 
 
 def test_numbers_of_updates_are_checked():
