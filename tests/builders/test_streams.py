@@ -24,8 +24,14 @@ def test_there_are_streams():
 
 
 def built(name: str) -> tuple[Learner, chex.ArrayTree, Examples, Task]:
-    """A learner, parameters, and a sequence of 6 examples in mixed order."""
+    """A learner, parameters, and a sequence of 6 examples in mixed order.
+
+    Its functions are compiled: operation by operation, some take a gigabyte.
+    """
     learner = REGISTRY[name].make()
+    learner = learner._replace(
+        **{part: jax.jit(getattr(learner, part)) for part in Learner._fields[:4]}
+    )
     task = sample(jax.random.key(1))
     meta_params = learner.init(jax.random.key(2), task)
     order = jnp.asarray([3, 0, 5, 1, 4, 2])
