@@ -51,6 +51,7 @@ def built(name: str) -> tuple[Learner, Task, chex.ArrayTree]:
     this seed no learner is near a tie that rounding would break.
     """
     learner = REGISTRY[name].make()
+    learner = learner._replace(adapt=jax.jit(learner.adapt))  # traced once a shape
     task = sampler(REGISTRY[name].sample)(jax.random.key(1))
     noise = np.random.default_rng(9)
     moved = jax.tree.map(

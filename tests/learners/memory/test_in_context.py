@@ -16,7 +16,7 @@ ENTRIES = {
             way=WAY,
             context=4,
             token_size=8,
-            layers=2,
+            layers=1,
             heads=2,
         ),
         ignores_order=False,
@@ -24,7 +24,7 @@ ENTRIES = {
     ),
     "in_context, whole": Entry(
         lambda: metajax.learners.in_context(
-            small_mlp(5), way=4, context=None, token_size=8, layers=2, heads=2
+            small_mlp(5), way=4, context=None, token_size=8, layers=1, heads=2
         ),
         uses_labels_untrained=False,
         laws=PADDING,

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from learners.constant import QUERY, SUPPORT, constant_model, constant_task
-from learners.entry import LAWS, WAY, Entry, sample, small_mlp
+from learners.entry import PADDING, WAY, Entry, sample, small_mlp
 
 import metajax
 from metajax.inner.learned_optimizer import HyperParameter, learned
@@ -34,7 +34,7 @@ ENTRIES = {
             inner_steps=3,
             gradient="first_order",
         ),
-        laws=LAWS,
+        laws=PADDING,
     ),
 }
 
