@@ -36,7 +36,14 @@ from metajax.evaluation.metrics import (
 )
 from metajax.evaluation.reports import Report, reliability
 from metajax.evaluation.transduction import leakage
-from metajax.tasks.buckets import Bucket, as_buckets, as_pytree, buckets_of_keys, cut
+from metajax.tasks.buckets import (
+    Bucket,
+    as_buckets,
+    as_pytree,
+    buckets_of_keys,
+    cut,
+    draw_task,
+)
 from metajax.tasks.task_checks import check_task
 from metajax.types import (
     Array,
@@ -129,7 +136,7 @@ def evaluate(
     share = 1 if mesh is None else mesh.shape[TASK_AXIS]
     meta_params, tasks = spread((meta_params, tasks), mesh)
     keys_task, keys_adapt = _bank_keys(seed, np.arange(1))
-    first_task = _draw(tasks, keys_task[0])
+    first_task = draw_task(tasks, keys_task[0])
     check_task(first_task, "tasks")
     if judge is not None and metrics_fn is not None:
         raise ValueError("Give either `metrics_fn` or `judge`, not both.")
@@ -225,7 +232,7 @@ def bank_task(tasks: TaskDistribution, index: int, *, seed: int = 0) -> Task:
       The task that entry `index` of `Report.values` speaks of.
     """
     keys_task, _ = _bank_keys(seed, np.array([index]))
-    return _draw(as_pytree(tasks), keys_task[0])
+    return draw_task(tasks, keys_task[0])
 
 
 # The bank.
@@ -254,11 +261,6 @@ def _bank_keys(seed: int, indices: np.ndarray) -> tuple[Array, Array]:
 def _split_keys(key: Array, indices: Array) -> Array:
     """`[n, 2]` keys. Apart from `_score_bank`, where it would be compiled each time."""
     return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(indices)
-
-
-@jax.jit
-def _draw(tasks: TaskDistribution, key: Array) -> Task:
-    return tasks(key)
 
 
 def _fingerprint(task: Task) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from metajax.builders.streams import shuffled
 from metajax.checks import check_integers
 from metajax.evaluation.reports import interval
-from metajax.tasks.buckets import as_pytree
+from metajax.tasks.buckets import as_pytree, draw_task
 from metajax.types import Array, Examples, Learner, PyTree, Stream, TaskDistribution
 
 __all__ = ["InstanceAccuracy", "instance_accuracy", "prequential"]
@@ -94,7 +94,7 @@ def instance_accuracy(
     """
     check_integers(1, num_tasks=num_tasks, tasks_per_block=tasks_per_block)
     _stream_of(learner)
-    support = tasks(jax.random.key(seed)).support
+    support = draw_task(tasks, jax.random.key(seed)).support
     counts = np.bincount(np.asarray(support.y))
     if support.mask is not None or len(set(counts.tolist())) != 1:
         raise ValueError(

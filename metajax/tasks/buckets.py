@@ -41,6 +41,7 @@ __all__ = [
     "buckets_of_keys",
     "bucketed",
     "cut",
+    "draw_task",
     "fit_buckets",
     "needed_rows",
 ]
@@ -232,3 +233,13 @@ def as_pytree(tasks: TaskDistribution) -> TaskDistribution:
         )
     is_leaf = jax.tree_util.all_leaves([tasks])
     return jax.tree_util.Partial(tasks) if is_leaf else tasks
+
+
+def draw_task(tasks: TaskDistribution, key: Array) -> Task:
+    """Draws one task by one program: hundreds of operations compile one by one."""
+    return _draw(as_pytree(tasks), key)
+
+
+@jax.jit
+def _draw(tasks: TaskDistribution, key: Array) -> Task:
+    return tasks(key)

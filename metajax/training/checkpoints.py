@@ -3,11 +3,15 @@
 A run keeps its two latest steps, `<folder>/<step>/`, each a complete and consistent
 whole: some named pytrees of arrays and a small JSON record. Orbax writes a step into a
 temporary folder and renames it when it is complete, so a kill at any moment leaves
-whole steps only. A step that is damaged later (a full disk, a copy that broke off) is
-put aside, and the run goes back to the step before it: training then repeats the lost
-steps bit for bit. Orbax is imported where it is used, as that takes a while.
+whole steps only. The record has a hash of every array and one of itself, as Orbax takes
+most flipped bits for other numbers. A step that is damaged later (a full disk, a copy
+that broke off) is put aside, and the run goes back to the step before it: training then
+repeats the lost steps bit for bit. Orbax is imported where it is used, as that takes a
+while.
 """
 
+import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -15,6 +19,8 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from metajax.types import Array, PyTree
 
@@ -74,9 +80,22 @@ class Checkpoints:
 
         # In a list, as Orbax refuses a tree that is a single array.
         items = {name: ocp.args.StandardSave([tree]) for name, tree in trees.items()}
-        items["record"] = ocp.args.JsonSave(record)
+        hashes = {name: _hashes(tree) for name, tree in trees.items()}
+        content = {"record": record, "hashes": hashes}
+        items["record"] = ocp.args.JsonSave(
+            {"content": content, "hash": _hash_of_json(content)}
+        )
         self._manager.save(step, args=ocp.args.Composite(**items))
         return self.path(step)
+
+    def latest_record(self) -> dict[str, Any] | None:
+        """Reads the record of the latest step that has an intact one; None without."""
+        for step in reversed(self.steps()):
+            try:
+                return _restore(self.path(step), {})[1]
+            except Exception:
+                continue  # `restore_latest` says so, and puts it aside
+        return None
 
     def restore_latest(
         self, like: dict[str, PyTree]
@@ -187,7 +206,41 @@ def _restore(
     items["record"] = ocp.args.JsonRestore()
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(path, args=ocp.args.Composite(**items))
-    return {name: restored[name][0] for name in like}, restored["record"]
+    content = restored["record"]["content"]
+    if _hash_of_json(content) != restored["record"]["hash"]:
+        raise ValueError("Its record is not what was written.")
+    trees = {name: restored[name][0] for name in like}
+    for name, tree in trees.items():
+        written = content["hashes"][name]
+        for leaf, found in _hashes(tree).items():
+            if written.get(leaf) != found:
+                raise ValueError(f"{name}{leaf} is not what was written.")
+    return trees, content["record"]
+
+
+def _hashes(tree: PyTree) -> dict[str, str]:
+    """A hash of each leaf, by its place in the tree."""
+    return {
+        jax.tree_util.keystr(path): _hash(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _hash(leaf: Array) -> str:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    values = np.ascontiguousarray(leaf)
+    found = hashlib.sha256(f"{values.dtype}{values.shape}".encode())
+    found.update(values.tobytes())
+    return found.hexdigest()
+
+
+def _hash_of_json(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -91,7 +91,8 @@ class Journal:
             return None
         self._folder.draw(self.history, self._monitor)
         record = {"best_step": self.best.step, "best_value": self.best.value}
-        return self._folder.save(step, _trees(state, self.best), record)
+        trees = _trees(state, self.best)
+        return self._folder.save(step, trees, record, self.history)
 
     def close(self) -> None:
         """Ends what is open."""
@@ -111,7 +112,7 @@ def _train_record(
         "kind": "train",
         "step": step,
         **{k: _or_none(np.mean(v[:taken], dtype=float)) for k, v in metrics.items()},
-        "timing": {"seconds": seconds, "steps_per_second": taken / seconds},
+        "timing": _timing(seconds) | {"steps_per_second": taken / seconds},
     }
 
 
@@ -121,8 +122,12 @@ def _validation_record(report: Report, step: int, seconds: float) -> Record:
         "step": step,
         **{name: _or_none(value) for name, value in report.mean.items()},
         "half_width": {k: _or_none(v) for k, v in report.half_width.items()},
-        "timing": {"seconds": seconds},
+        "timing": _timing(seconds),
     }
+
+
+def _timing(seconds: float) -> Record:
+    return {"seconds": seconds, "unix_time": time.time()}
 
 
 def _or_none(value: float) -> float | None:

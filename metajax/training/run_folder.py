@@ -1,15 +1,20 @@
 """What a training run leaves on disk.
 
+    checkpoints/         see `metajax.training.checkpoints`
     config.json          every setting, the versions, and the device
     metrics.jsonl        the history, one JSON object a line
     learning_curve.png   loss and monitored metric over steps (needs matplotlib)
     tensorboard/         the same numbers as events (needs tensorboardX)
-    checkpoints/         see `metajax.training.checkpoints`
+
+Checkpoints hold settings and history too. The other files are for people and programs
+that read them: when a run goes on, they are written anew from its checkpoint, whatever
+a kill or a full disk has made of them.
 
 Runs with the same settings on the same machine write the same `metrics.jsonl`, however
 often they were killed and resumed, but for what stands under the key `timing`.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -20,7 +25,8 @@ import platform
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -48,7 +54,7 @@ class RunFolder:
       settings: from `run_settings`. If there is a checkpoint in the folder, then its
         `train` (but for `steps`), `config` and `state` must be the same. A change of
         `versions` or `device` is a warning; without one, `program` must be the same
-        too.
+        too, unless it was deleted from `config.json`.
 
     Raises:
       ValueError: the folder holds a run with other settings, or one that has taken more
@@ -59,27 +65,31 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str], settings: Record) -> None:
         self.path = pathlib.Path(path)
         try:
-            text = json.dumps(settings, indent=2)
-        except TypeError as error:
+            text = json.dumps(settings, indent=2, allow_nan=False)
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                f"`config` must hold numbers, strings, lists and dicts only, to be "
-                f"written as JSON: {error}. Describe other objects by their names."
+                f"`config` must hold finite numbers, strings, lists and dicts only, to "
+                f"be written as JSON: {error}. Describe other objects by their names, "
+                "and what is not finite as a string."
             ) from error
+        self._settings: Record = json.loads(text)
         # Of several processes, the first one writes; checkpoints are written together.
         self._writes = jax.process_index() == 0
         self._unlock = self._lock() if self._writes else lambda: None
         try:
             self._checkpoints = Checkpoints(self.path / "checkpoints")
             # Before the first checkpoint there is nothing to go on with.
-            if self._checkpoints.has_any():
-                _check_same_settings(self.path / "config.json", json.loads(text))
+            latest = self._checkpoints.latest_record()
+            if latest is not None:
+                _check_same_settings(self.path, latest["settings"], self._settings)
             taken = max(self._checkpoints.steps(), default=0)
             if taken > settings["train"]["steps"]:
                 raise ValueError(
                     f"The run in {path} has taken {taken} steps; `steps` must be at "
                     f"least that, got {settings['train']['steps']}."
                 )
-            if self._writes:
+            # Where all checkpoints are damaged, what the file says may still be needed.
+            if self._writes and (latest or not self._checkpoints.has_any()):
                 _write_atomically(self.path / "config.json", f"{text}\n".encode())
         except BaseException:
             self._unlock()
@@ -106,36 +116,31 @@ class RunFolder:
         except BaseException:
             self._unlock()
             raise
-        step = -1 if checkpoint is None else checkpoint[0]
-        history = [r for r in read_metrics(self.path) if r["step"] <= step]
-        if not self._writes:
-            return checkpoint, history
-        lines = "".join(json.dumps(record) + "\n" for record in history)
-        _write_atomically(self._metrics_path, lines.encode())
-        if importlib.util.find_spec("tensorboardX"):
-            import tensorboardX
-
-            self._tensorboard = tensorboardX.SummaryWriter(
-                str(self.path / "tensorboard"), purge_step=step + 1
-            )
+        history = [] if checkpoint is None else checkpoint[2]["history"]
+        if self._writes:
+            lines = "".join(map(_line, history))
+            _write_atomically(self._metrics_path, lines.encode())
+            self._rewrite_events(history)
         return checkpoint, history
 
-    def save(self, step: int, trees: dict[str, PyTree], record: Record) -> pathlib.Path:
+    def save(
+        self,
+        step: int,
+        trees: dict[str, PyTree],
+        record: Record,
+        history: Sequence[Record],
+    ) -> pathlib.Path:
         """Writes a checkpoint, see `Checkpoints.save`."""
-        return self._checkpoints.save(step, trees, record)
+        values = record | {"settings": self._settings, "history": list(history)}
+        return self._checkpoints.save(step, trees, values)
 
     def log(self, record: Record) -> None:
         """Appends one line to the metrics: numbers, with `kind` and `step`."""
         if not self._writes:
             return
         with open(self._metrics_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-        if self._tensorboard is not None:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self._tensorboard.add_scalar(
-                        f"{record['kind']}/{name}", value, record["step"]
-                    )
+            file.write(_line(record))
+        self._add_events([record])
 
     def draw(self, history: list[Record], monitor: str | None) -> None:
         """Draws the learning curve, unless that was done less than 30 s ago."""
@@ -145,10 +150,11 @@ class RunFolder:
     def close(self, history: list[Record], monitor: str | None) -> None:
         """Draws the learning curve and ends what is open."""
         try:
-            self._checkpoints.close()
             self._draw(history, monitor)
             if self._tensorboard is not None:
-                self._tensorboard.close()
+                with _for_the_eye("tensorboard"):
+                    self._tensorboard.close()
+            self._checkpoints.close()
         finally:
             self._unlock()
 
@@ -178,8 +184,54 @@ class RunFolder:
 
     def _draw(self, history: list[Record], monitor: str | None) -> None:
         if self._writes and importlib.util.find_spec("matplotlib"):
-            plot_learning_curve(history, self.path / "learning_curve.png", monitor)
+            with _for_the_eye("learning_curve.png"):
+                plot_learning_curve(history, self.path / "learning_curve.png", monitor)
         self._last_picture = time.monotonic()
+
+    def _rewrite_events(self, history: list[Record]) -> None:
+        """Begins a file of events with those of `history`, in place of older files."""
+        if not importlib.util.find_spec("tensorboardX"):
+            return
+        import tensorboardX
+
+        folder = self.path / "tensorboard"
+        with _for_the_eye("tensorboard"):
+            old = list(folder.glob("events.out.tfevents.*"))
+            # A program that shows the old ones forgets their events from step 0 on. The
+            # name is new, even if the last file is younger than a second.
+            self._tensorboard = tensorboardX.SummaryWriter(
+                str(folder), purge_step=0, filename_suffix=f".{time.time_ns()}"
+            )
+            self._add_events(history)
+            for path in old:
+                path.unlink()
+
+    def _add_events(self, records: list[Record]) -> None:
+        if self._tensorboard is None:
+            return
+        with _for_the_eye("tensorboard"):
+            for record in records:
+                for name, value in record.items():
+                    if isinstance(value, float):
+                        self._tensorboard.add_scalar(
+                            f"{record['kind']}/{name}",
+                            value,
+                            record["step"],
+                            walltime=record["timing"]["unix_time"],
+                        )
+
+
+@contextlib.contextmanager
+def _for_the_eye(name: str) -> Iterator[None]:
+    """Warns of what goes wrong with a file that is no result, and goes on."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(
+            f"{name} was not written ({type(error).__name__}: {error}). Checkpoints "
+            "and metrics.jsonl are not affected.",
+            stacklevel=3,
+        )
 
 
 def run_settings(
@@ -240,46 +292,49 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> list[Record]:
     steps since the record before. `"validation"`: means over the validation tasks, and
     `half_width`, a dict of their 95 % half-widths. A number that is not finite is None.
 
-    A last line that a kill cut in two is left out.
+    Each line ends with a checksum, `crc32`, of what is before it. A last line that a
+    kill cut in two is left out.
 
     Raises:
-      ValueError: another line is damaged.
+      ValueError: another line is not what was written.
     """
     path = pathlib.Path(run_dir) / "metrics.jsonl"
     if not path.exists():
         return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(
-            f"{path} has a line that is not JSON ({error}); repair or remove it."
-        ) from error
+    *lines, _ = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            del record["crc32"]
+            if _line(record).encode() != line + b"\n":
+                raise ValueError("its checksum is another")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"Line {number} of {path} is not what was written "
+                f"({type(error).__name__}: {error}). The next call of `train` with "
+                "this `run_dir` writes the file anew from the latest checkpoint."
+            ) from error
+        records.append(record)
+    return records
 
 
-def _check_same_settings(path: pathlib.Path, settings: Record) -> None:
-    """Raises if the run that `path` describes is not one with `settings`."""
-    if not path.exists():
-        return
-    try:
-        old_settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}), so it is not known whether its run may be "
-            f"continued. Restore the file, or choose another `run_dir`."
-        ) from error
-    if not isinstance(old_settings, dict) or "train" not in old_settings:
-        raise ValueError(
-            f"{path} does not describe a run, so it is not known whether it may be "
-            "continued. Restore the file, or choose another `run_dir`."
-        )
+def _line(record: Record) -> str:
+    text = json.dumps(record, allow_nan=False)
+    return json.dumps(record | {"crc32": zlib.crc32(text.encode())}) + "\n"
+
+
+def _check_same_settings(
+    run_dir: pathlib.Path, old_settings: Record, settings: Record
+) -> None:
+    """Raises if a run in `run_dir` with `old_settings` is not one with `settings`."""
     # Another learner has other parameters, too; its name says it all.
     differences = _differences(old_settings, settings, ("train", "config"))
     differences = differences or _differences(old_settings, settings, ("state",))
     if differences:
         shown, more = differences[:_MOST_DIFFERENCES], differences[_MOST_DIFFERENCES:]
         raise ValueError(
-            f"{path.parent} holds a run with other settings:\n  "
+            f"{run_dir} holds a run with other settings:\n  "
             + "\n  ".join(shown)
             + (f"\n  and {len(more)} more" if more else "")
             + "\nUse another `run_dir` for a new run, or the same settings to continue "
@@ -288,19 +343,29 @@ def _check_same_settings(path: pathlib.Path, settings: Record) -> None:
     differences = _differences(old_settings, settings, ("versions", "device"))
     if differences:
         warnings.warn(
-            f"The run in {path.parent} goes on with other software or another device, "
+            f"The run in {run_dir} goes on with other software or another device, "
             "so its result will not be that of an uninterrupted run bit for bit:\n  "
             + "\n  ".join(differences),
             stacklevel=4,
         )
-    elif old_settings.get("program") not in (None, settings["program"]):
+    elif old_settings["program"] != settings["program"] and not _is_program_deleted(
+        run_dir / "config.json"
+    ):
         raise ValueError(
-            f"{path.parent} holds a run of another program: its settings are the same, "
+            f"{run_dir} holds a run of another program: its settings are the same, "
             "but learner, tasks or optimizer are not (a learning rate, a layer, a "
             "schedule that depends on `steps`). Use another `run_dir` for a new run, "
             "or bring back what was changed. To go on all the same, delete `program` "
-            f"from {path.name}."
+            "from config.json."
         )
+
+
+def _is_program_deleted(path: pathlib.Path) -> bool:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "train" in values and "program" not in values
 
 
 def _differences(old: Record, new: Record, sections: tuple[str, ...]) -> list[str]:

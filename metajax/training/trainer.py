@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from metajax.checks import check_integers, check_seed
 from metajax.compute.devices import TASK_AXIS, place, task_mesh
 from metajax.compute.program_costs import best_block
-from metajax.evaluation.bank import VALIDATION_SEED, evaluate
+from metajax.evaluation.bank import VALIDATION_SEED, bank_task, evaluate
 from metajax.evaluation.metrics import Judge
 from metajax.tasks.task_checks import check_task
 from metajax.training.history import Best, Journal
@@ -366,7 +366,7 @@ def _open_folder(
     """Opens the folder of a run, which knows the run by its settings and programs."""
     programs, examples = [lowered], [run.example]
     if validation is not None:
-        examples.append(validation(jax.random.key(VALIDATION_SEED)))
+        examples.append(bank_task(validation, 0, seed=VALIDATION_SEED))
         check_task(examples[-1], "validation")
         programs.append(
             _lowered_answer(learner, judge, state.meta_params, examples[-1])

@@ -1,4 +1,6 @@
 import gc
+import hashlib
+import json
 import pathlib
 import shutil
 
@@ -112,15 +114,18 @@ def test_reading_leaves_alone_what_another_process_writes(run_dir):
 
 
 def damage(path: pathlib.Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
     if how == "missing":
         path.unlink()
-    else:
-        data = path.read_bytes()
+    elif how == "truncated":
         path.write_bytes(data[: len(data) // 2])
+    elif data:
+        data[len(data) * 3 // 5] ^= 4
+        path.write_bytes(data)
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint")
-@pytest.mark.parametrize("how", ["missing", "truncated"])
+@pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
 def test_damage_to_any_file_never_gives_wrong_numbers(saved, tmp_path, how):
     """Either nothing of the file mattered, or the run goes back to the step before."""
     went_back = set()
@@ -134,6 +139,37 @@ def test_damage_to_any_file_never_gives_wrong_numbers(saved, tmp_path, how):
             went_back.add(name.parts[0])
             assert files_of(folder / "damaged-20")
     assert {"meta_params", "rest", "best_params", "record"} <= went_back
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint")
+def test_every_flipped_bit_of_arrays_is_noticed(saved, tmp_path):
+    """Orbax takes most of them for other numbers."""
+    files = [n for n in files_of(saved / "checkpoints" / "20") if "d" in n.parts]
+    wrong = 0
+    for index, name in enumerate(files * 2):
+        folder = tmp_path / str(index)
+        shutil.copytree(saved / "checkpoints", folder)
+        path = folder / "20" / name
+        data = bytearray(path.read_bytes())
+        data[np.random.default_rng(index).integers(len(data))] ^= 1
+        path.write_bytes(data)
+        step, trees, _ = Checkpoints(folder).restore_latest(make_trees(0))
+        assert same_bits(trees, make_trees(step)), name
+        wrong += step == 10
+    assert wrong
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint")
+@pytest.mark.parametrize("old", [b"best_value", b"6.66", b'"hash"', b"hashes"])
+def test_changed_record_goes_back(run_dir, old):
+    folder = run_dir / "checkpoints"
+    path = folder / "20" / "record" / "metadata"
+    changed = path.read_bytes().replace(old, bytes([old[0] ^ 1]) + old[1:])
+    assert changed != path.read_bytes()
+    path.write_bytes(changed)
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.latest_record() == {"best_value": 10 / 3}
+    assert checkpoints.restore_latest(make_trees(0))[0] == 10
 
 
 @pytest.mark.parametrize("item", ["meta_params", "rest", "best_params", "record"])
@@ -168,6 +204,21 @@ def test_load_meta_params(run_dir, which):
     shapes = jax.eval_shape(lambda: make_trees()["meta_params"])
     params = load_meta_params(run_dir, shapes, which=which)
     assert same_bits(params, make_trees(20)["meta_params"])
+
+
+def test_load_meta_params_notices_other_numbers(run_dir):
+    like = make_trees()["meta_params"]
+    path = run_dir / "checkpoints" / "20" / "record" / "metadata"
+    digest = b"0" * 64  # as if the array had changed
+    content = json.loads(path.read_bytes())["content"]
+    content["hashes"]["best_params"]["['w']"] = digest.decode()
+    text = json.dumps(content, sort_keys=True).encode()
+    path.write_text(
+        json.dumps({"content": content, "hash": hashlib.sha256(text).hexdigest()})
+    )
+    load_meta_params(run_dir, like, which="last")
+    with pytest.raises(CheckpointError, match=r"best_params.*\['w'\] is not what was"):
+        load_meta_params(run_dir, like)
 
 
 def test_load_meta_params_errors(run_dir, tmp_path):

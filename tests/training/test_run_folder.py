@@ -23,18 +23,22 @@ def settings(rate=0.1, config=None, example=0.0, num_devices=1, **arguments):
 def run_of(path, values):
     """A folder with one checkpoint, closed again."""
     folder = RunFolder(path, values)
-    folder.save(10, TREES, {})
+    folder.save(10, TREES, {}, [])
     folder.close([], None)
 
 
+TIMING = {"seconds": 0.5, "unix_time": 1000.0}
+
+
 def train_record(step, loss=1.0):
-    return {"kind": "train", "step": step, "loss": loss, "timing": {"seconds": 0.5}}
+    return {"kind": "train", "step": step, "loss": loss, "timing": TIMING}
 
 
 def validation_record(step):
     metrics = {"accuracy": 0.5 + step / 100, "nll": None}
     half_width = {"accuracy": 0.1, "nll": None}
-    return {"kind": "validation", "step": step, **metrics, "half_width": half_width}
+    record = {"kind": "validation", "step": step, **metrics}
+    return record | {"half_width": half_width, "timing": TIMING}
 
 
 TREES = {"meta_params": {"w": jnp.ones(3)}}
@@ -58,8 +62,11 @@ def test_config_file_holds_the_settings(tmp_path):
 
 
 def test_config_must_be_json(tmp_path):
-    with pytest.raises(ValueError, match="`config` must hold numbers.*function"):
+    with pytest.raises(ValueError, match="`config` must hold finite numbers.*function"):
         RunFolder(tmp_path, settings(config={"loss": jnp.sum}))
+    for value in (math.nan, math.inf):  # neither equals what would be read back
+        with pytest.raises(ValueError, match="`config` must hold finite numbers"):
+            RunFolder(tmp_path, settings(config={"threshold": value}))
     assert not list(tmp_path.iterdir())
 
 
@@ -136,19 +143,23 @@ def test_another_number_of_devices_is_a_warning(tmp_path):
         RunFolder(tmp_path, settings())
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", r"config.json is not JSON.*Restore"),
-        ("{}", r"config.json does not describe a run.*Restore"),
-        ("[1]", r"config.json does not describe a run.*Restore"),
-    ],
-)
-def test_broken_config_file(tmp_path, text, message):
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '{"train": {"seed": 3}}', None])
+def test_settings_are_those_of_the_checkpoint_whatever_the_file_says(tmp_path, text):
     run_of(tmp_path, settings())
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        RunFolder(tmp_path, settings())
+    path = tmp_path / "config.json"
+    before = path.read_bytes()
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(ValueError, match=r"train.seed: 0 in the folder, 1 now"):
+        RunFolder(tmp_path, settings(seed=1))
+    RunFolder(tmp_path, settings())
+    assert path.read_bytes() == before
+
+
+def test_where_all_checkpoints_are_damaged_the_settings_stay(tmp_path):
+    run_of(tmp_path, settings())
+    (tmp_path / "checkpoints" / "10" / "record" / "metadata").unlink()
+    RunFolder(tmp_path, settings(seed=1))
+    assert json.loads((tmp_path / "config.json").read_text()) == settings()
 
 
 def test_metrics_after_the_checkpoint_are_cut_off(tmp_path):
@@ -157,7 +168,7 @@ def test_metrics_after_the_checkpoint_are_cut_off(tmp_path):
     records = [train_record(step, loss=1 / step) for step in (2, 4, 6)]
     folder.log(records[0])
     folder.log(records[1])
-    folder.save(4, TREES, {"best_step": 0})
+    folder.save(4, TREES, {"best_step": 0}, records[:2])
     folder.log(records[2])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "st')  # a kill cut it in two
@@ -165,8 +176,25 @@ def test_metrics_after_the_checkpoint_are_cut_off(tmp_path):
     del folder  # a kill ends its lock, too
 
     (step, _, record), history = RunFolder(tmp_path, settings()).resume(TREES)
-    assert (step, record) == (4, {"best_step": 0})
+    assert (step, record["best_step"]) == (4, 0)
     assert history == read_metrics(tmp_path) == records[:2]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 60, 200, None])
+def test_lost_metrics_come_back_from_the_checkpoint(tmp_path, kept):
+    records = [train_record(step, loss=1 / step) for step in (1, 2, 3)]
+    folder = RunFolder(tmp_path, settings())
+    folder.resume(TREES)
+    for record in records:
+        folder.log(record)
+    folder.save(3, TREES, {}, records)
+    folder.close(records, None)
+    path = tmp_path / "metrics.jsonl"
+    before = path.read_bytes()
+    path.unlink() if kept is None else path.write_bytes(before[:kept])
+    _, history = RunFolder(tmp_path, settings()).resume(TREES)
+    assert history == records
+    assert path.read_bytes() == before
 
 
 def test_metrics_without_a_checkpoint_start_again(tmp_path):
@@ -180,9 +208,25 @@ def test_metrics_without_a_checkpoint_start_again(tmp_path):
 
 def test_damaged_metrics(tmp_path):
     assert read_metrics(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text('{"a"\n{"kind": "train"}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl has a line that is not JSON"):
-        read_metrics(tmp_path)
+    folder = RunFolder(tmp_path, settings())
+    folder.resume(TREES)
+    for step in (1, 2):
+        folder.log(train_record(step, loss=0.25))
+    path = tmp_path / "metrics.jsonl"
+    good = path.read_bytes()
+    where = good.index(b"0.25")
+    damaged = [
+        good.replace(b"0.25", b"0.75", 1),
+        good.replace(b"crc32", b"crc33", 1),
+        good.replace(b"\n", b" ", 1),
+        good[:where] + b"\xff" + good[where + 1 :],
+        b"[1]\n" + good,
+        b'{"a"\n' + good,
+    ]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"(?s)Line 1 of .* is not what was wri"):
+            read_metrics(tmp_path)
 
 
 def test_metrics_are_strict_json(tmp_path):
@@ -192,17 +236,11 @@ def test_metrics_are_strict_json(tmp_path):
         folder.log(train_record(1, loss=math.nan))
 
 
-def test_tensorboard_gets_every_number(tmp_path):
-    pytest.importorskip("tensorboardX")
+def events(run_dir):
+    """The numbers that TensorBoard shows, (name, step) -> value."""
     from tensorboardX.proto.event_pb2 import Event
 
-    folder = RunFolder(tmp_path, settings())
-    folder.resume(TREES)
-    history = [train_record(2, 0.25), validation_record(2)]
-    for record in history:
-        folder.log(record)
-    folder.close(history, None)
-    (path,) = (tmp_path / "tensorboard").iterdir()
+    (path,) = (run_dir / "tensorboard").iterdir()
     data, values = path.read_bytes(), {}
     while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
         length = int.from_bytes(data[:8], "little")
@@ -210,9 +248,56 @@ def test_tensorboard_gets_every_number(tmp_path):
         for value in event.summary.value:
             values[value.tag, event.step] = value.simple_value
         data = data[16 + length :]
-    assert values == pytest.approx(
-        {("train/loss", 2): 0.25, ("validation/accuracy", 2): 0.52}
-    )
+    return values
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    pytest.importorskip("tensorboardX")
+    folder = RunFolder(tmp_path, settings())
+    folder.resume(TREES)
+    history = [train_record(2, 0.25), validation_record(2)]
+    for record in history:
+        folder.log(record)
+    folder.close(history, None)
+    expected = {("train/loss", 2): 0.25, ("validation/accuracy", 2): 0.52}
+    assert events(tmp_path) == pytest.approx(expected)
+
+
+def test_tensorboard_says_what_the_checkpoint_says(tmp_path):
+    """Whatever was written after it, or lost before it."""
+    pytest.importorskip("tensorboardX")
+    history = [train_record(2, 0.25), validation_record(2)]
+    folder = RunFolder(tmp_path, settings())
+    folder.resume(TREES)
+    folder.log(history[0])  # and not the other
+    folder.save(2, TREES, {}, history)
+    folder.log(train_record(4, 0.5))
+    folder.close(history, None)
+    for _ in range(2):
+        folder = RunFolder(tmp_path, settings())
+        folder.resume(TREES)
+        folder.close(history, None)
+    expected = {("train/loss", 2): 0.25, ("validation/accuracy", 2): 0.52}
+    assert events(tmp_path) == pytest.approx(expected)
+
+
+def test_what_is_for_the_eye_never_ends_a_run(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    import tensorboardX
+
+    def fail(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    folder = RunFolder(tmp_path, settings())
+    folder.resume(TREES)
+    monkeypatch.setattr(tensorboardX.SummaryWriter, "add_scalar", fail)
+    with pytest.warns(UserWarning, match="tensorboard was not written .*No space left"):
+        folder.log(train_record(2))
+    monkeypatch.setattr("metajax.training.run_folder.plot_learning_curve", fail)
+    with pytest.warns(UserWarning, match=r"learning_curve.png was not written .*No sp"):
+        folder.close([train_record(2)], None)
+    assert read_metrics(tmp_path) == [train_record(2)]
+    RunFolder(tmp_path, settings())  # it is not locked any more
 
 
 HISTORIES = {

@@ -438,7 +438,11 @@ ERRORS = {
     "no tasks": ({"tasks": 3}, TypeError, "`tasks` must be a function .* got int"),
     "validation": ({"validation": 3}, TypeError, "`validation` must be a .* got int"),
     "nan": ({"tasks": nan_tasks}, ValueError, "query.y` must be finite"),
-    "config": ({"config": {"f": sample}}, ValueError, "`config` must hold numbers"),
+    "config": (
+        {"config": {"f": sample}},
+        ValueError,
+        "`config` must hold finite numbers",
+    ),
 }
 
 
