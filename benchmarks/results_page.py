@@ -17,6 +17,7 @@ from benchmarks import (
     cached_features,
     domains,
     embeddings,
+    endurance,
     function_families,
     gradients,
     hypergradient,
@@ -62,6 +63,7 @@ PARTS = (
     domains,
     molecules,
     gradients,
+    endurance,
 )
 
 
