@@ -29,6 +29,24 @@ class Compared(Protocol):
         """Estimates of each."""
 
 
+BAND = "band: 95 % interval of the mean over tasks"
+
+
+def _band(axes: Any, line: Any, widths: np.ndarray) -> bool:
+    """Draws an interval around a line, and says whether there is one to see."""
+    steps, values = line.get_data()
+    # Where one task was judged there is no interval: NaN, which draws nothing.
+    axes.fill_between(
+        steps,
+        values - widths,
+        values + widths,
+        color=line.get_color(),
+        alpha=0.25,
+        linewidth=0,
+    )
+    return bool(np.any(widths > 0))
+
+
 def plot_learning_curve(
     history: list[dict[str, Any]],
     path: str | os.PathLike[str],
@@ -58,6 +76,7 @@ def plot_learning_curve(
     figure = figure_class()(figsize=(5.5 * len(panels), 3.8), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for names, axes in zip(panels, all_axes, strict=True):
+        has_band = False
         for kind, name in names.items():
             points = [r for r in history if r["kind"] == kind]
             points = [r for r in points if r.get(name) is not None]
@@ -69,20 +88,13 @@ def plot_learning_curve(
             (line,) = axes.plot(steps, values, label=label, linewidth=1.2)
             if kind == "validation":
                 line.set(marker="o", markersize=3)
-                widths = np.array([r["half_width"][name] or 0.0 for r in points])
-                axes.fill_between(
-                    steps,
-                    values - widths,
-                    values + widths,
-                    color=line.get_color(),
-                    alpha=0.25,
-                    linewidth=0,
-                )
+                widths = np.array([r["half_width"][name] for r in points], float)
+                has_band = _band(axes, line, widths)
         axes.set_xlabel("outer step")
         axes.set_ylabel(names["train"])
         axes.grid(alpha=0.3)
         if axes.has_data():
-            axes.legend(title="band: 95 % interval of the mean over tasks")
+            axes.legend(title=BAND if has_band else None)
     save(figure, path, dpi=120)
 
 
@@ -107,20 +119,14 @@ def plot_learning_curves(
     """
     figure = figure_class()(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
+    has_band = False
     for name, history in histories.items():
         points = [r for r in history if r["kind"] == "validation"]
         steps = np.array([r["step"] for r in points])
         values = np.array([r[metric] for r in points], float)
         widths = np.array([r["half_width"][metric] for r in points], float)
         (line,) = axes.plot(steps, values, marker="o", markersize=3.5, label=name)
-        axes.fill_between(
-            steps,
-            values - widths,
-            values + widths,
-            color=line.get_color(),
-            alpha=0.2,
-            linewidth=0,
-        )
+        has_band |= _band(axes, line, widths)
     for number, (name, level) in enumerate(levels.items()):
         axes.axhline(level, color="0.35", linestyle=("--", ":")[number % 2], label=name)
     axes.set_xlabel("outer step")
@@ -131,7 +137,7 @@ def plot_learning_curves(
         loc="outside lower center",
         ncols=2,
         frameon=False,
-        title="band: 95 % interval over tasks",
+        title=BAND if has_band else None,
     )
     save(figure, path, dpi=130)
 

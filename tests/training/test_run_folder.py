@@ -318,6 +318,30 @@ def test_learning_curve(tmp_path, name):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    ("half_width", "has_band"), [(0.1, True), (None, False), ("no validation", False)]
+)
+def test_a_legend_names_a_band_where_there_is_one(
+    tmp_path, monkeypatch, half_width, has_band
+):
+    pytest.importorskip("matplotlib")
+    history = [train_record(1), train_record(2)]
+    if half_width != "no validation":
+        record = {"kind": "validation", "loss": 0.5, "half_width": {"loss": half_width}}
+        history += [record | {"step": step} for step in (1, 2)]
+    figures = []
+    monkeypatch.setattr(
+        "metajax.plots.curves.save",
+        lambda figure, *args, **kwargs: figures.append(figure),
+    )
+    plot_learning_curve(history, tmp_path / "curve.png")
+    (axes,) = figures[0].axes
+    title = axes.get_legend().get_title().get_text()
+    drawn = [path for band in axes.collections for path in band.get_paths()]
+    assert bool(drawn) == has_band
+    assert ("band" in title) == has_band
+
+
 def test_learning_curve_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'metajax\[plots\]'"):
