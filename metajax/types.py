@@ -68,6 +68,9 @@ class Examples(NamedTuple):
     y: PyTree
     mask: Array | None = None
 
+    def __repr__(self) -> str:
+        return _sizes(self)
+
     @property
     def is_real(self) -> Array:
         """Bool `[n]`: the mask, or True everywhere if there is none."""
@@ -87,6 +90,31 @@ class Task(NamedTuple):
 
     support: PyTree
     query: PyTree
+
+    def __repr__(self) -> str:
+        return _sizes(self)
+
+
+def _sizes(parts: Any) -> str:
+    """What a named tuple holds in one line, arrays by type and shape."""
+
+    def size(leaf: Any) -> Any:
+        shape = getattr(leaf, "shape", None)
+        return leaf if shape is None else _Words(f"{leaf.dtype}{list(shape)}")
+
+    fields = [
+        f"{name}={jax.tree.map(size, value)!r}"
+        for name, value in zip(parts._fields, parts, strict=True)
+        if name != "mask" or value is not None
+    ]
+    return f"{type(parts).__name__}({', '.join(fields)})"
+
+
+class _Words(str):
+    """Text that is shown without quotes, as a leaf of what is shown."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 class TaskDistribution(Protocol):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import sequential_vmap
 
+from metajax.tasks.summaries import summary
 from metajax.types import Array, Examples, Task, TaskDistribution
 
 __all__ = ["Mixture", "mixture"]
@@ -29,7 +30,7 @@ __all__ = ["Mixture", "mixture"]
     data_fields=["domains"],
     meta_fields=["weights", "rows"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
     """A `TaskDistribution`; build it with `mixture`, which checks it.
 
@@ -42,6 +43,8 @@ class Mixture:
     domains: tuple[TaskDistribution, ...]
     weights: tuple[float, ...]
     rows: tuple[int | None, int | None]
+
+    __repr__ = summary
 
     def __call__(self, key: Array) -> Task:
         """Draws one task; the key is consumed."""

@@ -21,6 +21,7 @@ import numpy as np
 from metajax.checks import check_integers
 from metajax.tasks.images.class_table import (
     ClassTable,
+    as_data,
     as_floats,
     check_arrays,
     check_floating,
@@ -29,6 +30,7 @@ from metajax.tasks.images.class_table import (
 )
 from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range, size_masks
+from metajax.tasks.summaries import summary
 from metajax.types import Array, Examples, Task
 
 __all__ = ["ImageCompletion", "image_completion", "pixel_places"]
@@ -39,7 +41,7 @@ __all__ = ["ImageCompletion", "image_completion", "pixel_places"]
     data_fields=["table"],
     meta_fields=["shot", "num_queries", "dtype"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageCompletion:
     """The distribution that `image_completion` builds, which checks it.
 
@@ -51,6 +53,8 @@ class ImageCompletion:
     shot: tuple[int, int]
     num_queries: int | None
     dtype: Any
+
+    __repr__ = summary
 
     def __call__(self, key: Array, /) -> Task:
         """Draws one image and its pixels; the key is consumed.
@@ -146,8 +150,7 @@ def image_completion(
                 f"{num_pixels}; ask for fewer."
             )
     # Names are dropped: as static data they would make equal programs compile twice.
-    table = dataclasses.replace(table, class_names=None)
-    return ImageCompletion(table, shots, num_queries, jnp.dtype(dtype))
+    return ImageCompletion(as_data(table), shots, num_queries, jnp.dtype(dtype))
 
 
 def pixel_places(height: int, width: int) -> np.ndarray:

@@ -36,6 +36,7 @@ from metajax.checks import (
     check_not_negative,
     check_ranges,
 )
+from metajax.tasks.summaries import summary
 from metajax.types import Array, Examples, Task
 
 __all__ = ["FAMILIES", "RegressionFamilies", "regression_families"]
@@ -72,6 +73,8 @@ class RegressionFamilies:
     num_queries: int = field(metadata={"static": True})
     noise: float = field(metadata={"static": True})
     x_range: tuple[float, float] = field(metadata={"static": True})
+
+    __repr__ = summary
 
     def __call__(self, key: Array, /) -> Task:
         """Draws one function and its points; the key is consumed.

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from metajax.tasks.summaries import summary
 from metajax.types import Array
 
 __all__ = [
     "ClassTable",
     "Rotations",
+    "as_data",
     "as_floats",
     "check_arrays",
     "check_floating",
@@ -43,7 +45,7 @@ Rotations = Literal[1, 2, 4]
     data_fields=["images", "counts"],
     meta_fields=["rotations", "class_names"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ClassTable:
     """Images by class; build it with `class_table`, which checks them.
 
@@ -62,6 +64,18 @@ class ClassTable:
     counts: Any
     rotations: Rotations = 1
     class_names: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        shape = getattr(self.images, "shape", None)
+        if shape is None:  # without its images, or with what `jax.tree.map` made
+            return summary(self)
+        kind = "images" if len(shape) == 5 else "examples"
+        size = " x ".join(map(str, shape[2:]))
+        turned = f", {self.rotations} rotations each" * (self.rotations > 1)
+        return (
+            f"ClassTable({shape[0]} classes, up to {shape[1]} {kind} of {size} each, "
+            f"{self.images.dtype}{turned})"
+        )
 
     @property
     def num_classes(self) -> int:
@@ -231,11 +245,22 @@ def join_classes(tables: Sequence[ClassTable]) -> ClassTable:
     )
 
 
+def as_data(table: ClassTable) -> ClassTable:
+    """Makes a table what a distribution holds: counts on the device, and no names.
+
+    Names, as static data, would make equal programs compile twice.
+    """
+    counts = jnp.asarray(table.counts, jnp.int32)
+    return dataclasses.replace(table, counts=counts, class_names=None)
+
+
 def take_images(table: ClassTable, rows: Array, columns: Array) -> Array:
     """Images `[n, ...]` of a table on the device, as they are, at `[n]` places."""
     # One index for all images and one axis for all pixels: on CPU the gather alone
     # is three times as fast as with the axes of images.
     images = table.images
+    if isinstance(rows, jax.core.Tracer):
+        images = jnp.asarray(images)  # NumPy's cannot be indexed by what is traced
     flat = images.reshape(images.shape[0] * images.shape[1], -1)
     taken = flat[rows * images.shape[1] + columns]
     return taken.reshape(-1, *images.shape[2:])

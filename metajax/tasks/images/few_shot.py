@@ -29,6 +29,7 @@ import numpy as np
 from metajax.checks import check_integers
 from metajax.tasks.images.class_table import (
     ClassTable,
+    as_data,
     as_floats,
     check_arrays,
     check_floating,
@@ -36,6 +37,7 @@ from metajax.tasks.images.class_table import (
     take_images,
 )
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
+from metajax.tasks.summaries import summary
 from metajax.types import Array, Examples, Task
 
 __all__ = [
@@ -72,7 +74,7 @@ class TaskIndices(NamedTuple):
     data_fields=["table"],
     meta_fields=["way", "shot", "num_queries", "augment", "dtype"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ClassTableTasks:
     """A `TaskDistribution` over a table; build it with `few_shot`, which checks it.
 
@@ -86,6 +88,8 @@ class ClassTableTasks:
     num_queries: int
     augment: Augment | None
     dtype: Any
+
+    __repr__ = summary
 
     def __call__(self, key: Array) -> Task:
         """Draws one task; the key is consumed. Shapes are in `few_shot`."""
@@ -216,10 +220,8 @@ def few_shot(
             f"row {row}{name} has {counts[row]}; lower `shot` or `num_queries`, or "
             "leave out the small classes with `table.take`."
         )
-    # Names are dropped: as static data they would make equal programs compile twice.
-    table = dataclasses.replace(table, class_names=None)
     return ClassTableTasks(
-        table, way_range, shot_range, num_queries, augment, jnp.dtype(dtype)
+        as_data(table), way_range, shot_range, num_queries, augment, jnp.dtype(dtype)
     )
 
 
@@ -228,7 +230,7 @@ def few_shot(
     data_fields=["table"],
     meta_fields=["batch_size", "augment", "dtype"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class WholeClasses:
     """Batches for ordinary classification; build it with `whole_classes`."""
 
@@ -237,6 +239,8 @@ class WholeClasses:
     augment: Augment | None
     dtype: Any
 
+    __repr__ = summary
+
     def __call__(self, key: Array) -> Task:
         """Draws one batch, support and query alike; the key is consumed."""
         key_class, key_example, key_augment = jax.random.split(key, 3)
@@ -244,7 +248,7 @@ class WholeClasses:
         class_ids = jax.random.randint(key_class, num, 0, table.num_classes, jnp.int32)
         rows = class_ids // table.rotations
         columns = jax.random.randint(key_example, num, 0, table.counts[rows])
-        images = table.images[rows, columns]
+        images = take_images(table, rows, columns)
         if table.rotations > 1:
             images = quarter_turns(images, class_ids % table.rotations)
         images = as_floats(images, self.dtype)
@@ -282,8 +286,7 @@ def whole_classes(
     check_arrays(table.images, table.counts, table.rotations, table.class_names)
     check_integers(1, batch_size=batch_size)
     check_floating(dtype)
-    table = dataclasses.replace(table, class_names=None)
-    return WholeClasses(table, batch_size, augment, jnp.dtype(dtype))
+    return WholeClasses(as_data(table), batch_size, augment, jnp.dtype(dtype))
 
 
 def distinct(key: Array, size: Array | int, num_draws: int) -> Array:

@@ -18,6 +18,7 @@ import numpy as np
 from metajax.checks import check_integers
 from metajax.tasks.images.few_shot import ClassTableTasks
 from metajax.tasks.images.variable_tasks import MetaDatasetTasks
+from metajax.tasks.summaries import summary
 from metajax.types import Array, Task
 
 __all__ = ["HostClassTableTasks", "on_host"]
@@ -25,7 +26,7 @@ __all__ = ["HostClassTableTasks", "on_host"]
 TableTasks = ClassTableTasks | MetaDatasetTasks
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class HostClassTableTasks:
     """A source of task batches for the trainer; build it with `on_host`.
 
@@ -40,6 +41,8 @@ class HostClassTableTasks:
     tasks: TableTasks
     num_threads: int
     num_prefetch: int
+
+    __repr__ = summary
 
     def batches(
         self,

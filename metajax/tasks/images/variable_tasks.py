@@ -38,6 +38,7 @@ import numpy as np
 from metajax.checks import check_integers
 from metajax.tasks.images.class_table import (
     ClassTable,
+    as_data,
     as_floats,
     check_arrays,
     check_floating,
@@ -46,6 +47,7 @@ from metajax.tasks.images.class_table import (
 )
 from metajax.tasks.images.few_shot import Augment, distinct
 from metajax.tasks.sizes import as_range
+from metajax.tasks.summaries import summary
 from metajax.types import Array, Examples, Task
 
 __all__ = ["Composition", "MetaDatasetTasks", "RowIndices", "meta_dataset_tasks"]
@@ -98,7 +100,7 @@ class RowIndices(NamedTuple):
         "dtype",
     ],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class MetaDatasetTasks:
     """A `TaskDistribution`; build it with `meta_dataset_tasks`, which checks it.
 
@@ -117,6 +119,8 @@ class MetaDatasetTasks:
     max_per_class: int
     augment: Augment | None
     dtype: Any
+
+    __repr__ = summary
 
     def __call__(self, key: Array) -> Task:
         """Draws one task; the key is consumed. See `meta_dataset_tasks` for shapes."""
@@ -308,8 +312,7 @@ def meta_dataset_tasks(
     for place, classes in enumerate(members):
         padded[place, : len(classes)] = classes
     return MetaDatasetTasks(
-        # Names, as static data, would make equal programs compile twice.
-        dataclasses.replace(table, class_names=None),
+        as_data(table),
         jnp.asarray(padded),
         jnp.asarray([len(classes) for classes in members], jnp.int32),
         (low, high),

@@ -32,6 +32,7 @@ import numpy as np
 from metajax.checks import check_integers
 from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
+from metajax.tasks.summaries import summary
 from metajax.tasks.tables.delimited import check_distinct, listing, read_delimited
 from metajax.types import Array, Examples, Task
 
@@ -61,6 +62,9 @@ class Molecules(NamedTuple):
     assays: np.ndarray
     assay_names: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"Molecules({len(self.smiles)} SMILES, {len(self.assay_names)} assays)"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MoleculeTable:
@@ -77,6 +81,12 @@ class MoleculeTable:
     labels: np.ndarray
     assay_names: tuple[str, ...]
     rows: np.ndarray
+
+    def __repr__(self) -> str:
+        return (
+            f"MoleculeTable({len(self.fingerprints)} molecules of "
+            f"{8 * self.fingerprints.shape[1]} bits, {len(self.assay_names)} assays)"
+        )
 
 
 class MoleculeRows(NamedTuple):
@@ -100,7 +110,7 @@ class MoleculeRows(NamedTuple):
     data_fields=["fingerprints", "by_class", "starts", "counts"],
     meta_fields=["shot", "num_queries"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class MoleculeTasks:
     """A `TaskDistribution` over assays; build it with `molecule_tasks`.
 
@@ -117,6 +127,8 @@ class MoleculeTasks:
     counts: Any
     shot: tuple[int, int]
     num_queries: int
+
+    __repr__ = summary
 
     def __call__(self, key: Array) -> Task:
         """Draws one task; the key is consumed. Shapes are in `molecule_tasks`."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.checks import check_integers
+from metajax.tasks.summaries import brief
 from metajax.tasks.tables.delimited import listing
 from metajax.tasks.tables.tables import Table
 from metajax.types import Array
@@ -26,7 +27,7 @@ _STANDARDIZE = ("support", "table", None)
     data_fields=["x", "y", "by_class", "starts", "counts"],
     meta_fields=[],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class StackedTables:
     """Tables one below the other, on the device.
 
@@ -45,6 +46,9 @@ class StackedTables:
     by_class: Any
     starts: Any
     counts: Any
+
+    def __repr__(self) -> str:
+        return f"StackedTables(starts={brief(self.starts)}, x={brief(self.x)})"
 
 
 def as_tables(tables: Any) -> list[Table]:

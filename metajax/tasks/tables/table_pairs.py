@@ -18,6 +18,7 @@ import numpy as np
 from metajax.checks import check_integers
 from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range
+from metajax.tasks.summaries import summary
 from metajax.tasks.tables.delimited import listing
 from metajax.tasks.tables.stacked_tables import StackedTables, as_tables, stack_tables
 from metajax.tasks.tables.tables import Table
@@ -31,7 +32,7 @@ __all__ = ["TablePairs", "table_pairs"]
     data_fields=["tables", "widths"],
     meta_fields=["num_rows", "num_columns"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TablePairs:
     """A `TaskDistribution` over tables; build it with `table_pairs`, which checks it.
 
@@ -43,6 +44,8 @@ class TablePairs:
     widths: Any
     num_rows: tuple[int, int]
     num_columns: int
+
+    __repr__ = summary
 
     def __call__(self, key: Array) -> Task:
         """Draws one task; the key is consumed. Shapes are in `table_pairs`."""

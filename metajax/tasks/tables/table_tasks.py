@@ -26,6 +26,7 @@ from metajax.checks import check_choice, is_integer
 from metajax.masks import hide_padding
 from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
+from metajax.tasks.summaries import summary
 from metajax.tasks.tables.delimited import listing
 from metajax.tasks.tables.stacked_tables import (
     StackedTables,
@@ -72,7 +73,7 @@ _Tasks = TypeVar("_Tasks", "TableTasks", "RowTasks")
     data_fields=["tables", "choices"],
     meta_fields=["way", "shot", "num_queries", "standardize"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TableTasks:
     """A `TaskDistribution` over tables; build it with `table_tasks`, which checks it.
 
@@ -87,6 +88,8 @@ class TableTasks:
     shot: tuple[int, int]
     num_queries: int
     standardize: str | None
+
+    __repr__ = summary
 
     def __call__(self, key: Array) -> Task:
         """Draws one task; the key is consumed. Shapes are in `table_tasks`."""
@@ -133,7 +136,7 @@ class TableTasks:
     data_fields=["tables", "choices"],
     meta_fields=["num_rows", "num_queries", "standardize"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RowTasks:
     """A `TaskDistribution` over tables; build it with `row_tasks`, which checks it.
 
@@ -146,6 +149,8 @@ class RowTasks:
     num_rows: tuple[int, int]
     num_queries: int
     standardize: str | None
+
+    __repr__ = summary
 
     def __call__(self, key: Array) -> Task:
         """Draws one task; the key is consumed. Shapes are in `row_tasks`."""

@@ -57,6 +57,13 @@ class Table:
     class_names: tuple[str, ...]
     name: str = "table"
 
+    def __repr__(self) -> str:
+        rows, columns = self.x.shape
+        return (
+            f"Table({self.name!r}, {rows} rows, {columns} columns, "
+            f"{len(self.class_names)} classes)"
+        )
+
     def __post_init__(self):
         x, y = np.asarray(self.x), np.asarray(self.y)
         names, classes = tuple(self.column_names), tuple(self.class_names)
