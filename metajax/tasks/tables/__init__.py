@@ -1,6 +1,7 @@
 """Tasks from the rows of tables.
 
-`tables.py` makes numbers of a file or data frame and `table_tasks.py` draws tasks from
-them: read these two first. `synthetic_table.py` and `tabular_prior.py` make up tables,
-`table_pairs.py` pairs samples of them, and `molecules.py` reads assays of molecules.
+`tables.py` makes numbers of a file or data frame (what a column means is in
+`columns.py`), and `table_tasks.py` draws tasks from them: read these first.
+`synthetic_table.py` and `tabular_prior.py` make up tables, `table_pairs.py` pairs
+samples of them, and `molecules.py` reads assays of molecules.
 """

@@ -1,7 +1,8 @@
 """Files of delimited text (CSV, TSV, also gzipped), read without pandas.
 
-The first line that is not blank names the columns. Blank lines are skipped, blanks
-around a cell are removed, and cells may be quoted by `"`, as in RFC 4180.
+The first line that is not blank names the columns, if names are not given. Blank lines
+are skipped, blanks around a cell are removed, and cells may be quoted by `"`, as in RFC
+4180.
 """
 
 import csv
@@ -13,14 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Delimited", "check_distinct", "listing", "read_delimited"]
+__all__ = [
+    "MISSING",
+    "Delimited",
+    "check_distinct",
+    "listing",
+    "number_repeats",
+    "read_delimited",
+]
+
+MISSING = ("", "?", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null")
+"""Cells that count as gaps, in tables and in assays of molecules."""
 
 
 class Delimited(NamedTuple):
     """The text of a table.
 
     Attributes:
-      names: of the columns, all different.
+      names: of the columns, as they stand there; `check_distinct` refuses repeats.
       rows: the cells of each row, as many as names.
       lines: the line of the file at which each row ends, counted from 1.
     """
@@ -31,19 +42,22 @@ class Delimited(NamedTuple):
 
 
 def read_delimited(
-    path: str | os.PathLike[str], delimiter: str | None = None
+    path: str | os.PathLike[str],
+    delimiter: str | None = None,
+    column_names: Sequence[str] | None = None,
 ) -> Delimited:
     """Reads a table of text and checks its shape.
 
     Args:
       path: of a file in UTF-8, gzipped or not (its first bytes tell).
       delimiter: one character, or None for that of comma, tab and semicolon which
-        splits the header into most columns.
+        splits the first line into most columns.
+      column_names: of a file without a header; None if its first line names them.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if it cannot be unpacked or decoded, is empty, a quote is not closed,
-        names repeat, or rows differ in length; the message says at which line.
+        or rows differ in length; the message says at which line.
     """
     path = Path(path)
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
@@ -70,16 +84,32 @@ def read_delimited(
         raise ValueError(
             f"{str(path)!r} is empty; its first line must name the columns."
         )
-    names = rows[0]
+    has_header = column_names is None
+    names = rows[0] if column_names is None else [str(name) for name in column_names]
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(names):
             raise ValueError(
-                f"{str(path)!r} has {len(names)} columns by its header, but line "
-                f"{line} has {len(row)} cells; repair that line, quote cells that hold "
-                "the delimiter, or give another `delimiter`."
+                f"{str(path)!r} has {len(names)} columns by "
+                f"{'its header' if has_header else '`column_names`'}, but line {line} "
+                f"has {len(row)} cells; repair that line, quote cells that hold the "
+                "delimiter, or give another `delimiter`."
             )
-    check_distinct(names, repr(str(path)))
-    return Delimited(names, rows[1:], lines[1:])
+    return Delimited(names, rows[has_header:], lines[has_header:])
+
+
+def number_repeats(names: Sequence[str]) -> list[str]:
+    """Names repeated columns as pandas does: the second `x` is `x.1`, then `x.2`."""
+    numbered: list[str] = []
+    taken = set(names)
+    seen: set[str] = set()
+    for name in names:
+        own, number = name, 0
+        while own in seen or (number and own in taken):
+            number += 1
+            own = f"{name}.{number}"
+        seen.add(own)
+        numbered.append(own)
+    return numbered
 
 
 def check_distinct(names: Sequence[str], what: str) -> None:
@@ -89,7 +119,9 @@ def check_distinct(names: Sequence[str], what: str) -> None:
         if name in seen:
             raise ValueError(
                 f"Column names of {what} must be distinct, but {name!r} occurs "
-                f"{names.count(name)} times; rename or remove the others."
+                f"{list(names).count(name)} times; rename them, or leave out all but "
+                f"one by `drop`, to which they are {name!r}, '{name}.1' and so on. (If "
+                "the first line of a file is no header, give `column_names`.)"
             )
         seen.add(name)
 

@@ -1,19 +1,21 @@
-"""Tables of one classification problem each, from files, data frames or columns.
+"""Tables of one problem each, from files, data frames or columns.
 
 A `Table` is numbers only: text becomes indicator columns (one-hot), gaps are filled
-and marked. All of that looks at the columns of the whole table and never at the target,
-so what a task later calls support has seen medians and values of its query rows, but
-not their labels. `metajax.tasks.tables.table_tasks` draws tasks from tables.
+and marked; `columns.py` has the rule. All of that looks at the columns of the whole
+table and never at the target, so what a task later calls support has seen medians and
+values of its query rows, but not their labels. `metajax.tasks.tables.table_tasks` draws
+tasks from tables, and `read_rows` reads a second file as the first was read.
 
 The Penn Machine Learning Benchmarks (R. S. Olson et al., "PMLB: a large benchmark suite
 for machine learning evaluation and comparison", BioData Mining 2017,
 https://doi.org/10.1186/s13040-017-0154-4) are files that `from_table` reads as they
 are: tab-separated, gzipped, with a target of that name. Its `schizo` has two columns
-`target`, of which the last is the class, and is refused until one is renamed.
+`target`, of which the last is the class: `target="target.1", drop=["target"]`.
 """
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,30 +23,78 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.checks import check_integers
-from metajax.tasks.tables.delimited import check_distinct, listing, read_delimited
+from metajax.tasks.tables.columns import (
+    Cells,
+    Column,
+    Decimal,
+    encode,
+    plain_number,
+    read_column,
+)
+from metajax.tasks.tables.delimited import (
+    MISSING,
+    check_distinct,
+    listing,
+    number_repeats,
+    read_delimited,
+)
 
-__all__ = ["Table", "from_table"]
+__all__ = ["Encoding", "Rows", "Table", "from_table", "read_rows"]
 
 # Far below the largest float32, so that sums over rows stay finite in float32 too.
 _LARGEST = 1e30
+# float32 has 24 bits: integers beyond are rounded.
+_LARGEST_INTEGER = 2**24
 
-Cells = list[str | None]
+
+class Encoding(NamedTuple):
+    """How the text of a source became the numbers of a `Table`, for the next source.
+
+    Attributes:
+      columns: of the inputs.
+      target: name of the target column.
+      target_column: how a real target was read; None for classes.
+      missing: cells that count as gaps.
+    """
+
+    columns: tuple[Column, ...]
+    target: str
+    target_column: Column | None
+    missing: tuple[str, ...]
+
+
+class Rows(NamedTuple):
+    """New rows in the columns and classes of a table.
+
+    Attributes:
+      x: float32 `[rows, D]`.
+      y: targets `[rows]` as the table has them; None where the source has none.
+    """
+
+    x: np.ndarray
+    y: np.ndarray | None
+
+    def __repr__(self) -> str:
+        told = "no targets" if self.y is None else f"targets {self.y.dtype}"
+        return f"Rows({len(self.x)} rows, {self.x.shape[1]} columns, {told})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """One classification problem in numbers; `from_table` makes it from a file.
+    """One problem in numbers; `from_table` makes it from a file.
 
     Arrays of your own may be given directly; they are checked and become what is said
     here. It is not a pytree: `table_tasks` puts its arrays on the device.
 
     Attributes:
-      x: float32 `[rows, D]`, finite. Integers above 2**24 are rounded, as float32 has
-        24 bits: subtract an offset from columns such as times in seconds.
-      y: int32 `[rows]`, classes in [0, len(class_names)), each of which has a row.
+      x: float32 `[rows, D]`, finite. A warning names columns that lose by it: integers
+        above 2**24, and more than a tenth of different numbers that become one.
+      y: int32 `[rows]`, classes in [0, len(class_names)), each of which has a row; or,
+        of a regression table, float32 `[rows]`.
       column_names: D names.
-      class_names: a name for each class.
+      class_names: a name for each class; none, `()`, for a regression table.
       name: of the table, for errors.
+      encoding: how it was read, for `read_rows`; None for arrays of your own.
 
     Raises:
       ValueError: if shapes do not fit, `x` is empty or holds NaN, infinity or numbers
@@ -56,26 +106,29 @@ class Table:
     column_names: tuple[str, ...]
     class_names: tuple[str, ...]
     name: str = "table"
+    encoding: Encoding | None = None
 
     def __repr__(self) -> str:
         rows, columns = self.x.shape
-        return (
-            f"Table({self.name!r}, {rows} rows, {columns} columns, "
-            f"{len(self.class_names)} classes)"
-        )
+        names = self.class_names
+        target = f"{len(names)} classes" if names else "a real target"
+        return f"Table({self.name!r}, {rows} rows, {columns} columns, {target})"
 
     def __post_init__(self):
         x, y = np.asarray(self.x), np.asarray(self.y)
-        names, classes = tuple(self.column_names), tuple(self.class_names)
+        names = tuple(self.column_names)
         if x.ndim != 2 or x.size == 0 or x.dtype.kind not in "biuf":
             raise ValueError(
                 f"`x` of table {self.name!r} must be numbers [rows, D], at least one "
                 f"of each, got {x.dtype} {list(x.shape)}."
             )
-        if y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
+        classes = tuple(self.class_names)
+        kind, kinds = ("integers", "iu") if classes else ("numbers", "iuf")
+        if y.shape != x.shape[:1] or y.dtype.kind not in kinds:
             raise ValueError(
-                f"`y` of table {self.name!r} must be integers [{len(x)}], one for each "
-                f"row of `x`, got {y.dtype} {list(y.shape)}."
+                f"`y` of table {self.name!r} must be {kind} [{len(x)}], one for each "
+                f"row of `x`, got {y.dtype} {list(y.shape)}; real targets have no "
+                "`class_names`."
             )
         if len(names) != x.shape[1]:
             raise ValueError(
@@ -83,6 +136,15 @@ class Table:
                 f"the {x.shape[1]} columns of `x`, got {len(names)}."
             )
         _check_finite(x, names, self.name, lambda row: f"row {row}")
+        # The way to set what a frozen dataclass makes of its arguments.
+        object.__setattr__(self, "x", _in_float32(x, names, self.name))
+        object.__setattr__(self, "column_names", names)
+        object.__setattr__(self, "class_names", classes)
+        if not classes:
+            _check_finite(y[:, None], ["y"], self.name, lambda row: f"row {row}")
+            y = _in_float32(y[:, None], ["y"], self.name)[:, 0]
+            object.__setattr__(self, "y", y)
+            return
         if y.min() < 0 or y.max() >= len(classes):
             raise ValueError(
                 f"`y` of table {self.name!r} must lie in [0, {len(classes)}), as there "
@@ -95,31 +157,37 @@ class Table:
                 f"Class {classes[int(np.argmin(counts))]!r} of table {self.name!r} has "
                 "no row; leave it out of `class_names` and number the others anew."
             )
-        # The way to set what a frozen dataclass makes of its arguments.
-        object.__setattr__(self, "x", x.astype(np.float32))
         object.__setattr__(self, "y", y.astype(np.int32))
-        object.__setattr__(self, "column_names", names)
-        object.__setattr__(self, "class_names", classes)
 
 
 def from_table(
     source: Any,
     *,
     target: str,
+    regression: bool = False,
     name: str | None = None,
     delimiter: str | None = None,
+    decimal: Decimal | None = None,
+    column_names: Sequence[str] | None = None,
     drop: Sequence[str] = (),
+    categories: Sequence[str] = (),
     categorical: str | None = "one_hot",
     max_categories: int = 64,
-    missing: Sequence[str] = ("", "?", "NA"),
+    missing: Sequence[str] = MISSING,
 ) -> Table:
-    """Reads one classification table of numbers and text.
+    """Reads one table of numbers and text.
 
-    A column whose every value is a number is numeric; any other is text. A column
-    becomes, in its place:
+    A column whose every value is a number is numeric. One whose every value is a number
+    in one other notation (decimal commas, thousands with separators, one unit or
+    currency), or an ISO date, is numeric too, and a warning says so. One with numbers
+    for at least half of its different values, but not all, is refused, as some cell is
+    odd, unless `categories` or `missing` tells what it means. Any other is text, with a
+    warning if half of the values begin as numbers do (`40-49`, `<5`). A column becomes,
+    in its place:
 
     * numeric: itself, with gaps filled by the median of its values (0 if it has none).
-      If there are gaps, a column `<column> is missing` of 0 and 1 follows.
+      If there are gaps, a column `<column> is missing` of 0 and 1 follows. Dates count
+      in days since the earliest.
     * text: a column `<column>=<value>` of 0 and 1 for each of its values, in the order
       of characters, and `<column> is missing` last if there are gaps. True and False
       are text.
@@ -128,15 +196,24 @@ def from_table(
     kind give tables of one width; `table_tasks` standardises them to 0.
 
     Args:
-      source: a path of a CSV or TSV file with a header, gzipped or not, in UTF-8; a
-        pandas DataFrame (its index is not read); or a mapping of column names to
-        sequences of one length.
-      target: name of the column of classes, numbers or text. Classes are in order of
-        size if all are numbers, else in the order of characters.
+      source: a path of a CSV or TSV file, gzipped or not, in UTF-8; a pandas DataFrame
+        (its index is not read); or a mapping of column names to sequences of one
+        length. A name that repeats is `name.1` the second time, then `name.2`.
+      target: name of the column of classes, numbers or text, or of real targets.
+        Classes are in order of size if all are numbers, else in the order of
+        characters.
+      regression: whether targets are real numbers, for `row_tasks`.
       name: of the table; None for the name of the file up to its first dot, or
         `"table"`.
-      delimiter: one character for files, or None to tell it from the header.
-      drop: names of columns to leave out, such as those that number the rows.
+      delimiter: one character for files, or None to tell it from the first line.
+      decimal: `"."` or `","`, the decimal sign, where the other one may group
+        thousands; None to tell it from each column, where only one reading makes sense.
+      column_names: of a file that has no header; None if its first line names them.
+      drop: names of columns to leave out, such as those that number the rows. Of a name
+        that repeats, all but the target.
+      categories: names of columns that are text, whatever they look like, such as codes
+        written in digits; those of pandas's type `category` are anyway, with all of
+        its categories, in their order.
       categorical: `"one_hot"` as above, or None to refuse text.
       max_categories: a text column with more values is refused, at least 1.
       missing: cells that count as gaps, besides None, NaN (in any case of letters) and
@@ -150,8 +227,9 @@ def from_table(
       ValueError: if a file is malformed, columns differ in length, names repeat or are
         empty, there is no such target or no other column, a target is missing, there is
         one class only, more classes than half the rows (as for a target of regression),
-        an infinite number, one beyond 1e30, or text with too many values. The message
-        names the column, and the line of a file or the row, counted from 0.
+        a column mixes numbers and text or its numbers can be read in two ways, a number
+        is infinite or beyond 1e30, or text has too many values. The message names the
+        column, and the line of a file or the row, counted from 0.
 
     Example:
       >>> table = from_table(
@@ -174,37 +252,157 @@ def from_table(
         raise ValueError(
             f"`categorical` must be 'one_hot' or None, got {categorical!r}."
         )
+    if decimal not in (".", ",", None):
+        raise ValueError(f"`decimal` must be '.', ',' or None, got {decimal!r}.")
     check_integers(1, max_categories=max_categories)
-    if isinstance(drop, str) or isinstance(missing, str):
-        raise ValueError(
-            "`drop` and `missing` must be lists of words, got one word; write "
-            "`['word']`."
-        )
-    text = _read(source, delimiter, frozenset(missing))
+    for argument, words in (
+        ("drop", drop),
+        ("missing", missing),
+        ("categories", categories),
+        ("column_names", column_names or ()),
+    ):
+        if isinstance(words, str):
+            raise ValueError(
+                f"`{argument}` must be a list of words, got one word; write "
+                f"`[{words!r}]`."
+            )
+    text = _read(source, delimiter, column_names, frozenset(missing))
     if name is not None:
         text = text._replace(name=name)
     # Data frames may name columns by numbers.
-    target, dropped = str(target), {str(column) for column in drop}
-    _check_columns(text, target, dropped)
-    y, class_names = _classes(text, target)
-    names: list[str] = []
-    blocks: list[np.ndarray] = []
-    for column, cells in text.columns.items():
-        if column == target or column in dropped:
+    target = str(target)
+    text = _without(text, target, {str(column) for column in drop})
+    declared = {str(column) for column in categories}
+    _check_columns(text, target, declared)
+
+    def read(column: str, cells: Cells) -> Column:
+        values = text.categories.get(column)
+        if column in declared and values is None:
+            values = ()
+        return read_column(
+            column,
+            cells,
+            categories=values,
+            decimal=decimal,
+            table=text.name,
+            place=text.place,
+        )
+
+    class_names: tuple[str, ...] = ()
+    target_column = None
+    if regression:
+        y, target_column = _real_targets(text, target, read)
+    else:
+        y, class_names = _classes(text, target)
+    columns, blocks = [], []
+    for name_of, cells in text.columns.items():
+        if name_of == target:
             continue
-        numbers = _numbers(cells)
-        if numbers is not None:
-            known = np.where(np.isnan(numbers), 0.0, numbers)[:, None]
-            _check_finite(known, [column], text.name, text.place)
-            new, block = _fill(column, numbers)
-        else:
+        column = read(name_of, cells)
+        if column.values is not None:
             _check_text(text, column, categorical, max_categories)
-            new, block = _one_hot(column, cells)
-        names += new
+        block = encode(column, cells, text.name, text.place)
+        if column.values is None:
+            _check_finite(block, column.names, text.name, text.place)
+        columns.append(column)
         blocks.append(block)
     return Table(
-        np.concatenate(blocks, axis=1), y, tuple(names), class_names, text.name
+        np.concatenate(blocks, axis=1),
+        y,
+        tuple(name for column in columns for name in column.names),
+        class_names,
+        text.name,
+        Encoding(tuple(columns), target, target_column, tuple(missing)),
     )
+
+
+def read_rows(
+    source: Any,
+    table: Table,
+    *,
+    delimiter: str | None = None,
+    column_names: Sequence[str] | None = None,
+) -> Rows:
+    """Reads new rows as the rows of a table were read, with or without their targets.
+
+    Numbers are read in the notation that the first table was written in, gaps get its
+    medians, text its indicator columns, and classes its numbers. Columns that it does
+    not have are left out.
+
+    Args:
+      source: as for `from_table`.
+      table: what `from_table` gave.
+      delimiter: as for `from_table`.
+      column_names: as for `from_table`.
+
+    Returns:
+      The rows in their order. A value that the first table does not have becomes 0 in
+      all indicator columns, and a warning names it.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the table is of your own arrays, a file is malformed, a column of
+        the table is not there, a cell of a numeric column is no number in the notation
+        of the first table, a number is infinite or beyond 1e30, or a target is missing
+        (in some rows, but not all) or no class of the table; the message says where.
+
+    Example:
+      >>> table = from_table(
+      ...     {"size": [1, 2, None, 4], "kind": ["a", "b", "b", "a"]}, target="kind"
+      ... )
+      >>> rows = read_rows({"size": [None, 7]}, table)
+      >>> rows.x.tolist(), rows.y
+      ([[2.0, 1.0], [7.0, 0.0]], None)
+    """
+    encoding = table.encoding
+    if encoding is None:
+        raise ValueError(
+            f"`table` must be what `from_table` gave, but {table.name!r} was made of "
+            "arrays, so that nothing tells how rows became numbers."
+        )
+    text = _read(source, delimiter, column_names, frozenset(encoding.missing))
+    absent = [c.name for c in encoding.columns if c.name not in text.columns]
+    if absent:
+        raise ValueError(
+            f"{text.name!r} must have the columns of table {table.name!r}, but has no "
+            f"{listing([repr(name) for name in absent])}; its columns are "
+            f"{listing([repr(name) for name in text.columns])}."
+        )
+    if not next(iter(text.columns.values())):
+        raise ValueError(f"Table {text.name!r} has column names but no rows.")
+    blocks = []
+    for column in encoding.columns:
+        cells = text.columns[column.name]
+        block = encode(column, cells, text.name, text.place)
+        _check_finite(block, column.names, text.name, text.place)
+        blocks.append(block)
+    x = _in_float32(np.concatenate(blocks, axis=1), table.column_names, text.name)
+    cells = text.columns.get(encoding.target, [])
+    if not any(cell is not None for cell in cells):
+        return Rows(x, None)
+    _check_all_there(text, encoding.target)
+    if not table.class_names:
+        assert encoding.target_column is not None  # what `from_table` gives
+        y = encode(encoding.target_column, cells, text.name, text.place)
+        _check_finite(y, [encoding.target], text.name, text.place)
+        return Rows(x, _in_float32(y, [encoding.target], text.name)[:, 0])
+    numbers: dict[Any, int] = {
+        name: number for number, name in enumerate(table.class_names)
+    }
+    if all(plain_number(name) is not None for name in numbers):
+        # `1` and `1.0` are one class.
+        numbers = {_class_key(name): number for name, number in numbers.items()}
+        keys = [_class_key(cell) for cell in cells]
+    else:
+        keys = list(cells)
+    for row, key in enumerate(keys):
+        if key not in numbers:
+            raise ValueError(
+                f"The target {encoding.target!r} of {text.name!r} is {cells[row]!r} at "
+                f"{text.place(row)}, which is no class of table {table.name!r}; these "
+                f"are {listing([repr(name) for name in table.class_names])}."
+            )
+    return Rows(x, np.asarray([numbers[key] for key in keys], np.int32))
 
 
 class _Text(NamedTuple):
@@ -214,46 +412,103 @@ class _Text(NamedTuple):
       name: of the table.
       columns: the cells of each, text without blanks around it, None where missing.
       place: says where a row stands in the source.
+      original: the name of each column in the source, where names may repeat.
+      categories: those of columns that the source declares to be categories.
     """
 
     name: str
     columns: dict[str, Cells]
     place: Callable[[int], str]
+    original: dict[str, str]
+    categories: dict[str, tuple[str, ...]]
 
 
-def _read(source: Any, delimiter: str | None, missing: frozenset[str]) -> _Text:
+def _read(
+    source: Any,
+    delimiter: str | None,
+    column_names: Sequence[str] | None,
+    missing: frozenset[str],
+) -> _Text:
     def cells(values: Any) -> Cells:
         return [_cell(value, missing) for value in values]
 
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        names, rows, lines = read_delimited(path, delimiter)
-        columns = zip(*rows, strict=True) if rows else [()] * len(names)
+        names, rows, lines = read_delimited(path, delimiter, column_names)
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+        numbered = number_repeats(names)
+        if column_names is None:
+            _warn_of_no_header(path, names, columns)
         return _Text(
             path.name.split(".")[0] or path.name,
-            {name: cells(c) for name, c in zip(names, columns, strict=True)},
+            {name: cells(c) for name, c in zip(numbered, columns, strict=True)},
             lambda row: f"line {lines[row]}",
+            dict(zip(numbered, names, strict=True)),
+            {},
+        )
+    if column_names is not None:
+        raise ValueError(
+            "`column_names` are for files without a header, got "
+            f"{type(source).__name__}; name its columns there."
         )
     # A mapping, or a data frame, whose columns may repeat.
     keys = list(source if isinstance(source, Mapping) else _frame_columns(source))
-    check_distinct([str(key) for key in keys], "`source`")
-    for key in keys:
-        values = source[key]
-        if np.ndim(values) != 1:
+    names = [str(key) for key in keys]
+    if len(set(names)) < len(names) and hasattr(source, "iloc"):
+        values = [source.iloc[:, place] for place in range(len(keys))]
+    else:
+        check_distinct(names, "`source`")
+        values = [source[key] for key in keys]
+    numbered = number_repeats(names)
+    for name, column in zip(numbered, values, strict=True):
+        if np.ndim(column) != 1:
             raise ValueError(
-                f"Column {str(key)!r} must be a sequence of cells, one for each row, "
-                f"got {type(values).__name__}; give one column for each name."
+                f"Column {name!r} must be a sequence of cells, one for each row, "
+                f"got {type(column).__name__}; give one column for each name."
             )
-        if len(values) != len(source[keys[0]]):
+        if len(column) != len(values[0]):
             raise ValueError(
-                f"Columns must have one length, but {str(keys[0])!r} has "
-                f"{len(source[keys[0]])} cells and {str(key)!r} has {len(values)}."
+                f"Columns must have one length, but {names[0]!r} has "
+                f"{len(values[0])} cells and {name!r} has {len(column)}."
             )
     return _Text(
         "table",
-        {str(key): cells(source[key]) for key in keys},
+        {name: cells(v) for name, v in zip(numbered, values, strict=True)},
         lambda row: f"row {row}",
+        dict(zip(numbered, names, strict=True)),
+        {
+            name: tuple(str(value).strip() for value in _declared(column))
+            for name, column in zip(numbered, values, strict=True)
+            if _declared(column) is not None
+        },
     )
+
+
+def _declared(column: Any) -> Any:
+    """The categories that pandas declares for a column, or None."""
+    return getattr(getattr(column, "dtype", None), "categories", None)
+
+
+def _warn_of_no_header(
+    path: Path, names: Sequence[str], columns: Sequence[Sequence[str]]
+) -> None:
+    """Warns of a first line that looks like the rows below it."""
+    alike = [
+        name
+        for place, (name, cells) in enumerate(zip(names, columns, strict=True))
+        # Columns may be numbered, from 0 or 1, after one that numbers the rows.
+        if name not in map(str, (place - 1, place, place + 1))
+        and cells
+        and (plain_number(name) is not None or (name and name in cells))
+    ]
+    if 2 * len(alike) > len(names):
+        warnings.warn(
+            f"The first line of {str(path)!r} names the columns, but "
+            f"{listing([repr(name) for name in alike], 5)} look like its cells; if the "
+            "file has no header, give `column_names`.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _frame_columns(source: Any) -> Any:
@@ -274,26 +529,46 @@ def _cell(value: Any, missing: frozenset[str]) -> str | None:
     return None if is_nan or text in missing else text
 
 
-def _check_columns(text: _Text, target: str, drop: set[str]) -> None:
+def _without(text: _Text, target: str, drop: set[str]) -> _Text:
+    """Leaves out columns, and checks that what is left has one name each."""
     known = listing([repr(name) for name in text.columns])
     if target not in text.columns:
         raise ValueError(
             f"`target` must be one of the columns of table {text.name!r}, {known}, got "
-            f"{target!r}; if these are not its columns, give another `delimiter`."
+            f"{target!r}; if these are not its columns, give another `delimiter`, or "
+            "`column_names` if the file has no header."
         )
-    if not drop <= text.columns.keys() - {target}:
+    names = text.original
+    inputs = text.columns.keys() - {target}
+    if not drop <= inputs | {names[name] for name in inputs}:
         raise ValueError(
             f"`drop` must name columns of table {text.name!r} other than the target "
             f"{target!r}, of {known}, got {sorted(drop)}."
         )
-    kept = text.columns.keys() - drop
-    if "" in kept:
-        number = list(text.columns).index("")
+    # By its own name, or by the one that it shares.
+    kept = {
+        name: cells
+        for name, cells in text.columns.items()
+        if name == target or not drop & {name, names[name]}
+    }
+    check_distinct([names[name] for name in kept], f"table {text.name!r}")
+    return text._replace(columns=kept)
+
+
+def _check_columns(text: _Text, target: str, categories: set[str]) -> None:
+    if not categories <= text.columns.keys() - {target}:
+        raise ValueError(
+            f"`categories` must name columns of table {text.name!r} that are inputs, "
+            f"of {listing([repr(name) for name in text.columns])}, got "
+            f"{sorted(categories)}."
+        )
+    if "" in text.columns:
+        number = list(text.original).index("")
         raise ValueError(
             f"Column {number} of table {text.name!r} has no name; name it, or, if it "
             "only numbers the rows, leave it out by `drop=['']`."
         )
-    if len(kept) == 1:
+    if len(text.columns) == 1:
         raise ValueError(
             f"Table {text.name!r} has no column besides the target {target!r}; at "
             "least one must say something about it."
@@ -302,8 +577,7 @@ def _check_columns(text: _Text, target: str, drop: set[str]) -> None:
         raise ValueError(f"Table {text.name!r} has column names but no rows.")
 
 
-def _classes(text: _Text, target: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class numbers `[rows]` and class names."""
+def _check_all_there(text: _Text, target: str) -> None:
     cells = text.columns[target]
     if None in cells:
         row = cells.index(None)
@@ -312,40 +586,95 @@ def _classes(text: _Text, target: str) -> tuple[np.ndarray, tuple[str, ...]]:
             f"{text.place(row)}, and in {cells.count(None)} of {len(cells)} rows; "
             "remove these rows."
         )
-    numbers = _numbers(cells)
-    keys = np.asarray(cells) if numbers is None else numbers
-    _, first, y = np.unique(keys, return_index=True, return_inverse=True)
-    if len(first) == 1:
+
+
+def _real_targets(
+    text: _Text, target: str, read: Callable[[str, Cells], Column]
+) -> tuple[np.ndarray, Column]:
+    """Real targets float64 `[rows]`, and how they were read."""
+    _check_all_there(text, target)
+    cells = text.columns[target]
+    column = read(target, cells)
+    if column.values is not None:
+        raise ValueError(
+            f"The target {target!r} of table {text.name!r} must be numbers for "
+            f"`regression=True`, but holds {cells[0]!r} at {text.place(0)}; use "
+            "another target, or `regression=False` for classes."
+        )
+    y = encode(column, cells, text.name, text.place)
+    _check_finite(y, [target], text.name, text.place)
+    return y[:, 0], column
+
+
+def _classes(text: _Text, target: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class numbers `[rows]` and class names."""
+    _check_all_there(text, target)
+    cells = [cell for cell in text.columns[target] if cell is not None]
+    keys: Any = cells
+    if all(plain_number(cell) is not None for cell in cells):
+        keys = [_class_key(cell) for cell in cells]
+    places = {key: place for place, key in enumerate(sorted(set(keys)))}
+    y = np.asarray([places[key] for key in keys])
+    if len(places) == 1:
         raise ValueError(
             f"The target {target!r} of table {text.name!r} has one class only, "
             f"{cells[0]!r}; there is nothing to tell apart, so use another target."
         )
-    if len(first) > len(cells) / 2:
+    if len(places) > len(cells) / 2:
         raise ValueError(
-            f"The target {target!r} of table {text.name!r} has {len(first)} values in "
-            f"{len(cells)} rows, so it looks like a target of regression, and a "
-            "`Table` is for classification, with two rows for each class on average; "
-            "cut its range into classes, or use another target."
+            f"The target {target!r} of table {text.name!r} has {len(places)} values in "
+            f"{len(cells)} rows, so it looks like a target of regression: read it by "
+            "`regression=True`. (Classes have two rows each on average; else cut the "
+            "range into classes, or use another target.)"
         )
-    return y, tuple(str(cells[row]) for row in first)
+    return y, tuple(cells[keys.index(key)] for key in places)
 
 
-def _numbers(cells: Cells) -> np.ndarray | None:
-    """Numbers `[rows]` with NaN where a cell is missing; None if any cell is text."""
-    numbers = [_number(cell) for cell in cells]
-    return None if None in numbers else np.asarray(numbers, np.float64)
-
-
-def _number(cell: str | None) -> float | None:
-    if cell is None:
-        return np.nan
-    # Python reads "1_2" as 12, which nobody means in data.
-    if "_" in cell:
-        return None
+def _class_key(cell: str | None) -> Any:
+    """A class by its number; whole ones exactly, however large; text as it is."""
     try:
-        return float(cell)
+        return int(str(cell))
     except ValueError:
-        return None
+        number = plain_number(str(cell))
+        return cell if number is None else number
+
+
+def _in_float32(x: np.ndarray, names: Sequence[str], table: str) -> np.ndarray:
+    """Numbers `[rows, D]` as float32; warns of columns that lose by it.
+
+    That is of changed integers, and where more than a tenth of the different numbers
+    are different no more.
+    """
+    rounded = x.astype(np.float32)
+    if x.dtype == np.float32 or x.dtype.kind == "b":
+        return rounded
+    is_other = rounded != x if x.dtype.kind == "f" else rounded.astype(x.dtype) != x
+    size = np.abs(x.astype(np.float64))
+    is_whole = (_LARGEST_INTEGER < size) & (size < 2.0**53) & (size == np.floor(size))
+    lost = [
+        column
+        for column in map(int, np.flatnonzero(is_other.any(axis=0)))
+        if (is_other & is_whole)[:, column].any()
+        or _num_different(rounded[:, column]) < 0.9 * _num_different(x[:, column])
+    ]
+    if lost:
+        before, after = x[:, lost[0]], rounded[:, lost[0]]
+        row = int(np.argmax(is_other[:, lost[0]]))
+        warnings.warn(
+            f"Columns {listing([repr(names[column]) for column in lost], 5)} of table "
+            f"{table!r} hold more digits than float32 can: {before[row]:.17g} becomes "
+            f"{after[row]:.12g}, and of {_num_different(before)} different numbers "
+            f"{_num_different(after)} are left. "
+            "Subtract an offset, or, if they number something, leave them out by "
+            "`drop` or name them in `categories`.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return rounded
+
+
+def _num_different(values: np.ndarray) -> int:
+    return len(np.unique(values))
 
 
 def _check_finite(
@@ -363,47 +692,26 @@ def _check_finite(
         )
 
 
-def _fill(column: str, numbers: np.ndarray) -> tuple[list[str], np.ndarray]:
-    is_missing = np.isnan(numbers)
-    if not is_missing.any():
-        return [column], numbers[:, None]
-    median = 0.0 if is_missing.all() else np.median(numbers[~is_missing])
-    filled = np.where(is_missing, median, numbers)
-    return (
-        [column, f"{column} is missing"],
-        np.stack([filled, is_missing], axis=1),
-    )
-
-
 def _check_text(
-    text: _Text, column: str, categorical: str | None, max_categories: int
+    text: _Text, column: Column, categorical: str | None, max_categories: int
 ) -> None:
     """Raises a ValueError if a text column is not wanted, or has too many values."""
-    cells = text.columns[column]
-    row = next(i for i, cell in enumerate(cells) if _number(cell) is None)
+    assert column.values is not None
+    cells = text.columns[column.name]
+    row = next((i for i, c in enumerate(cells) if c and plain_number(c) is None), 0)
     what = (
-        f"Column {column!r} of table {text.name!r} holds text, such as {cells[row]!r} "
-        f"at {text.place(row)}"
+        f"Column {column.name!r} of table {text.name!r} holds text, such as "
+        f"{cells[row]!r} at {text.place(row)}"
     )
-    num_values = len(set(cells) - {None})
     if categorical is None:
         raise ValueError(
             f"{what}, which `categorical=None` refuses; make it numbers, leave the "
             "column out by `drop`, or use `categorical='one_hot'`."
         )
-    if num_values > max_categories:
+    if len(column.values) > max_categories:
         raise ValueError(
-            f"{what}, with {num_values} different values, and `max_categories` allows "
-            f"{max_categories}. If it should hold numbers, repair those cells; if it "
-            "names rows or is free text, leave it out by `drop`; else raise "
+            f"{what}, with {len(column.values)} different values, and `max_categories` "
+            f"allows {max_categories}. If it should hold numbers, repair those cells; "
+            "if it names rows or is free text, leave it out by `drop`; else raise "
             "`max_categories`."
         )
-
-
-def _one_hot(column: str, cells: Cells) -> tuple[list[str], np.ndarray]:
-    values: Cells = [*sorted({cell for cell in cells if cell is not None})]
-    names = [f"{column}={value}" for value in values]
-    if None in cells:
-        values.append(None)
-        names.append(f"{column} is missing")
-    return names, np.asarray([[cell == value for value in values] for cell in cells])
