@@ -49,4 +49,5 @@ from metajax.tasks.tables.table_tasks import table_tasks as table_tasks
 from metajax.tasks.tables.tables import from_table as from_table
 from metajax.tasks.tables.tables import read_rows as read_rows
 from metajax.tasks.tables.tabular_prior import tabular_prior as tabular_prior
+from metajax.tasks.tables.units import standard_task as standard_task
 from metajax.tasks.task_checks import check_task as check_task

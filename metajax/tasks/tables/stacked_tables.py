@@ -17,14 +17,21 @@ from metajax.tasks.tables.delimited import listing
 from metajax.tasks.tables.tables import Table
 from metajax.types import Array
 
-__all__ = ["StackedTables", "as_tables", "by_support", "class_counts", "stack_tables"]
+__all__ = [
+    "StackedTables",
+    "as_tables",
+    "by_support",
+    "class_counts",
+    "column_scales",
+    "stack_tables",
+]
 
 _STANDARDIZE = ("support", "table", None)
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["x", "y", "by_class", "starts", "counts"],
+    data_fields=["x", "y", "by_class", "starts", "counts", "centers", "scales"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,12 +40,17 @@ class StackedTables:
 
     Attributes:
       x: float32 `[rows of all, D]`, each table in the order of its rows.
-      y: int32 `[rows of all]`, classes as each table numbers them.
+      y: int32 `[rows of all]`, classes as each table numbers them; or float32, real
+        targets.
       by_class: int32 `[rows of all]`, for each table its row numbers in order of class;
         classes that are left out stand last.
       starts: int32 `[T]`, where each table begins.
       counts: int32 `[T, C]`, rows of each class that is not left out, in the order of
-        `by_class`; 0 where a table has no further class.
+        `by_class`; 0 where a table has no further class. Rows with real targets are all
+        of one.
+      centers: float32 `[T]`, of real targets, the mean over the table if it is to be
+        standardised by that, else 0; None for classes.
+      scales: float32 `[T]`, likewise the standard deviation, else 1.
     """
 
     x: Any
@@ -46,13 +58,23 @@ class StackedTables:
     by_class: Any
     starts: Any
     counts: Any
+    centers: Any = None
+    scales: Any = None
 
     def __repr__(self) -> str:
         return f"StackedTables(starts={brief(self.starts)}, x={brief(self.x)})"
 
 
-def as_tables(tables: Any) -> list[Table]:
-    """Lists one or several tables; raises a ValueError if they are anything else."""
+def as_tables(tables: Any, *, regression: bool | None = False) -> list[Table]:
+    """Lists one or several tables.
+
+    Args:
+      tables: a table, or a list of them.
+      regression: whether they have real targets; None if either will do.
+
+    Raises:
+      ValueError: if they are anything else, have other targets, or of both kinds.
+    """
     tables = [tables] if isinstance(tables, Table) else list(tables)
     if not tables or not all(isinstance(table, Table) for table in tables):
         raise ValueError(
@@ -60,11 +82,24 @@ def as_tables(tables: Any) -> list[Table]:
             f"{listing([type(table).__name__ for table in tables], 5)}; `from_table` "
             "makes them."
         )
+    kinds = {bool(table.class_names): repr(table.name) for table in tables}
+    if len(kinds) == 2:
+        raise ValueError(
+            "`tables` must all have classes, or all have real targets, but "
+            f"{kinds[True]} has classes and {kinds[False]} has not."
+        )
+    if regression is not None and regression is not (False in kinds):
+        raise ValueError(
+            f"`tables` must have classes, but table {kinds[False]} has real targets; "
+            "`row_tasks` draws tasks from these."
+        )
     return tables
 
 
 def class_counts(table: Table) -> np.ndarray:
-    """Counts the rows of each class."""
+    """Counts the rows of each class; with real targets all rows are one."""
+    if not table.class_names:
+        return np.asarray([len(table.y)])
     return np.bincount(table.y, minlength=len(table.class_names))
 
 
@@ -86,24 +121,35 @@ def stack_tables(
                 f"{width}; raise it, or leave out columns or tables."
             )
         width = num_columns
-    x, by_class, counts = [], [], []
+    x, by_class, counts, units = [], [], [], []
     for table in tables:
         columns = _by_table(table.x) if standardize == "table" else table.x
         x.append(np.pad(columns, ((0, 0), (0, width - columns.shape[1]))))
         sizes = class_counts(table)
         is_small = sizes < needed
-        by_class.append(np.lexsort((table.y, is_small[table.y])))
+        if table.class_names:
+            by_class.append(np.lexsort((table.y, is_small[table.y])))
+        else:
+            by_class.append(np.arange(len(table.y)))
+            y = table.y.astype(np.float64)
+            of_table = standardize == "table" and np.ptp(y) > 0
+            mean = y.mean() if standardize == "table" else 0.0
+            units.append((mean, y.std() if of_table else 1.0))
         counts.append(sizes[~is_small])
     most = max(map(len, counts))
     lengths = np.asarray([len(table.y) for table in tables])
+    kind = jnp.float32 if units else jnp.int32
+    centers, scales = jnp.asarray(units, jnp.float32).T if units else (None, None)
     return StackedTables(
         x=jnp.asarray(np.concatenate(x), jnp.float32),
-        y=jnp.asarray(np.concatenate([table.y for table in tables]), jnp.int32),
+        y=jnp.asarray(np.concatenate([table.y for table in tables]), kind),
         by_class=jnp.asarray(np.concatenate(by_class), jnp.int32),
         starts=jnp.asarray(np.cumsum(lengths) - lengths, jnp.int32),
         counts=jnp.asarray(
             [np.pad(row, (0, most - len(row))) for row in counts], jnp.int32
         ),
+        centers=centers,
+        scales=scales,
     )
 
 
@@ -115,8 +161,16 @@ def _by_table(x: np.ndarray) -> np.ndarray:
     return np.where(is_constant, 0.0, (x - x.mean(axis=0)) / scale)
 
 
-def by_support(support: Array, query: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Scales both sets by the mean and standard deviation of real support columns."""
+def column_scales(support: Array, mask: Array | None) -> tuple[Array, Array, Array]:
+    """Computes mean and standard deviation of real rows, and which are constant.
+
+    Args:
+      support: float32 `[n, D]`.
+      mask: bool `[n]`, or None where all are real.
+
+    Returns:
+      `[D]` each.
+    """
     if mask is None:
         mask = jnp.ones(len(support), bool)
     where = mask[:, None]
@@ -129,6 +183,12 @@ def by_support(support: Array, query: Array, mask: Array | None) -> tuple[Array,
     # In units of the spread, so that squares can neither overflow nor vanish.
     squares = ((support - mean[None, :]) / spread[None, :]) ** 2
     scale = spread * jnp.sqrt(jnp.mean(squares, axis=0, where=where))
+    return mean, scale, is_constant
+
+
+def by_support(support: Array, query: Array, mask: Array | None) -> tuple[Array, Array]:
+    """Scales both sets by the mean and standard deviation of real support columns."""
+    mean, scale, is_constant = column_scales(support, mask)
 
     def standardize(x: Array) -> Array:
         x = (x - mean[None, :]) / jnp.where(is_constant, 1.0, scale)[None, :]

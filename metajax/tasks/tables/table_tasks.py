@@ -36,6 +36,7 @@ from metajax.tasks.tables.stacked_tables import (
     stack_tables,
 )
 from metajax.tasks.tables.tables import Table
+from metajax.tasks.tables.units import Units, target_units
 from metajax.types import Array, Examples, Task
 
 __all__ = [
@@ -155,10 +156,41 @@ class RowTasks:
     def __call__(self, key: Array) -> Task:
         """Draws one task; the key is consumed. Shapes are in `row_tasks`."""
         rows = jax.lax.optimization_barrier(self.rows(key))
-        start = self.tables.starts[rows.table]
-        support_y = self.tables.y[start + rows.support]
-        query_y = self.tables.y[start + rows.query]
+        support_y, query_y = self._targets(rows)
+        if self.tables.scales is not None:
+            units = self._units(rows)
+            support_y, query_y = (
+                units.standardize(support_y),
+                units.standardize(query_y),
+            )
+            support_y = hide_padding(support_y, rows.support_mask)
         return _assemble(self.tables, rows, support_y, query_y, self.standardize)
+
+    def units(self, key: Array) -> Units:
+        """Tells how the real targets of the task of this key were standardised.
+
+        Raises:
+          ValueError: if targets are classes.
+        """
+        if self.tables.scales is None:
+            raise ValueError(
+                "`units` are those of real targets, but these tables have classes; "
+                "read them by `from_table(..., regression=True)`."
+            )
+        return self._units(self.rows(key))
+
+    def _targets(self, rows: TableRows) -> tuple[Array, Array]:
+        start = self.tables.starts[rows.table]
+        targets = self.tables.y[start + rows.support], self.tables.y[start + rows.query]
+        if self.tables.scales is None:
+            return targets
+        return targets[0][:, None], targets[1][:, None]
+
+    def _units(self, rows: TableRows) -> Units:
+        if self.standardize == "support":
+            return target_units(self._targets(rows)[0], rows.support_mask)
+        table = rows.table
+        return Units(self.tables.centers[table][None], self.tables.scales[table][None])
 
     def rows(self, key: Array) -> TableRows:
         """Tells which rows the task of this key is made of."""
@@ -291,40 +323,60 @@ def row_tasks(
     num_columns: int | None = None,
     standardize: str | None = "support",
 ) -> RowTasks:
-    """Draws small-data tasks: a few rows of one table, all its classes in proportion.
+    """Draws small-data tasks: a few rows of one table, and others of it to predict.
 
     The table of a task is uniform over `tables`, and the number of support rows uniform
     over the range. These seats are given to classes as a parliament's are to parties:
     one each, and the next always to the class with the largest `rows / (seats + 1/2)`
     (the method of Webster and Sainte-Laguë), ties at random. Rows are then uniform over
-    those of their class, and query rows uniform over all other rows of the table.
+    those of their class, and query rows uniform over all other rows of the table. Rows
+    with real targets are uniform over all rows of the table.
 
     Args:
-      tables: one or several, of any widths.
+      tables: one or several, of any widths; all have classes, or all real targets.
       rows: support rows of the task, or an inclusive `(low, high)`; at least as many as
         any table has classes.
       num_queries: Q, query rows of the task (not of each class), at least 1.
       num_columns: as for `table_tasks`.
-      standardize: as for `table_tasks`.
+      standardize: as for `table_tasks`; real targets likewise, but with a standard
+        deviation of 1 where they are constant.
 
     Returns:
       A callable `(key) -> Task`, itself a pytree: support `x` float32 `[high, D]` and
-      `y` int32 `[high]`, classes as the table numbers them; query the same with Q.
+      `y` int32 `[high]`, classes as the table numbers them, or float32 `[high, 1]`,
+      standardised real targets; query the same with Q. `units(key)` are those of the
+      targets, whose `restore` brings predictions back to the table's.
       Padding is 0 in `x`. `mask` is None but for the support of a range. `only(i)`
       draws from table `i` alone; all of these share one compiled program. `rows(key)`
       tells which rows the task of a key holds.
 
     Raises:
-      ValueError: if a number is out of range, or a table is wider than `num_columns`,
-        has more classes than the low end of `rows`, or fewer rows than its high end
-        and `num_queries` together; tables are named.
+      ValueError: if a number is out of range, tables of classes and of real targets are
+        mixed, or a table is wider than `num_columns`, has more classes than the low end
+        of `rows`, or fewer rows than its high end and `num_queries` together; tables
+        are named.
 
     Example:
       >>> tasks = row_tasks(tables, rows=(5, 50), num_queries=30)
       >>> tasks.only(1)(jax.random.key(0)).support.x.shape
       (50, 6)
+
+      A neural process on a table with a real target, and its predictions in units:
+
+      >>> from metajax.learners import conditional_np
+      >>> from metajax.tasks import from_table
+      >>> columns = {"size": range(40), "price": [3.5 * i for i in range(40)]}
+      >>> prices = from_table(columns, target="price", regression=True)
+      >>> tasks = row_tasks(prices, rows=10, num_queries=5)
+      >>> key, learner = jax.random.key(0), conditional_np(code_size=16)
+      >>> task = tasks(key)
+      >>> meta_params = learner.init(key, task)  # or those that `train` learned
+      >>> adapted = learner.adapt(meta_params, task.support)
+      >>> outputs = tasks.units(key).restore(learner.predict(adapted, task.query.x))
+      >>> outputs.mean.shape
+      (5, 1)
     """
-    tables = as_tables(tables)
+    tables = as_tables(tables, regression=None)
     low, high = as_range("rows", rows)
     check_num_queries(num_queries)
     many = [
