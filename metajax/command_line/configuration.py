@@ -127,7 +127,7 @@ def build_tasks(values: Any, split: str) -> TaskDistribution:
 def _split_tables(values: Any) -> tuple[ClassTable, ...]:
     table = _call(TASKS[type(values).__name__], values)
     key = jax.random.key(values.split_seed)
-    return split_classes(table, key, values.fractions)
+    return split_classes(table, key, values.fractions, SPLITS)
 
 
 def build_learner(config: Config) -> tuple[Model, Learner]:

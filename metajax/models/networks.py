@@ -22,7 +22,7 @@ from metajax.models.adapters import from_functions, from_linen
 from metajax.models.convolution import Conv, max_pool
 from metajax.models.normalization import PER_CHANNEL, Normalization, Normalize
 from metajax.models.precision import Precision, with_precision
-from metajax.types import Array, Model
+from metajax.types import Array, Model, PyTree
 
 __all__ = ["conv4", "identity", "mlp"]
 
@@ -44,6 +44,7 @@ class MLP(nn.Module):
         """Maps `[n, ...]`, flattened, to `[n, num_outputs]`."""
         init = nn.initializers.he_normal()
         x, context = _split_context(x)
+        _check_no_bytes(x)
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         if context is not None and not self.hidden_sizes:
             raise ValueError(
@@ -76,6 +77,7 @@ class Conv4(nn.Module):
     def __call__(self, x: Inputs, mask: Array | None = None) -> Array:
         """Maps images `[n, H, W, C]` to `[n, num_outputs]` or embeddings `[n, D]`."""
         x, context = _split_context(x)
+        _check_no_bytes(x)
         chex.assert_rank(x, 4)
         is_strided = self.pooling == "stride"
         num_poolings = {"max": 4, "stride": 0, "maps": 2}[self.pooling]
@@ -208,4 +210,19 @@ def _check_groups(name: str, size: int, normalization: str) -> None:
 
 def identity() -> Model:
     """Builds a model without parameters that returns inputs, as float32 `[n, ...]`."""
-    return from_functions(lambda key, x: {}, lambda params, x: x.astype(jnp.float32))
+
+    def apply(params: PyTree, x: Array) -> Array:
+        _check_no_bytes(x)
+        return x.astype(jnp.float32)
+
+    return from_functions(lambda key, x: {}, apply)
+
+
+def _check_no_bytes(x: Array) -> None:
+    """Raises a ValueError for bytes, as tasks give images in [0, 1]."""
+    if x.dtype == jnp.uint8:
+        raise ValueError(
+            "The inputs of this network are bytes (uint8), and tasks give images as "
+            "floats in [0, 1]: divide yours by 255, or convert other numbers to "
+            "float32."
+        )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from metajax.filters import only, partition, path_names
-from metajax.models.networks import conv4, mlp
+from metajax.models.networks import conv4, identity, mlp
 from metajax.models.normalization import NORMALIZATIONS
 
 
@@ -236,6 +236,19 @@ def test_a_context_needs_a_hidden_layer(key):
 def test_wrong_arguments(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("model", [conv4(), mlp(3), identity()])
+def test_bytes_are_refused(model, key):
+    """A network that learned from [0, 1] would answer to 255 what it never saw."""
+    images = jnp.ones((2, 16, 16, 1))
+    params = model.init(key, images)
+    for call in (model.apply, jax.jit(model.apply)):
+        call(params, images)
+        with pytest.raises(ValueError, match=r"are bytes .* \[0, 1\]: divide yours"):
+            call(params, images.astype(jnp.uint8))
+    with pytest.raises(ValueError, match="are bytes"):
+        model.init(key, images.astype(jnp.uint8)) or model.apply({}, jnp.uint8(images))
 
 
 def test_images_too_small_for_four_poolings():

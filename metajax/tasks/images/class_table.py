@@ -33,6 +33,7 @@ __all__ = [
     "quarter_turns",
     "split_classes",
     "take_images",
+    "too_few_classes",
 ]
 
 
@@ -43,7 +44,7 @@ Rotations = Literal[1, 2, 4]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["images", "counts"],
-    meta_fields=["rotations", "class_names"],
+    meta_fields=["rotations", "class_names", "origin"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClassTable:
@@ -53,17 +54,20 @@ class ClassTable:
       images: uint8 `[rows, max_per_class, H, W, C]`; a row that holds fewer examples is
         padded at the end. A numpy array (or a memory map) may stand here for
         `metajax.tasks.images.grain_source`, which keeps it off the device. Or
-        embeddings of images, floating `[rows, max_per_class, D]`, see
-        `metajax.tasks.images.embedded`.
+        signals, which have no range: vectors, such as embeddings of images
+        (`metajax.tasks.images.embedded`), floating `[rows, max_per_class, D]`, or
+        series `[rows, max_per_class, L, C]`.
       counts: int32 `[rows]`, how many examples of each row are real, at least 1.
       rotations: 1, 2 or 4, how many quarter turns of each row are classes of their own.
       class_names: a name for each row, or None.
+      origin: which part of a larger table it is, for errors, or None.
     """
 
     images: Any
     counts: Any
     rotations: Rotations = 1
     class_names: tuple[str, ...] | None = None
+    origin: str | None = None
 
     def __repr__(self) -> str:
         shape = getattr(self.images, "shape", None)
@@ -131,8 +135,9 @@ def class_table(
     """Checks a class-major array and puts it on the device.
 
     Args:
-      images: uint8 `[rows, max_per_class, H, W, C]`, all sizes at least 1; or
-        embeddings, floating `[rows, max_per_class, D]`, which tasks give unscaled.
+      images: uint8 `[rows, max_per_class, H, W, C]`, all sizes at least 1; or vectors
+        or series, floating `[rows, max_per_class, D]` or `[rows, max_per_class, L, C]`,
+        which tasks give unscaled.
       counts: integers `[rows]` in [1, max_per_class]; None means that all are real.
       rotations: 1, 2 or 4; more than 1 needs square images.
       class_names: a name for each row, or None.
@@ -155,7 +160,10 @@ def class_table(
 
 
 def split_classes(
-    table: ClassTable, key: Array, fractions: Sequence[float]
+    table: ClassTable,
+    key: Array,
+    fractions: Sequence[float],
+    names: Sequence[str] | None = None,
 ) -> tuple[ClassTable, ...]:
     """Splits a table by class into parts that share none; rotations stay together.
 
@@ -167,12 +175,14 @@ def split_classes(
       key: random key, consumed.
       fractions: the share of the rows in each part, positive, with a sum of at most 1;
         with a sum of 1 every row is in one part.
+      names: of the parts, for errors; None numbers them.
 
     Returns:
       A `ClassTable` for each fraction, rows in the order of `table`.
 
     Raises:
-      ValueError: if fractions are out of range or a part would hold no row.
+      ValueError: if fractions are out of range, a part would hold no row, or there is
+        not a name for each part.
     """
     shares = np.asarray(fractions, dtype=np.float64)
     if shares.ndim != 1 or not np.all(shares > 0) or not np.sum(shares) <= 1 + 1e-9:
@@ -180,18 +190,34 @@ def split_classes(
             "`fractions` must be positive with a sum of at most 1, got "
             f"{tuple(fractions)}."
         )
+    if names is None:
+        names = [f"part {place}" for place in range(len(shares))]
+    if isinstance(names, str) or len(names) != len(shares):
+        raise ValueError(
+            f"`names` must be one for each of the {len(shares)} `fractions`, got "
+            f"{names!r}."
+        )
     rows = table.images.shape[0]
     ends = np.concatenate([[0.0], np.cumsum(shares)]) * rows
     bounds = np.floor(ends + 0.5).astype(int)
-    if np.any(np.diff(bounds) < 1):
+    sizes = np.diff(bounds)
+    if np.any(sizes < 1):
+        told = ", ".join(
+            f"{name} {size}" for name, size in zip(names, sizes, strict=True)
+        )
         raise ValueError(
-            f"`fractions` {tuple(fractions)} leave a part of the {rows} rows empty; "
-            "use fewer parts or a larger fraction."
+            f"`fractions` {tuple(fractions)} leave a part of the {rows} rows empty "
+            f"({told}); use fewer parts or a larger fraction."
         )
     order = np.asarray(jax.random.permutation(key, rows))
     return tuple(
-        table.take(np.sort(order[start:stop]))
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+        dataclasses.replace(
+            table.take(np.sort(order[start:stop])),
+            origin=f"{name} ({share:g} of {rows} by `fractions`)",
+        )
+        for start, stop, name, share in zip(
+            bounds[:-1], bounds[1:], names, shares, strict=True
+        )
     )
 
 
@@ -251,7 +277,21 @@ def as_data(table: ClassTable) -> ClassTable:
     Names, as static data, would make equal programs compile twice.
     """
     counts = jnp.asarray(table.counts, jnp.int32)
-    return dataclasses.replace(table, counts=counts, class_names=None)
+    return dataclasses.replace(table, counts=counts, class_names=None, origin=None)
+
+
+def too_few_classes(table: ClassTable, way: int) -> ValueError:
+    """Makes the error of a table with too few classes; it names the part that it is."""
+    rows = table.counts.shape[0]
+    turned = f" ({rows}, each in {table.rotations} rotations)" * (table.rotations > 1)
+    part, remedy = "the table", "use a larger table"
+    if table.origin is not None:
+        part = f"the table, {table.origin},"
+        remedy = "give this part a larger fraction"
+    return ValueError(
+        f"`way` asks for {way} classes but {part} has {table.num_classes}{turned}; "
+        f"lower `way` or {remedy}."
+    )
 
 
 def take_images(table: ClassTable, rows: Array, columns: Array) -> Array:
@@ -308,7 +348,11 @@ def check_arrays(
 ) -> None:
     """Raises ValueError unless these can be the fields of a `ClassTable`."""
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
-    embeds = shape is not None and len(shape) == 3 and np.issubdtype(dtype, np.floating)
+    embeds = (
+        dtype is not None
+        and jnp.issubdtype(dtype, jnp.floating)
+        and np.ndim(images) in (3, 4)
+    )
     if shape is None or not (embeds or dtype == np.uint8):
         raise ValueError(
             f"`images` must be a uint8 array, got {dtype or type(images).__name__}; "
@@ -316,8 +360,9 @@ def check_arrays(
         )
     if embeds and (0 in shape or rotations > 1):
         raise ValueError(
-            "Embeddings `[rows, max_per_class, D]` must have no empty axes and no "
-            f"rotations, got shape {tuple(shape)} and {rotations} rotations."
+            "Vectors `[rows, max_per_class, D]` and series `[rows, max_per_class, L, "
+            "C]` must have no empty axes and no rotations, got shape "
+            f"{tuple(shape)} and {rotations} rotations."
         )
     if not embeds and (len(shape) != 5 or 0 in shape):
         raise ValueError(

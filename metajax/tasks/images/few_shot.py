@@ -35,6 +35,7 @@ from metajax.tasks.images.class_table import (
     check_floating,
     quarter_turns,
     take_images,
+    too_few_classes,
 )
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.tasks.summaries import summary
@@ -206,10 +207,7 @@ def few_shot(
     check_num_queries(num_queries)
     check_floating(dtype)
     if way_range[1] > table.num_classes:
-        raise ValueError(
-            f"`way` asks for {way_range[1]} classes but the table has "
-            f"{table.num_classes}; lower `way` or use a larger table."
-        )
+        raise too_few_classes(table, way_range[1])
     counts = np.asarray(table.counts)
     row = int(np.argmin(counts))
     needed = shot_range[1] + num_queries

@@ -2,7 +2,7 @@
 
 Each loader sorts examples by class into one padded uint8 array on the device and, while
 reading, checks for what a network would otherwise silently learn from: NaN, labels that
-are not integers, broken files, images of different sizes.
+are not integers, broken files, images of different sizes, channels in the wrong place.
 """
 
 import difflib
@@ -13,11 +13,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from metajax.checks import is_integer
+from metajax.checks import check_choice, is_integer
 from metajax.tasks.images.class_table import ClassTable, Rotations, class_table
 
 __all__ = ["from_arrays", "from_folder", "from_tfds", "import_tfds", "require_network"]
@@ -29,17 +29,26 @@ def from_arrays(
     images: Any,
     labels: Any,
     *,
+    kind: Literal["images", "signals"] | None = None,
+    layout: Literal["HWC", "CHW"] | None = None,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
     rotations: Rotations = 1,
     class_names: Sequence[str] | None = None,
 ) -> ClassTable:
-    """Builds a table of labelled images.
+    """Builds a table of labelled images, vectors or series.
 
     Args:
-      images: `[n, H, W, C]`, or `[n, H, W]` for one channel; uint8, or floats in
-        [0, 1], which are rounded to multiples of 1/255.
+      images: of images, `[n, H, W, C]`, or `[n, H, W]` for one channel; uint8, or
+        floats in [0, 1], which are rounded to multiples of 1/255. Of signals, vectors
+        `[n, D]` or series of L steps `[n, L, C]`, any finite numbers, which become
+        float32 and keep their values.
       labels: integers `[n]`, any values; a class may have any number of examples.
+      kind: `"images"` or `"signals"`. None takes two axes for vectors and four for
+        images; three axes are images if they are uint8 or lie in [0, 1], and a series
+        if some number is negative or above 255.
+      layout: `"HWC"`, or `"CHW"` for images as PyTorch has them, whose channels are
+        put last. None refuses images that seem to have their channels first.
       size: `(H, W)` to resize to (Lanczos, aspect not kept), or None.
       channels: 1 (grey, 0.299 R + 0.587 G + 0.114 B), 3 (RGB) or 4 (RGBA) to convert
         to, or None.
@@ -52,13 +61,30 @@ def from_arrays(
       a row, examples keep their order.
 
     Raises:
-      ValueError: for NaN or floats outside [0, 1], other types or shapes, labels that
-        are not integers, lengths that differ, a label without a name, or a conversion
-        from other than 1, 3 or 4 channels.
+      ValueError: for NaN, floating images outside [0, 1], other types or shapes, images
+        with channels first, labels that are not integers, lengths that differ, a label
+        without a name, a conversion from other than 1, 3 or 4 channels, or of signals.
       ImportError: if there is something to convert, without Pillow.
+
+    Example:
+      >>> vectors = np.random.default_rng(0).normal(size=(8, 16))
+      >>> from_arrays(vectors, np.arange(8) // 2)
+      ClassTable(4 classes, up to 2 examples of 16 each, float32)
     """
+    check_choice(("images", "signals"), kind=kind or "images")
+    check_choice(("HWC", "CHW"), layout=layout or "HWC")
     _check_conversion(size, channels)
-    images, labels = _to_uint8(np.asarray(images)), np.asarray(labels)
+    images, labels = np.asarray(images), np.asarray(labels)
+    if _are_signals(images, kind):
+        if (size, channels, layout, rotations) != (None, None, None, 1):
+            raise ValueError(
+                "`size`, `channels`, `layout` and `rotations` are for images, but "
+                f"`images` of shape {images.shape} are vectors or series; leave them "
+                "out, or reshape to [n, H, W, C]."
+            )
+        images = _signals(images)
+    else:
+        images = _to_uint8(images, layout)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"`labels` must be a vector of integers, got {labels.dtype} of shape "
@@ -70,7 +96,8 @@ def from_arrays(
             f"`labels` must have one entry for each image, got {len(labels)} labels "
             f"for {len(images)} images."
         )
-    images = _converted(images, size, channels)
+    if images.dtype == np.uint8:
+        images = _converted(images, size, channels)
     values, rows, counts = np.unique(labels, return_inverse=True, return_counts=True)
     names = [str(value) for value in values]
     if class_names is not None:
@@ -81,7 +108,8 @@ def from_arrays(
                 f"{values[-1]}."
             )
         names = [class_names[value] for value in values]
-    table = np.zeros((len(values), counts.max(), *images.shape[1:]), np.uint8)
+    shape = (len(values), counts.max(), *images.shape[1:])
+    table = np.zeros(shape, images.dtype)
     order = np.argsort(rows, kind="stable")
     columns = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     table[rows[order], columns] = images[order]
@@ -412,21 +440,83 @@ def _pillow(what: str) -> Any:
     return Image
 
 
-def _to_uint8(images: np.ndarray) -> np.ndarray:
+def _are_signals(images: np.ndarray, kind: str | None) -> bool:
+    """Whether an array holds vectors or series; refuses what may be either."""
+    if kind is not None:
+        return kind == "signals"
+    if images.ndim == 2 and images.dtype == np.uint8:
+        raise ValueError(
+            f"`images` are bytes of shape {images.shape}: if they are images that were "
+            "flattened, reshape them to [n, H, W, C]; if they are vectors, give "
+            "`kind='signals'`."
+        )
+    if images.ndim == 3 and np.issubdtype(images.dtype, np.floating) and images.size:
+        low, high = images.min(), images.max()
+        if low >= 0 and 1 < high <= 255:
+            raise ValueError(
+                f"`images` of shape {images.shape} are floats from {low} to {high}, "
+                "which may be grey images in bytes or series: divide images by 255, "
+                "or give `kind='signals'` for series."
+            )
+        return bool(low < 0 or high > 255)
+    return images.ndim == 2
+
+
+def _signals(signals: np.ndarray) -> np.ndarray:
+    """Checked vectors `[n, D]` or series `[n, L, C]`, float32."""
+    if (
+        signals.ndim not in (2, 3)
+        or signals.size == 0
+        or signals.dtype.kind not in "biuf"
+    ):
+        raise ValueError(
+            "Vectors must be numbers [n, D], and series [n, L, C], without empty axes, "
+            f"got {signals.dtype} {list(signals.shape)}."
+        )
+    with np.errstate(over="ignore"):  # told below
+        values = signals.astype(np.float32)
+    is_bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if is_bad.any():
+        raise ValueError(
+            f"`images` must be finite in float32, but example {np.argmax(is_bad)} is "
+            f"not, nor are {is_bad.sum()} of {len(values)}; remove or repair them."
+        )
+    return values
+
+
+def _channels_last(images: np.ndarray, layout: str | None) -> np.ndarray:
+    """Images `[n, H, W, C]`; refuses those that seem to have their channels first."""
+    if layout == "CHW":
+        return np.moveaxis(images, 1, -1)
+    first, height, last = images.shape[1:]
+    if layout is None and last not in _MODES and first < min(height, last):
+        raise ValueError(
+            f"`images` of shape {images.shape} seem to have their channels first, as "
+            "PyTorch does, where [n, H, W, C] is wanted: give `layout='CHW'` to put "
+            f"them last, or `layout='HWC'` if images are {first} high and have {last} "
+            "channels."
+        )
+    return images
+
+
+def _to_uint8(images: np.ndarray, layout: str | None) -> np.ndarray:
     """Checked images `[n, H, W, C]`."""
     if images.ndim not in (3, 4) or images.size == 0:
         raise ValueError(
-            "`images` must have shape [n, H, W, C] or [n, H, W] without empty axes, "
-            f"got {images.shape}."
+            "`images` must have shape [n, H, W, C] or [n, H, W] without empty axes "
+            f"(or [n, D] for vectors), got {images.shape}."
         )
     if images.ndim == 3:
         images = images[..., None]
+    else:
+        images = _channels_last(images, layout)
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(
             f"`images` must be uint8 or floats in [0, 1], got {images.dtype}; convert "
-            "pixels in 0 to 255 by `images.astype(numpy.uint8)`."
+            "pixels in 0 to 255 by `images.astype(numpy.uint8)`, or give "
+            "`kind='signals'` for series of other numbers."
         )
     low, high = images.min(), images.max()
     if np.isnan(low):

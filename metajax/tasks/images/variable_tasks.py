@@ -290,6 +290,8 @@ def meta_dataset_tasks(
     group, classes = min(zip(rows, members, strict=True), key=lambda item: len(item[1]))
     if len(classes) < low:
         what = "the table" if groups is None else f"group {group!r}"
+        if table.origin is not None:
+            what += f", of {table.origin},"
         raise ValueError(
             f"`way` asks for at least {low} classes but {what} has {len(classes)}; "
             "lower `way` or leave out small groups with `table.take`."

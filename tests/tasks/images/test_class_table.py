@@ -20,6 +20,7 @@ from metajax.tasks.images.class_table import (
     split_classes,
 )
 from metajax.tasks.images.few_shot import distinct, few_shot, whole_classes
+from metajax.tasks.images.variable_tasks import meta_dataset_tasks
 
 
 def numbered(rows, size, *, counts=None, rotations=1, side=3):
@@ -276,6 +277,37 @@ def test_split_keeps_rotations_counts_and_names_together(key):
         assert np.all(np.diff(rows.astype(int)) > 0)
     again, _ = split_classes(table, key, (0.8, 0.2))
     np.testing.assert_array_equal(again.images, train.images)
+
+
+def test_errors_name_the_part_that_is_too_small(key):
+    table = class_table(zeros(15, 4, 6, 6, 1))
+    names = ("meta_train", "meta_valid", "meta_test")
+    for own, name in ((names, "meta_valid"), (None, "part 1")):
+        part = split_classes(table, key, (0.64, 0.16, 0.2), own)[1]
+        told = (
+            rf"the table, {name} \(0.16 of 15 by `fractions`\), has 2; lower `way` or "
+        )
+        with pytest.raises(
+            ValueError, match=rf"3 classes but {told}.* larger fraction"
+        ):
+            few_shot(part, way=3, shot=1, num_queries=1)
+    with pytest.raises(ValueError, match=r"the table, of meta_valid .*, has 2; lower"):
+        meta_dataset_tasks(
+            split_classes(table, key, (0.64, 0.16, 0.2), names)[1], way=(3, 5)
+        )
+    # It is told of what is taken and drawn from, and no static data of programs.
+    tasks = [
+        few_shot(part, way=1, shot=1, num_queries=1)
+        for part in split_classes(table, key, (0.4, 0.4), ("a", "b"))
+    ]
+    assert jax.tree.structure(tasks[0]) == jax.tree.structure(tasks[1])
+    turned = class_table(zeros(2, 4, 6, 6, 1), rotations=4)
+    with pytest.raises(ValueError, match=r"has 8 \(2, each in 4 rotations\)"):
+        few_shot(turned, way=9, shot=1, num_queries=1)
+    with pytest.raises(ValueError, match=r"\(meta_train 15, meta_valid 0\)"):
+        split_classes(table, key, (0.98, 0.02), names[:2])
+    with pytest.raises(ValueError, match=r"`names` must be one for each of the 2"):
+        split_classes(table, key, (0.5, 0.5), names)
 
 
 def zeros(*shape):

@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from metajax.tasks.images import loaders
+from metajax.tasks.images.few_shot import few_shot
 from metajax.tasks.images.loaders import (
     from_arrays,
     from_folder,
@@ -71,6 +73,52 @@ def test_arrays_are_converted_as_files_are(tmp_path):
     assert np.ptp(colours.images, axis=-1).max() == 0
 
 
+def test_vectors_and_series_keep_their_values():
+    rng = np.random.default_rng(0)
+    labels = np.asarray([3, 1, 3, 1, 1])
+    for shape, dtype in (((5, 6), float), ((5, 6, 3), np.float32), ((5, 4), int)):
+        values = (rng.normal(size=shape) * 300).astype(dtype)
+        table = from_arrays(values, labels, class_names="abcd")
+        assert table.images.dtype == np.float32
+        assert table.class_names == ("b", "d")
+        expected = values[[1, 3, 4]].astype(np.float32)
+        np.testing.assert_array_equal(table.images[0], expected)
+        np.testing.assert_array_equal(table.images[1, :2], values[[0, 2]].astype("f4"))
+        tasks = few_shot(table, way=2, shot=1, num_queries=1)
+        task = jax.jit(tasks)(jax.random.key(0))
+        assert task.support.x.shape == (2, *shape[1:])
+        held = {tuple(np.ravel(x)) for x in np.asarray(task.support.x)}
+        assert held <= {tuple(np.ravel(x)) for x in values.astype(np.float32)}
+    # Series within [0, 1] are taken for grey images, unless it is said.
+    series = rng.uniform(size=(5, 6, 3))
+    assert from_arrays(series, labels).images.shape == (2, 3, 6, 3, 1)
+    table = from_arrays(series, labels, kind="signals")
+    np.testing.assert_array_equal(table.images[1, 0], series[0].astype(np.float32))
+    # Vectors are vectors, whatever their range, and so are bytes if it is said.
+    assert from_arrays(series[:, :, 0], labels).images.shape == (2, 3, 6)
+    data = np.arange(20, dtype=np.uint8).reshape(5, 4)
+    table = from_arrays(data, labels, kind="signals")
+    np.testing.assert_array_equal(table.images[1, 0], data[0])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
+def test_channels_first_are_refused_or_put_last(channels):
+    images = np.random.default_rng(0).integers(0, 256, (4, channels, 20, 18), np.uint8)
+    labels = [0, 0, 1, 1]
+    with pytest.raises(ValueError, match=r"seem to have their channels first"):
+        from_arrays(images, labels)
+    table = from_arrays(images, labels, layout="CHW")
+    assert table.images.shape == (2, 2, 20, 18, channels)
+    np.testing.assert_array_equal(table.images[1, 0, 5, 7], images[2, :, 5, 7])
+    flat = from_arrays(images, labels, layout="HWC")
+    assert flat.images.shape == (2, 2, channels, 20, 18)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 4), (2, 5, 5, 100), (2, 64, 64, 103)])
+def test_channels_last_are_no_channels_first(shape):
+    assert from_arrays(np.zeros(shape), [0, 1]).images.shape[2:] == shape[1:]
+
+
 PIXELS = np.zeros((3, 2, 2, 1))
 ARRAY_ERRORS = {
     "nan": (
@@ -81,7 +129,42 @@ ARRAY_ERRORS = {
     "infinite": ({"images": PIXELS + np.inf}, r"must lie in \[0, 1\].*inf"),
     "integers": ({"images": PIXELS.astype(int)}, r"uint8 or floats.*int64.*astype"),
     "text": ({"images": np.full((3, 2, 2), "a")}, r"uint8 or floats in \[0, 1\]"),
-    "rank": ({"images": np.zeros((3, 4))}, r"\[n, H, W, C\] or \[n, H, W\].*\(3, 4\)"),
+    "rank": ({"images": np.zeros(3)}, r"\[n, H, W, C\] or \[n, H, W\].*\(3,\)"),
+    "kind": ({"kind": "series"}, r"`kind` must be one of images, signals, got 'seri"),
+    "layout": ({"layout": "NCHW"}, r"`layout` must be one of HWC, CHW, got 'NCHW'"),
+    "channels first": (
+        {"images": np.zeros((3, 2, 32, 30))},
+        r"channels first, .* `layout='CHW'` .* `layout='HWC'` .* 2 high .* 30 channels",
+    ),
+    "flattened": (
+        {"images": np.zeros((3, 784), np.uint8)},
+        r"bytes of shape \(3, 784\): .* reshape them to \[n, H, W, C\]; .*`kind=",
+    ),
+    "float bytes": (
+        {"images": np.full((3, 8, 8), 200.0)},
+        r"floats from 200.0 to 200.0, .* divide images by 255, or give `kind='sign",
+    ),
+    "vectors of text": (
+        {"images": np.full((3, 2), "a")},
+        r"numbers \[n, D\], .*\[3, 2\]",
+    ),
+    "video as signals": (
+        {"kind": "signals", "images": np.zeros((3, 2, 2, 2))},
+        r"series \[n, L, C\], without empty axes, got float64 \[3, 2, 2, 2\]",
+    ),
+    "nan in vectors": (
+        {"images": np.where(np.eye(3, 4) * [0, 1, 0, 0], np.nan, 0)},
+        r"finite in float32, but example 1 is not, nor are 1 of 3",
+    ),
+    "too large": (
+        {"images": np.full((3, 2), 1e39)},
+        r"finite in float32, but example 0",
+    ),
+    "resized vectors": (
+        {"images": np.zeros((3, 4)), "size": (2, 2)},
+        r"`size`, .* are for images, but `images` of shape \(3, 4\) are vectors",
+    ),
+    "turned vectors": ({"images": np.zeros((3, 4)), "rotations": 4}, r"are for images"),
     "empty": ({"images": PIXELS[:0]}, r"without empty axes"),
     "floats": (
         {"labels": [0.0, 1.0, 2.0]},
