@@ -197,6 +197,7 @@ def problems(settings: Settings) -> tuple[Problem, Problem]:
         *read_molecules(folder / f"{settings.data}.csv.gz"),
         fingerprint=settings.fingerprint or _default_fingerprint(),
         invalid="drop",
+        repeats="keep",  # as when the committed figures were measured
     )
     bits = np.unpackbits(table.fingerprints, axis=1)
     train = test = table

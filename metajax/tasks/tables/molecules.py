@@ -9,10 +9,14 @@ Molecules are vectors of bits, computed once from their SMILES, the usual notati
 molecule as a line of text (`CCO` is ethanol):
 
 * `"ngrams"`: which short pieces the text has, each hashed to a bit. It needs no
-  chemistry package, but one molecule has many SMILES, and so many such vectors.
+  chemistry package, but one molecule has many SMILES, and so many such vectors, unless
+  RDKit brings them to its canonical form first.
 * `"morgan"`: which neighbourhoods of atoms the molecule has (D. Rogers, M. Hahn,
   "Extended-Connectivity Fingerprints", Journal of Chemical Information and Modeling
   2010, https://doi.org/10.1021/ci100050t), computed by RDKit.
+
+A molecule that is there twice would be learned from in the support set and asked for in
+the query set, so repeats are merged.
 
 Bits stay packed on the device, 8 to a byte, and become floats when a task is drawn.
 """
@@ -20,20 +24,29 @@ Bits stay packed on the device, 8 to a byte, and become floats when a task is dr
 import dataclasses
 import functools
 import os
+import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_integers
+from metajax.checks import check_choice, check_integers
 from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.tasks.summaries import summary
-from metajax.tasks.tables.delimited import check_distinct, listing, read_delimited
+from metajax.tasks.tables.columns import plain_number
+from metajax.tasks.tables.delimited import (
+    MISSING,
+    check_distinct,
+    listing,
+    number_repeats,
+    read_delimited,
+)
 from metajax.types import Array, Examples, Task
 
 __all__ = [
@@ -74,7 +87,8 @@ class MoleculeTable:
       fingerprints: uint8 `[M, size / 8]`, bits packed as by `numpy.packbits`.
       labels: int8 `[M, T]`, 1 active, 0 inactive, -1 not measured.
       assay_names: T names.
-      rows: int32 `[M]`, which of the SMILES given each molecule is.
+      rows: int32 `[M]`, which of the SMILES given each molecule is, the first of those
+        that were merged.
     """
 
     fingerprints: np.ndarray
@@ -166,14 +180,16 @@ def read_molecules(
     *,
     smiles: str = "smiles",
     drop: Sequence[str] = ("mol_id",),
+    missing: Sequence[str] = MISSING,
 ) -> Molecules:
     """Reads a CSV file as those of MoleculeNet: SMILES, and a column for each assay.
 
     Args:
-      path: of a CSV or TSV file with a header, gzipped or not, in UTF-8. Empty cells
-        are not measured.
+      path: of a CSV or TSV file with a header, gzipped or not, in UTF-8. A name that
+        repeats is `name.1` the second time, then `name.2`.
       smiles: name of the column of SMILES.
       drop: names of columns that are no assays; they need not be there.
+      missing: cells of assays that are not measured, besides NaN, as for `from_table`.
 
     Returns:
       `Molecules`, whose values may be any numbers: `from_molecules` wants 0 and 1.
@@ -181,40 +197,50 @@ def read_molecules(
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if the file is malformed or has no rows, no column of SMILES or no
-        assay, or a cell of an assay is not a number.
+        assay, names of assays repeat, or a cell of an assay is not a number.
 
     Example:
       >>> molecules = read_molecules("tox21.csv.gz")  # doctest: +SKIP
       >>> table = from_molecules(*molecules, invalid="drop")  # doctest: +SKIP
     """
-    if isinstance(drop, str):
-        raise ValueError(f"`drop` must be a list of names, got {drop!r}; write [...].")
-    names, rows, lines = read_delimited(path)
+    for argument, words in (("drop", drop), ("missing", missing)):
+        if isinstance(words, str):
+            raise ValueError(
+                f"`{argument}` must be a list of names, got {words!r}; write [...]."
+            )
+    original, rows, lines = read_delimited(path)
+    names = number_repeats(original)
     if smiles not in names:
         raise ValueError(
             f"`smiles` must be one of the columns of {str(path)!r}, "
             f"{listing([repr(name) for name in names])}, got {smiles!r}."
         )
-    assay_names = tuple(name for name in names if name not in {smiles, *drop})
+    columns = [
+        place
+        for place, (name, shared) in enumerate(zip(names, original, strict=True))
+        if name != smiles and not {name, shared} & set(drop)
+    ]
+    assay_names = tuple(original[column] for column in columns)
+    check_distinct((smiles, *assay_names), repr(str(path)))
     if not assay_names or not rows:
         raise ValueError(
             f"{str(path)!r} has {len(assay_names)} columns of assays, besides SMILES "
             f"and `drop`, and {len(rows)} rows; both must be at least 1."
         )
-    columns = [names.index(name) for name in assay_names]
     assays = np.full((len(rows), len(columns)), np.nan)
     for number, row in enumerate(rows):
         for place, column in enumerate(columns):
-            if row[column]:
-                try:
-                    assays[number, place] = float(row[column])
-                except ValueError as error:
-                    raise ValueError(
-                        f"Assay {names[column]!r} of {str(path)!r} holds "
-                        f"{row[column]!r} at line {lines[number]}, not a number; "
-                        "repair it, leave it empty if not measured, or, if the column "
-                        "is no assay, name it in `drop`."
-                    ) from error
+            if row[column] in missing:
+                continue
+            value = plain_number(row[column])
+            if value is None:
+                raise ValueError(
+                    f"Assay {names[column]!r} of {str(path)!r} holds "
+                    f"{row[column]!r} at line {lines[number]}, not a number; "
+                    "repair it, name it in `missing` if that means not measured, or, "
+                    "if the column is no assay, name it in `drop`."
+                )
+            assays[number, place] = value
     place = names.index(smiles)
     return Molecules(tuple(row[place] for row in rows), assays, assay_names)
 
@@ -228,9 +254,15 @@ def from_molecules(
     size: int = 1024,
     ngrams: int | tuple[int, int] = (1, 4),
     radius: int = 2,
+    canonical: bool = False,
+    chirality: bool = False,
     invalid: str = "error",
+    repeats: Literal["merge", "keep", "error"] = "merge",
 ) -> MoleculeTable:
     """Makes a vector of bits of each molecule.
+
+    Two SMILES are of one molecule if they are the same text, and, for `"morgan"` or
+    with `canonical`, if RDKit's canonical SMILES of both are the same.
 
     Args:
       smiles: M texts.
@@ -243,17 +275,28 @@ def from_molecules(
         be told apart.
       ngrams: length of pieces, or an inclusive `(low, high)`; for `"ngrams"`.
       radius: bonds to the border of a neighbourhood, at least 0; for `"morgan"`.
+      canonical: for `"ngrams"`, whether to take the pieces of RDKit's canonical SMILES,
+        which needs the extra `molecules`. Without it, where RDKit is installed, a
+        warning tells of molecules that are written in several ways.
+      chirality: whether molecules that differ in space alone (mirror images, and cis
+        and trans) are different ones, with different bits; for `"morgan"` and
+        `canonical`. As is usual, they are not.
       invalid: of SMILES that are not text, are empty, hold blanks, or, for `"morgan"`,
         that RDKit cannot read. `"error"` refuses them and says which; `"drop"` leaves
         these molecules out.
+      repeats: of SMILES of a molecule that was there before. `"merge"` makes one
+        molecule of them and warns; where they disagree in an assay, it counts as not
+        measured. `"keep"` keeps them, so that a molecule may be in the support and in
+        the query of a task; `"error"` refuses them and says which.
 
     Returns:
       The molecules in their order, as a `MoleculeTable`.
 
     Raises:
       ValueError: if a number or word is out of range, shapes do not fit, assays hold
-        other numbers or have equal names, or SMILES are invalid (with `"drop"`: all).
-      ImportError: for `"morgan"` without RDKit.
+        other numbers or have equal names, SMILES are invalid (with `"drop"`: all), or
+        repeat, with `"error"`.
+      ImportError: for `"morgan"` or `canonical` without RDKit.
 
     Example:
       >>> table = from_molecules(["CCO", "c1ccccc1"], [[0, 1], [float("nan"), 0]])
@@ -269,7 +312,15 @@ def from_molecules(
       >>> table.labels.tolist()
       [[0, -1], [0, 0], [1, 1]]
     """
-    bits_of = _fingerprint(fingerprint, size, as_range("ngrams", ngrams), radius)
+    read = _reader(
+        fingerprint,
+        size,
+        as_range("ngrams", ngrams),
+        radius,
+        canonical=canonical,
+        chirality=chirality,
+    )
+    check_choice(("merge", "keep", "error"), repeats=repeats)
     if invalid not in ("error", "drop"):
         raise ValueError(f"`invalid` must be 'error' or 'drop', got {invalid!r}.")
     if isinstance(smiles, str):
@@ -300,27 +351,43 @@ def from_molecules(
             f"{values[row, column]} at row {row}; make two classes of it first, as by "
             "`values > numpy.nanmedian(values, axis=0)` where it is measured."
         )
-    kept, fingerprints, bad = [], [], []
-    with _quiet(fingerprint):
+    kept, fingerprints, identities, bad = [], [], [], []
+    with _quiet():
         for row, text in enumerate(smiles):
-            bits = bits_of(text) if _is_smiles(text) else None
-            if bits is None:
+            found = read(text) if _is_smiles(text) else None
+            if found is None:
                 bad.append(f"row {row} ({text!r})")
             else:
                 kept.append(row)
-                fingerprints.append(bits)
+                identities.append(found[0])
+                fingerprints.append(found[1])
     if bad and (invalid == "error" or not kept):
         raise ValueError(
             f"{len(bad)} of {len(smiles)} SMILES cannot be read: {listing(bad, 5)}; "
             "repair them, or leave them out by `invalid='drop'`."
         )
-    labels = np.where(is_measured, values, -1).astype(np.int8)
-    return MoleculeTable(
-        np.stack(fingerprints),
-        labels[kept],
-        tuple(assay_names),
-        np.asarray(kept, np.int32),
-    )
+    labels = np.where(is_measured, values, -1).astype(np.int8)[kept]
+    bits, rows = np.stack(fingerprints), np.asarray(kept, np.int32)
+    if fingerprint == "ngrams" and not canonical and repeats != "keep":
+        _warn_of_synonyms([smiles[row] for row in kept], rows)
+    first, places = _first_places(identities)
+    if len(first) < len(identities) and repeats != "keep":
+        told = _pairs(first, places, rows, smiles)
+        if repeats == "error":
+            raise ValueError(
+                f"{len(identities) - len(first)} of {len(smiles)} SMILES repeat a "
+                f"molecule: {told}; remove them, or use `repeats='merge'`."
+            )
+        labels, disagree = _merged(labels, places, len(first))
+        warnings.warn(
+            f"{len(identities) - len(first)} of {len(smiles)} SMILES repeat a "
+            f"molecule, {told}, and are merged; {disagree} measurements that disagree "
+            "count as not measured. `repeats='keep'` keeps all apart.",
+            UserWarning,
+            stacklevel=2,
+        )
+        bits, rows = bits[first], rows[first]
+    return MoleculeTable(bits, labels, tuple(assay_names), rows)
 
 
 def molecule_tasks(
@@ -406,30 +473,115 @@ def _is_smiles(text: Any) -> bool:
     return isinstance(text, str) and len(text.split()) == 1 and text.strip() == text
 
 
-def _fingerprint(
-    fingerprint: str, size: int, ngrams: tuple[int, int], radius: int
-) -> Callable[[str], np.ndarray | None]:
-    """`smiles -> uint8 [size / 8]`, or None for what is no molecule."""
+def _reader(
+    fingerprint: str,
+    size: int,
+    ngrams: tuple[int, int],
+    radius: int,
+    *,
+    canonical: bool,
+    chirality: bool,
+) -> Callable[[str], tuple[str, np.ndarray] | None]:
+    """`smiles -> (identity, uint8 [size / 8])`, or None for what is no molecule."""
     check_integers(8, size=size)
     check_integers(0, radius=radius)
     if size % 8:
         raise ValueError(f"`size` must be a multiple of 8, got {size}.")
-    if fingerprint == "ngrams":
-        return functools.partial(_ngram_bits, size=size, lengths=ngrams)
-    if fingerprint != "morgan":
+    if fingerprint not in ("ngrams", "morgan"):
         raise ValueError(
             f"`fingerprint` must be 'ngrams' or 'morgan', got {fingerprint!r}."
         )
-    chem, generators = _import_rdkit()
-    generator = generators.GetMorganGenerator(radius=radius, fpSize=size)
+    if fingerprint == "ngrams" and not canonical:
+        return lambda text: (text, _ngram_bits(text, size, ngrams))
+    what = (
+        "Morgan fingerprints need" if fingerprint == "morgan" else "`canonical` needs"
+    )
+    chem, generators = _import_rdkit(what)
+    generator = generators.GetMorganGenerator(
+        radius=radius, fpSize=size, includeChirality=chirality
+    )
 
-    def morgan_bits(smiles: str) -> np.ndarray | None:
-        molecule = chem.MolFromSmiles(smiles)
+    def read(text: str) -> tuple[str, np.ndarray] | None:
+        molecule = _molecule(chem, text, chirality=chirality)
         if molecule is None:
             return None
-        return np.packbits(generator.GetFingerprintAsNumPy(molecule))
+        identity = chem.MolToSmiles(molecule)
+        if fingerprint == "ngrams":
+            return identity, _ngram_bits(identity, size, ngrams)
+        return identity, np.packbits(generator.GetFingerprintAsNumPy(molecule))
 
-    return morgan_bits
+    return read
+
+
+def _molecule(chem: Any, smiles: str, *, chirality: bool) -> Any:
+    """RDKit's molecule of a text, flat unless chirality counts; None if it is none."""
+    molecule = chem.MolFromSmiles(smiles)
+    if molecule is not None and not chirality:
+        chem.RemoveStereochemistry(molecule)
+    return molecule
+
+
+def _warn_of_synonyms(smiles: Sequence[str], rows: np.ndarray) -> None:
+    """Warns of molecules written in several ways, if RDKit is there to tell."""
+    try:
+        chem, _ = _import_rdkit("This needs")
+    except ImportError:
+        return
+    texts = list(dict.fromkeys(smiles))
+    with _quiet():
+        # Mirror images are written differently on purpose.
+        found = [_molecule(chem, text, chirality=True) for text in texts]
+    identities = [
+        text if molecule is None else chem.MolToSmiles(molecule)
+        for text, molecule in zip(texts, found, strict=True)
+    ]
+    first, places = _first_places(identities)
+    if len(first) < len(texts):
+        numbers = [smiles.index(text) for text in texts]
+        told = _pairs(
+            first, places, rows[numbers], dict(zip(rows, smiles, strict=True))
+        )
+        warnings.warn(
+            f"{len(texts) - len(first)} of {len(smiles)} SMILES are of a molecule that "
+            f"is there in another way of writing, {told}, and n-grams take these for "
+            "different ones. `canonical=True` does not.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _first_places(identities: Sequence[str]) -> tuple[list[int], np.ndarray]:
+    """Where each identity stands first, and which of these every place is."""
+    number_of: dict[str, int] = {}
+    first: list[int] = []
+    for place, identity in enumerate(identities):
+        if identity not in number_of:
+            number_of[identity] = len(first)
+            first.append(place)
+    return first, np.asarray([number_of[identity] for identity in identities])
+
+
+def _pairs(first: list[int], places: np.ndarray, rows: np.ndarray, smiles: Any) -> str:
+    """The first few repeats, each with what it repeats."""
+    again = [place for place in range(len(places)) if first[places[place]] != place]
+    return listing(
+        [
+            f"row {rows[place]} ({smiles[rows[place]]!r}) that of row "
+            f"{rows[first[places[place]]]} ({smiles[rows[first[places[place]]]]!r})"
+            for place in again
+        ],
+        3,
+    )
+
+
+def _merged(labels: np.ndarray, places: np.ndarray, num: int) -> tuple[np.ndarray, int]:
+    """Labels `[num, T]` of merged molecules, and how many of them disagree."""
+    seen = np.zeros((2, num, labels.shape[1]), bool)
+    for label in (0, 1):
+        np.logical_or.at(seen[label], places, labels == label)
+    inactive, active = seen
+    merged = np.where(active == inactive, -1, active).astype(np.int8)
+    return merged, int((active & inactive).sum())
 
 
 def _ngram_bits(smiles: str, size: int, lengths: tuple[int, int]) -> np.ndarray:
@@ -444,22 +596,22 @@ def _ngram_bits(smiles: str, size: int, lengths: tuple[int, int]) -> np.ndarray:
     return np.packbits(bits)
 
 
-def _import_rdkit() -> tuple[Any, Any]:
+def _import_rdkit(what: str) -> tuple[Any, Any]:
     try:
         from rdkit import Chem
         from rdkit.Chem import rdFingerprintGenerator
     except ImportError as error:
         raise ImportError(
-            "Morgan fingerprints need RDKit; install it by `pip install "
-            "'metajax[molecules]'`, or use `fingerprint='ngrams'`."
+            f"{what} RDKit; install it by `pip install 'metajax[molecules]'`, or use "
+            "`fingerprint='ngrams'` without `canonical`."
         ) from error
     return Chem, rdFingerprintGenerator
 
 
 @contextmanager
-def _quiet(fingerprint: str) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keeps RDKit from printing what it cannot read, which errors say anyway."""
-    if fingerprint == "morgan":
+    if "rdkit" in sys.modules:
         from rdkit import rdBase
 
         with rdBase.BlockLogs():

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metajax.tasks.tables.delimited import MISSING
 from metajax.tasks.tables.molecules import (
     MoleculeTable,
     from_molecules,
@@ -47,7 +48,13 @@ def test_bits_are_hashes_of_pieces():
 def test_a_molecule_has_the_bits_of_its_parts(smiles, low, more, size):
     def fingerprints(texts, ngrams):
         return bits(
-            from_molecules(texts, np.zeros((len(texts), 1)), size=size, ngrams=ngrams)
+            from_molecules(
+                texts,
+                np.zeros((len(texts), 1)),
+                size=size,
+                ngrams=ngrams,
+                repeats="keep",
+            )
         )
 
     both = fingerprints(smiles, (low, low + more))
@@ -177,6 +184,10 @@ TABLE_ERRORS = {
         {"invalid": "skip"},
         r"`invalid` must be 'error' or 'drop', got 'skip'",
     ),
+    "repeats": (
+        {"repeats": "drop"},
+        r"`repeats` must be one of merge, keep, error, got 'drop'",
+    ),
     "one text": (
         {"smiles": "CC"},
         r"must be a list of texts, got one text; .*\['CC'\]",
@@ -265,7 +276,116 @@ def test_errors_of_files(tmp_path, case):
         read_molecules(path)
 
 
-def test_missing_rdkit_names_the_extra(monkeypatch):
+def test_cells_that_are_no_number(tmp_path):
+    """The same as in tables: gaps of the usual spellings, and a name for the others."""
+    path = tmp_path / "a.csv"
+    gaps = [*MISSING, "nan", "NaN"]
+    rows = [f"{'C' * n},{cell},0\n" for n, cell in enumerate(["1", *gaps], 1)]
+    path.write_text("smiles,hit,tox\n" + "".join(rows))
+    assays = read_molecules(path).assays
+    np.testing.assert_array_equal(assays[:, 0], [1] + [NAN] * len(gaps))
+    for cell in ("active", "<5", "1_0"):
+        path.write_text(f"smiles,hit\nC,1\nCC,{cell}\n")
+        with pytest.raises(
+            ValueError, match=rf"'hit' .* holds '{cell}' at line 3, not"
+        ):
+            read_molecules(path)
+        assert np.isnan(read_molecules(path, missing=[cell]).assays[1, 0])
+    with pytest.raises(
+        ValueError, match=r"`missing` must be a list of names, got 'NA'"
+    ):
+        read_molecules(path, missing="NA")
+
+
+def test_repeated_columns_of_files(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("smiles,hit,hit,smiles\nC,1,0,CC\n")
+    with pytest.raises(ValueError, match=r"must be distinct, but 'hit' occurs 2 times"):
+        read_molecules(path, drop=["smiles.1"])
+    first = read_molecules(path, drop=["smiles.1", "hit.1"])
+    assert (first.smiles, first.assays.tolist()) == (("C",), [[1]])
+    second = read_molecules(path, smiles="smiles.1", drop=["smiles", "hit.1"])
+    assert second.smiles == ("CC",)
+
+
+SYNONYMS = ["CCO", "C", "OCC", "CC", "C(O)C"]
+ASSAYS = [[1, NAN, 0], [0, 0, 0], [1, 1, 1], [1, NAN, 1], [NAN, 1, 1]]
+
+
+@pytest.mark.parametrize("fingerprint", ["morgan", "ngrams"])
+def test_one_molecule_written_in_several_ways_is_merged(fingerprint):
+    pytest.importorskip("rdkit")
+    options = {"fingerprint": fingerprint, "canonical": True}
+    told = r"2 of 5 SMILES repeat .* row 2 \('OCC'\) that of row 0 \('CCO'\), row 4 "
+    with pytest.warns(UserWarning, match=told + r".*; 1 measurements that disagree"):
+        table = from_molecules(SYNONYMS, ASSAYS, **options)
+    # Where all agree, where one alone was measured, and where they disagree.
+    assert table.labels.tolist() == [[1, 1, -1], [0, 0, 0], [1, -1, 1]]
+    assert table.rows.tolist() == [0, 1, 3]
+    kept = from_molecules(SYNONYMS, ASSAYS, repeats="keep", **options)
+    assert kept.rows.tolist() == [*range(5)]
+    for row in (2, 4):
+        np.testing.assert_array_equal(kept.fingerprints[row], kept.fingerprints[0])
+    np.testing.assert_array_equal(table.fingerprints, kept.fingerprints[[0, 1, 3]])
+    with pytest.raises(ValueError, match=told):
+        from_molecules(SYNONYMS, ASSAYS, repeats="error", **options)
+
+
+def test_the_same_text_is_the_same_molecule():
+    smiles, assays = ["zz", "y", "zz"], [[1], [0], [1]]
+    with pytest.warns(UserWarning, match=r"row 2 \('zz'\) that of row 0 \('zz'\), and"):
+        table = from_molecules(smiles, assays)
+    assert (table.rows.tolist(), table.labels.tolist()) == ([0, 1], [[1], [0]])
+    # And so none is in support and query alike.
+    numbers = ["a" * n for n in range(1, 9)] * 2
+    with pytest.warns(UserWarning, match="8 of 16 SMILES repeat"):
+        table = from_molecules(numbers, [[n % 2] for n in range(8)] * 2)
+    _, rows = draw(molecule_tasks(table, shot=2, num_queries=2), 20)
+    for held in np.concatenate([rows.support, rows.query], axis=1):
+        assert len({numbers[row] for row in table.rows[held]}) == 8
+
+
+def test_ngrams_tell_of_other_ways_of_writing(monkeypatch):
+    pytest.importorskip("rdkit")
+    message = (
+        r"2 of 5 SMILES are of a molecule .* row 2 \('OCC'\) that of row 0 .*`cano"
+    )
+    with pytest.warns(UserWarning, match=message):
+        table = from_molecules(SYNONYMS, ASSAYS)
+    assert table.rows.tolist() == [*range(5)]
+    from_molecules(SYNONYMS, ASSAYS, repeats="keep")
+    # Mirror images are no synonyms, nor is what RDKit cannot read; and without it there
+    # is nothing to tell.
+    texts = ["zz", "yy", "C[C@H](N)O", "C[C@@H](N)O"]
+    assert len(from_molecules(texts, [[0], [1], [0], [1]]).rows) == 4
+    without_rdkit(monkeypatch)
+    from_molecules(SYNONYMS, ASSAYS)
+
+
+@pytest.mark.parametrize("fingerprint", ["morgan", "ngrams"])
+def test_mirror_images_are_one_unless_asked(fingerprint):
+    pytest.importorskip("rdkit")
+    alanine = ["C[C@H](N)C(=O)O", "C[C@@H](N)C(=O)O", "CC(N)C(=O)O"]
+    butene = ["C/C=C/C", "C/C=C\\C"]
+    isotopes = ["[2H]C", "C"]
+    smiles = alanine + butene + isotopes
+    assays = [[1], [0], [1], [1], [1], [0], [1]]
+    options = {"fingerprint": fingerprint, "canonical": True}
+    with pytest.warns(UserWarning, match=r"3 of 7 SMILES repeat .*; 1 measurements"):
+        flat = from_molecules(smiles, assays, **options)
+    assert flat.rows.tolist() == [0, 3, 5, 6]
+    assert flat.labels[:2].tolist() == [[-1], [1]]
+    table = from_molecules(smiles, assays, chirality=True, **options)
+    assert table.labels[:, 0].tolist() == [1, 0, 1, 1, 1, 0, 1]
+    for one, other in ((0, 1), (0, 2)):
+        assert np.any(table.fingerprints[one] != table.fingerprints[other])
+    np.testing.assert_array_equal(
+        flat.fingerprints[0],
+        from_molecules(alanine[2:], [[1]], **options).fingerprints[0],
+    )
+
+
+def without_rdkit(monkeypatch):
     original = builtins.__import__
 
     def fake(name, *args, **kwargs):
@@ -275,6 +395,12 @@ def test_missing_rdkit_names_the_extra(monkeypatch):
 
     monkeypatch.delitem(sys.modules, "rdkit", raising=False)
     monkeypatch.setattr(builtins, "__import__", fake)
+
+
+def test_missing_rdkit_names_the_extra(monkeypatch):
+    without_rdkit(monkeypatch)
+    with pytest.raises(ImportError, match=r"`canonical` needs RDKit.*\[molecules\]"):
+        from_molecules(**GOOD, canonical=True)
     with pytest.raises(ImportError, match=r"metajax\[molecules\].*'ngrams'"):
         from_molecules(**GOOD, fingerprint="morgan")
 
@@ -286,9 +412,8 @@ def test_morgan_fingerprints_are_of_molecules(capfd):
     options = {"size": 512, "radius": 1}
     with pytest.raises(ValueError, match=r"1 of 4 SMILES .*: row 1 \('C1CC\('\)"):
         from_molecules(smiles, np.zeros((4, 1)), fingerprint="morgan", **options)
-    table = from_molecules(
-        smiles, np.zeros((4, 1)), fingerprint="morgan", invalid="drop", **options
-    )
+    options |= {"repeats": "keep", "invalid": "drop"}
+    table = from_molecules(smiles, np.zeros((4, 1)), fingerprint="morgan", **options)
     assert table.rows.tolist() == [0, 2, 3]
     # One molecule, written in two ways.
     np.testing.assert_array_equal(table.fingerprints[0], table.fingerprints[1])
@@ -308,7 +433,10 @@ def test_assays_of_moleculenet(data_dir):
     assert set(np.unique(assays[~np.isnan(assays)])) == {0, 1}
     measurements = (~np.isnan(assays)).sum(axis=0)
     assert 5500 < measurements.min() < measurements.max() < 7500
-    table = from_molecules(smiles, assays, names, size=256)
+    # The file has repeats, letter by letter, and some of them disagree.
+    with pytest.warns(UserWarning, match=r"183 of 8014 SMILES .*; 64 measurements"):
+        table = from_molecules(smiles, assays, names, size=256)
+    assert len(table.rows) == len(set(smiles)) == 8014 - 183
     train = molecule_tasks(table, assays=names[:9], shot=5, num_queries=5)
     drawn, rows = draw(train, 50)
     assert np.isfinite(drawn.support.x).all()
