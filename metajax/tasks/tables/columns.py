@@ -48,7 +48,12 @@ _PARTS = re.compile(
 _ISO_DATE = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?"
 )
-_BEGINS_AS_NUMBER = re.compile(r"[\s<>≤≥=~≈±(+\-\u2212]*[^\w\s\"']?\s*[.,]?\d")
+_BEGINS_AS_NUMBER = re.compile(
+    r"(?:[^\w\s]|\s)*\d"
+    r"|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?\s*\d",
+    re.IGNORECASE,
+)
+_CURRENCIES = ("USD", "EUR", "GBP", "JPY", "CNY", "CHF", "INR", "CAD", "AUD")
 _DAY = 86_400.0
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -294,10 +299,14 @@ def _affixes(cell: str) -> tuple[str, str] | None:
     if match is None:
         return None
     prefix = match["prefix"].strip()
-    # A letter before a number makes a code of it: `A1`.
-    if prefix and not any(unicodedata.category(sign) == "Sc" for sign in prefix):
+    suffix = match["suffix"].strip()
+    # A letter before a number makes a code of it, as in `A1`; `5½` is no unit of `½`.
+    is_currency = any(unicodedata.category(sign) == "Sc" for sign in prefix)
+    if prefix and not is_currency and prefix not in _CURRENCIES:
         return None
-    affix = prefix, match["suffix"].strip()
+    if suffix and suffix[0].isnumeric():
+        return None
+    affix = prefix, suffix
     # Not `1.2.3`, which is a number in no notation.
     styles = [Notation(sign, groups, *affix) for sign, groups in _STYLES]
     return affix if any(_read(cell, style) is not None for style in styles) else None

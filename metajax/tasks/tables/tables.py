@@ -524,7 +524,9 @@ def _cell(value: Any, missing: frozenset[str]) -> str | None:
     # By name, as pandas is not imported here; its NA cannot even be compared.
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return None
-    text = str(value).strip()
+    # HDF5 and ARFF files give text as bytes.
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    text = text.strip()
     is_nan = text.lower().lstrip("+-") == "nan"
     return None if is_nan or text in missing else text
 

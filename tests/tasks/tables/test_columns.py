@@ -41,6 +41,7 @@ READ = {
     "a unit": (["5 kg", "7.5kg", "10 kg"], [5, 7.5, 10]),
     "a unit with a digit": (["5 m2", "7 m2"], [5, 7]),
     "a currency before": (["$5", "-$7.50", "$1,234.50"], [5, -7.5, 1234.5]),
+    "a currency by its code": (["EUR 5", "EUR7.50"], [5, 7.5]),
     "a currency behind": (["5,50 €", "1.234,00 €"], [5.5, 1234]),
     "minus of Unicode": (["\u22125", "7"], [-5, 7]),
 }
@@ -135,6 +136,10 @@ LOOK_ALIKES = {
     "dates of other orders": ["31.01.2020", "01.02.2020"],
     "slashes": ["1/31/2020", "2/1/2020"],
     "times": ["12:30", "13:45"],
+    "names of months": ["Jan 3, 2020", "Feb. 5 2020", "March 5"],
+    "halves": ["5½", "6½"],
+    "quotes": ["'5'", "'6'"],
+    "negative ones of accounts": ["(5)", "(6)"],
     "versions": ["1.2.3", "1.10.0"],
     "ordinals": ["1st", "2nd", "3rd"],
     "units of all kinds": ["5 kg", "300 g", "2 t"],
@@ -159,7 +164,8 @@ def test_words_are_silent():
     for cells in (["red", "blue"], ["A1", "B2"], ["10th", "Bachelors", "Masters", "x"]):
         table = column(cells * 4)
         assert set(table.column_names) == {f"a={cell}" for cell in cells}
-    # Neither are these numbers, though Python reads other digits and names.
+    assert column([b"red", b"blue"] * 2).column_names == ("a=blue", "a=red")
+    np.testing.assert_array_equal(column([b"5", b"6"] * 2).x[:2, 0], [5, 6])
     assert column([True, False] * 2).column_names == ("a=False", "a=True")
 
 
