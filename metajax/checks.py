@@ -7,6 +7,7 @@ from typing import Any
 
 __all__ = [
     "check_choice",
+    "check_flags",
     "check_integers",
     "check_not_negative",
     "check_positive",
@@ -14,6 +15,7 @@ __all__ = [
     "check_seed",
     "check_sizes",
     "check_way",
+    "check_words",
     "is_integer",
     "is_number",
 ]
@@ -41,6 +43,23 @@ def check_choice(allowed: Iterable[str], **values: str) -> None:
         if value not in allowed:
             raise ValueError(
                 f"`{name}` must be one of {', '.join(allowed)}, got {value!r}."
+            )
+
+
+def check_flags(**values: bool) -> None:
+    """Raises a ValueError unless all are True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+
+
+def check_words(**values: Any) -> None:
+    """Raises a ValueError unless all are lists of names or words, and not one word."""
+    for name, words in values.items():
+        is_list = isinstance(words, Iterable) and not isinstance(words, str | bytes)
+        if not is_list:
+            raise ValueError(
+                f"`{name}` must be a list of words, got {words!r}; write [...]."
             )
 
 

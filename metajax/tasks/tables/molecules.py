@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_choice, check_integers
+from metajax.checks import check_choice, check_flags, check_integers, check_words
 from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.tasks.summaries import summary
@@ -203,11 +203,7 @@ def read_molecules(
       >>> molecules = read_molecules("tox21.csv.gz")  # doctest: +SKIP
       >>> table = from_molecules(*molecules, invalid="drop")  # doctest: +SKIP
     """
-    for argument, words in (("drop", drop), ("missing", missing)):
-        if isinstance(words, str):
-            raise ValueError(
-                f"`{argument}` must be a list of names, got {words!r}; write [...]."
-            )
+    check_words(drop=drop, missing=missing)
     original, rows, lines = read_delimited(path)
     names = number_repeats(original)
     if smiles not in names:
@@ -321,6 +317,7 @@ def from_molecules(
         chirality=chirality,
     )
     check_choice(("merge", "keep", "error"), repeats=repeats)
+    check_flags(canonical=canonical, chirality=chirality)
     if invalid not in ("error", "drop"):
         raise ValueError(f"`invalid` must be 'error' or 'drop', got {invalid!r}.")
     if isinstance(smiles, str):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.checks import check_integers
+from metajax.checks import check_flags, check_integers, check_words
 from metajax.tasks.tables.columns import (
     Cells,
     Column,
@@ -255,17 +255,8 @@ def from_table(
     if decimal not in (".", ",", None):
         raise ValueError(f"`decimal` must be '.', ',' or None, got {decimal!r}.")
     check_integers(1, max_categories=max_categories)
-    for argument, words in (
-        ("drop", drop),
-        ("missing", missing),
-        ("categories", categories),
-        ("column_names", column_names or ()),
-    ):
-        if isinstance(words, str):
-            raise ValueError(
-                f"`{argument}` must be a list of words, got one word; write "
-                f"`[{words!r}]`."
-            )
+    check_words(drop=drop, missing=missing, categories=categories)
+    check_flags(regression=regression)
     text = _read(source, delimiter, column_names, frozenset(missing))
     if name is not None:
         text = text._replace(name=name)
@@ -354,6 +345,10 @@ def read_rows(
       >>> rows.x.tolist(), rows.y
       ([[2.0, 1.0], [7.0, 0.0]], None)
     """
+    if not isinstance(table, Table):
+        raise ValueError(
+            f"`table` must be a `Table` of `from_table`, got {type(table).__name__}."
+        )
     encoding = table.encoding
     if encoding is None:
         raise ValueError(
@@ -432,6 +427,8 @@ def _read(
     def cells(values: Any) -> Cells:
         return [_cell(value, missing) for value in values]
 
+    if column_names is not None:
+        check_words(column_names=column_names)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         names, rows, lines = read_delimited(path, delimiter, column_names)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from metajax.checks import check_integers
 from metajax.distributions import Gaussian, Mixture
 from metajax.tasks.tables.stacked_tables import by_support, column_scales
 from metajax.types import Array, Examples, Task
@@ -81,6 +82,13 @@ def standard_task(
       >>> units.restore(task.support.y)[:, 0].tolist()
       [5.0, 7.0, 9.0]
     """
+    for name, examples in (("support", support), ("query", query)):
+        if not isinstance(examples, Examples):
+            raise ValueError(
+                f"`{name}` must be `Examples(x, y)`, got {type(examples).__name__}."
+            )
+    if num_columns is not None:
+        check_integers(1, num_columns=num_columns)
     shapes = [jnp.shape(examples.x) for examples in (support, query)]
     if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
         raise ValueError(

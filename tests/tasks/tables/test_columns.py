@@ -344,6 +344,8 @@ def test_what_the_first_file_never_had_is_said(tmp_path):
     assert rows.x[0, -1] == 7
     with pytest.raises(ValueError, match=r"what `from_table` gave, but 'own' was made"):
         read_rows(source, Table([[1], [2]], [0, 1], ["x"], ["a", "b"], "own"))
+    with pytest.raises(ValueError, match=r"`table` must be a `Table` .* got dict"):
+        read_rows(source, source)
     with pytest.raises(ValueError, match=r"has column names but no rows"):
         read_rows({name: [] for name in source}, table)
 

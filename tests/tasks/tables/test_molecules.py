@@ -188,6 +188,7 @@ TABLE_ERRORS = {
         {"repeats": "drop"},
         r"`repeats` must be one of merge, keep, error, got 'drop'",
     ),
+    "flag": ({"chirality": "yes"}, r"`chirality` must be True or False, got 'yes'"),
     "one text": (
         {"smiles": "CC"},
         r"must be a list of texts, got one text; .*\['CC'\]",
@@ -255,7 +256,7 @@ FILE_ERRORS = {
         {"smiles": "SMILES"},
         r"`smiles` must be one .*, 'mol_id', 'smiles', .*",
     ),
-    "drop": ({"drop": "tox"}, r"`drop` must be a list of names, got 'tox'"),
+    "drop": ({"drop": "tox"}, r"`drop` must be a list of words, got 'tox'"),
     "no assay": ({"drop": ["tox", "mol_id"]}, r"has 0 columns of assays.* and 1 rows"),
     "number": (
         {"drop": ()},
@@ -292,7 +293,7 @@ def test_cells_that_are_no_number(tmp_path):
             read_molecules(path)
         assert np.isnan(read_molecules(path, missing=[cell]).assays[1, 0])
     with pytest.raises(
-        ValueError, match=r"`missing` must be a list of names, got 'NA'"
+        ValueError, match=r"`missing` must be a list of words, got 'NA'"
     ):
         read_molecules(path, missing="NA")
 

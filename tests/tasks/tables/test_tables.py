@@ -226,9 +226,12 @@ def test_data_frames_of_pandas():
 ERRORS = {
     "categorical": ({"categorical": "ordinal"}, r"'one_hot' or None, got 'ordinal'"),
     "categories": ({"max_categories": 0}, r"`max_categories` must be .* got 0"),
-    "drop word": ({"drop": "x"}, r"`drop` must be a list of words.*\['x'\]"),
+    "drop word": ({"drop": "x"}, r"`drop` must be a list of words, got 'x'; write"),
     "missing word": ({"missing": "?"}, r"`missing` must be a list of words"),
     "categories word": ({"categories": "x"}, r"`categories` must be a list of words"),
+    "no list": ({"drop": None}, r"`drop` must be a list of words, got None"),
+    "number of names": ({"column_names": 3}, r"`column_names` must be a list of words"),
+    "flag": ({"regression": 1}, r"`regression` must be True or False, got 1"),
     "decimal": ({"decimal": "_"}, r"`decimal` must be '.', ',' or None, got '_'"),
     "category": (
         {"categories": ["kind"]},

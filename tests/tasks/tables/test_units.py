@@ -122,6 +122,12 @@ def test_own_rows_become_the_same_task(key):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"`num_columns` is 1, and `support.x` has 2"):
         standard_task(support, query, num_columns=1)
+    with pytest.raises(ValueError, match=r"`query` must be `Examples.*got tuple"):
+        standard_task(support, (query.x, query.y))
+    with pytest.raises(
+        ValueError, match=r"`num_columns` must be an integer .* got 2.5"
+    ):
+        standard_task(support, query, num_columns=2.5)
     with pytest.raises(ValueError, match=r"must be \[n, D\] with the same D, got"):
         standard_task(support, query._replace(x=query.x[:, :1]))
 
