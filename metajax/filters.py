@@ -6,10 +6,20 @@ says for a path whether the leaf adapts; ANIL is `only("head")`, BOIL `all_but("
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from metajax.types import Filter, PyTree
+from metajax.types import Array, Filter, PyTree
 
-__all__ = ["all_but", "combine", "everything", "only", "partition", "path_names"]
+__all__ = [
+    "all_but",
+    "combine",
+    "everything",
+    "float_type",
+    "keep_types",
+    "only",
+    "partition",
+    "path_names",
+]
 
 
 def everything(path: str) -> bool:
@@ -90,6 +100,28 @@ def partition(tree: PyTree, predicate: Filter = everything) -> tuple[PyTree, PyT
     adapts = [leaf if is_chosen else None for leaf, is_chosen in pairs]
     stays = [None if is_chosen else leaf for leaf, is_chosen in pairs]
     return jax.tree.unflatten(structure, adapts), jax.tree.unflatten(structure, stays)
+
+
+def float_type(tree: PyTree, default: DTypeLike = jnp.float32) -> jnp.dtype:
+    """Gives the type that floating-point leaves have together, or else `default`."""
+    types = [jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)]
+    floats = [dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating)]
+    return jnp.result_type(*floats) if floats else jnp.dtype(default)
+
+
+def keep_types(new: PyTree, old: PyTree) -> PyTree:
+    """Gives `new` in the types of `old`, of the same structure, where both are floats.
+
+    What a loop carries may not change its type, and in double precision a number of
+    NumPy or a learned one makes the product wider than what it multiplies.
+    """
+
+    def keep(new: Array, old: Array) -> Array:
+        types = jnp.result_type(new), jnp.result_type(old)
+        are_floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in types)
+        return jnp.asarray(new, types[1]) if are_floats else new
+
+    return jax.tree.map(keep, new, old)
 
 
 def combine(first: PyTree, second: PyTree) -> PyTree:

@@ -21,9 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from metajax.builders.streams import Reader
 from metajax.checks import check_integers
+from metajax.filters import float_type
 from metajax.types import Array, PyTree
 
 __all__ = ["ControllerState", "ExternalMemory", "with_controller"]
@@ -36,7 +38,7 @@ class ExternalMemory(NamedTuple):
       num_commands: numbers that the controller gives it in every step.
       num_reads: numbers that it gives back.
       init: `(key) -> params`.
-      start: `(params) -> state`.
+      start: `(params) -> state`, of floating-point arrays.
       update: `(params, state, commands [num_commands]) -> (state, reads [num_reads])`.
     """
 
@@ -118,19 +120,22 @@ def with_controller(memory: ExternalMemory, *, hidden_size: int) -> Reader:
 
     def init(key: Array, features: Array, label: Array) -> dict[str, PyTree]:
         key_controller, key_memory = jax.random.split(key)
-        cell = _zeros(hidden_size)
-        reads = jnp.zeros(memory.num_reads)
+        cell = _zeros(hidden_size, features.dtype)
+        reads = jnp.zeros(memory.num_reads, features.dtype)
         params = controller(label.size).init(
             key_controller, cell, features, label, reads
         )
         return {"controller": params, "memory": memory.init(key_memory)}
 
     def start(params: PyTree) -> ControllerState:
+        dtype = float_type(params)
         return ControllerState(
-            _zeros(hidden_size),
-            jnp.zeros(_num_outputs(params)),
-            jnp.zeros(memory.num_reads),
-            memory.start(params["memory"]),
+            _zeros(hidden_size, dtype),
+            jnp.zeros(_num_outputs(params), dtype),
+            jnp.zeros(memory.num_reads, dtype),
+            jax.tree.map(
+                lambda leaf: leaf.astype(dtype), memory.start(params["memory"])
+            ),
         )
 
     def step(
@@ -154,5 +159,5 @@ def _num_outputs(params: PyTree) -> int:
     return params["controller"]["params"]["outputs"]["bias"].size
 
 
-def _zeros(hidden_size: int) -> tuple[Array, Array]:
-    return jnp.zeros(hidden_size), jnp.zeros(hidden_size)
+def _zeros(hidden_size: int, dtype: DTypeLike) -> tuple[Array, Array]:
+    return jnp.zeros(hidden_size, dtype), jnp.zeros(hidden_size, dtype)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from metajax.builders.targets import check_targets, choose_objective
 from metajax.checks import check_choice
+from metajax.filters import float_type
 from metajax.masks import hide_padding, masked_mean
 from metajax.objectives import (
     accuracy,
@@ -192,6 +193,7 @@ def stream_learner(
         """
         features = embed(meta_params.embedding, support.x, support.mask, key)
         labels = vectors(support.y, support.mask)
+        features, labels = _as_read(meta_params, features, labels)
         of_all = meta_params.reader, features, labels, support.mask
         in_turn = functools.partial(_scan, reader)
         with _about_sizes():
@@ -213,6 +215,7 @@ def stream_learner(
     ) -> Array:
         params, state = adapted
         features = embed(params.embedding, inputs, mask, key)
+        (features,) = _as_read(params, features)
         with _about_sizes():
             return jax.vmap(reader.answer, (None, None, 0))(
                 params.reader, state, features
@@ -252,12 +255,19 @@ def stream_learner(
             params, state = adapted
             x, y = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (x, y))
             features, label = embed(params.embedding, x, None, None), vectors(y, None)
+            features, label = _as_read(params, features, label)
             with _about_sizes():
                 state, outputs = step(params.reader, state, features[0], label[0])
             return AdaptedStream(params, state), outputs
 
         stream = Stream(start, observe)
     return Learner(init, adapt, predict, loss, stream=stream)
+
+
+def _as_read(params: StreamParams, *arrays: Array) -> list[Array]:
+    """Arrays in the type of the reader's parameters, in which it keeps its state."""
+    dtype = float_type(params.reader)
+    return [array.astype(dtype) for array in arrays]
 
 
 def _scan(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.checks import check_integers, is_number
+from metajax.filters import keep_types
 from metajax.types import Array, PyTree
 
 __all__ = ["check_solve", "implicit_loss"]
@@ -119,7 +120,8 @@ def _backward(
     def checked(leaf: Array) -> Array:
         return jnp.where(is_solved, -loss_bar * leaf, if_failed)
 
-    return None, jax.tree.map(checked, theta_bar), None
+    # The loss may be of another type, that of the targets.
+    return None, keep_types(jax.tree.map(checked, theta_bar), theta), None
 
 
 implicit_loss.defvjp(_forward, _backward)

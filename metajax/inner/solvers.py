@@ -54,6 +54,7 @@ def solve(matrix: Array, targets: Array, *, is_positive: bool = False) -> Array:
             return jax.scipy.linalg.solve(matrix, targets, assume_a="pos")
         return jnp.linalg.solve(matrix, targets)
 
+    matrix, targets = _of_one_type(matrix, targets)
     # It has no reverse mode of its own; the system around it never asks for that.
     by_lapack = sequential_vmap(one) if jax.default_backend() == "cpu" else one
     return jax.lax.custom_linear_solve(
@@ -79,9 +80,9 @@ def ridge(features: Array, targets: Array, strength: Array) -> Array:
     """
     num, size = features.shape
     if num <= size:
-        gram = features @ features.T + strength * jnp.eye(num)
+        gram = features @ features.T + strength * jnp.eye(num, dtype=features.dtype)
         return features.T @ solve(gram, targets, is_positive=True)
-    gram = features.T @ features + strength * jnp.eye(size)
+    gram = features.T @ features + strength * jnp.eye(size, dtype=features.dtype)
     return solve(gram, features.T @ targets, is_positive=True)
 
 
@@ -107,6 +108,7 @@ def logistic_dual(
     Returns:
       a `[n, N]`, and the largest absolute value of F.
     """
+    kernel, signs, strength = _of_one_type(kernel, signs, jnp.asarray(strength))
 
     def one(signs: Array) -> tuple[Array, Array]:
         def root(a: Array) -> Array:
@@ -131,7 +133,6 @@ def logistic_dual(
     return Solution(value, jnp.max(residuals))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def box_program(
     kernel: Array, linear: Array, lower: Array, upper: Array, axis: int, iterations: int
 ) -> Array:
@@ -159,6 +160,14 @@ def box_program(
     Returns:
       a `[n, ...]`.
     """
+    arrays = _of_one_type(kernel, linear, lower, upper)
+    return _box_program(*arrays, axis, iterations)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _box_program(
+    kernel: Array, linear: Array, lower: Array, upper: Array, axis: int, iterations: int
+) -> Array:
     # The Frobenius norm bounds the largest eigenvalue, and takes no iteration.
     rate = 1 / jnp.maximum(jnp.linalg.norm(kernel), 1e-12)
 
@@ -181,7 +190,7 @@ def box_program(
 def _box_forward(
     kernel: Array, linear: Array, lower: Array, upper: Array, axis: int, iterations: int
 ) -> tuple[Array, tuple]:
-    a = box_program(kernel, linear, lower, upper, axis, iterations)
+    a = _box_program(kernel, linear, lower, upper, axis, iterations)
     return a, (kernel, lower, upper, a)
 
 
@@ -212,7 +221,13 @@ def _box_backward(axis: int, iterations: int, saved: tuple, cotangent: Array) ->
     return to_kernel, u, jnp.zeros_like(lower), jnp.zeros_like(upper)
 
 
-box_program.defvjp(_box_forward, _box_backward)
+_box_program.defvjp(_box_forward, _box_backward)
+
+
+def _of_one_type(*arrays: Array) -> list[Array]:
+    """Arrays in the widest of their types, as loops and systems ask for."""
+    dtype = jnp.result_type(*arrays)
+    return [array.astype(dtype) for array in arrays]
 
 
 def _project(v: Array, lower: Array, upper: Array, axis: int) -> Array:

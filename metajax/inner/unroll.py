@@ -37,7 +37,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from metajax.checks import check_choice, check_integers
 from metajax.compute.program_costs import has_custom_vjp, has_while
-from metajax.filters import combine, everything, partition
+from metajax.filters import combine, everything, keep_types, partition
 from metajax.types import Array, Filter, PyTree
 
 __all__ = ["GRADIENT_MODES", "Unrolled", "check_inner_loop", "unroll"]
@@ -230,7 +230,7 @@ def unroll(
         grad = checkpoint_name(grad, "inner_gradient")
         if gradient == "first_order":
             loss, grad, around = jax.lax.stop_gradient((loss, grad, around))
-        updates, opt_state = optimizer.update(
+        updates, new_state = optimizer.update(
             grad,
             opt_state,
             jax.lax.stop_gradient(adapted) if is_constant_search else adapted,
@@ -239,6 +239,7 @@ def unroll(
             value_fn=lambda params: inner_loss(params, around, key, *closed_over),
         )
         adapted = optax.apply_updates(adapted, updates)
+        opt_state = keep_types(new_state, opt_state)
         return (adapted, opt_state), (loss, adapted if keep_path else None)
 
     if gradient in ("remat", "mixed"):

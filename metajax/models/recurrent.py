@@ -17,12 +17,14 @@ from typing import Any
 import chex
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from metajax.checks import check_integers, check_sizes
+from metajax.filters import float_type
 from metajax.models.adapters import from_linen
 from metajax.types import Array, Model
 
-__all__ = ["RecurrentLSTM", "lstm"]
+__all__ = ["RecurrentLSTM", "lstm", "start_of_lstm"]
 
 
 class RecurrentLSTM(nn.Module):
@@ -39,12 +41,21 @@ class RecurrentLSTM(nn.Module):
         if context is not None:
             shape = (*x.shape[:2], context.shape[-1])
             x = jnp.concatenate([x, jnp.broadcast_to(context[:, None], shape)], axis=-1)
+        # Flax would start from single precision, which doubles then do not fit.
+        x = x.astype(float_type((x, self.variables), x.dtype))
         for size in self.hidden_sizes:
-            states: Any = nn.RNN(nn.LSTMCell(size))(x)
+            start = start_of_lstm(len(x), size, x.dtype)
+            states: Any = nn.RNN(nn.LSTMCell(size))(x, initial_carry=start)
             x = states
         if self.num_outputs is None:
             return x
         return nn.Dense(self.num_outputs, name="head")(x)
+
+
+def start_of_lstm(num_rows: int, size: int, dtype: DTypeLike) -> tuple[Array, Array]:
+    """Makes states of zeros `[num_rows, size]`, in single precision at least."""
+    zeros = jnp.zeros((num_rows, size), jnp.promote_types(dtype, jnp.float32))
+    return zeros, zeros
 
 
 def lstm(num_outputs: int, *, hidden_sizes: Sequence[int] = (32,)) -> Model:

@@ -24,7 +24,7 @@ from metajax.compute.devices import (
     mean_over_devices,
     on_each_device,
 )
-from metajax.filters import path_names
+from metajax.filters import keep_types, path_names
 from metajax.types import (
     Array,
     Learner,
@@ -294,6 +294,7 @@ def _update(
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.meta_params, value=loss
         )
+        opt_state = keep_types(opt_state, state.opt_state)
         meta_params = optax.apply_updates(state.meta_params, updates)
         metrics = metrics | {
             "loss": loss,

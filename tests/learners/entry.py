@@ -20,8 +20,8 @@ WAY, SHOT, NUM_QUERIES, SIZE = 3, 2, 3, 4
 def sample(key: Array) -> Task:
     """Gaussian blobs: `WAY` classes around centres in `SIZE` dimensions."""
     key_centers, key_noise = jax.random.split(key)
-    centers = 2 * jax.random.normal(key_centers, (WAY, 1, SIZE))
-    noise = jax.random.normal(key_noise, (WAY, SHOT + NUM_QUERIES, SIZE))
+    centers = 2 * jax.random.normal(key_centers, (WAY, 1, SIZE), jnp.float32)
+    noise = jax.random.normal(key_noise, (WAY, SHOT + NUM_QUERIES, SIZE), jnp.float32)
     x = centers + 0.3 * noise
     labels = jnp.arange(WAY)
 
@@ -41,8 +41,8 @@ def sample_pair(key: Array) -> Task:
 def sample_points(key: Array) -> Task:
     """Points of one function of `SIZE` inputs with two targets."""
     key_x, key_slope = jax.random.split(key)
-    x = jax.random.normal(key_x, (WAY * (SHOT + NUM_QUERIES), SIZE))
-    y = jnp.sin(x @ jax.random.normal(key_slope, (SIZE, 2)))
+    x = jax.random.normal(key_x, (WAY * (SHOT + NUM_QUERIES), SIZE), jnp.float32)
+    y = jnp.sin(x @ jax.random.normal(key_slope, (SIZE, 2), jnp.float32))
     num = WAY * SHOT
     return Task(Examples(x[:num], y[:num]), Examples(x[num:], y[num:]))
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from learners.entry import pad
+from learners.entry import WAY, pad
 from learners.registry import REGISTRY
 
+import metajax
 from metajax.evaluation.transduction import leakage
 from metajax.objectives import cross_entropy
 from metajax.training.checkpoints import Checkpoints
@@ -21,6 +22,27 @@ from metajax.types import Examples, Learner, Task
 EAGER = ("maml", "prototypical", "lstm_learner", "conditional_np")
 # Orbax sees arrays; these have the most unlike states.
 IN_FILES = ("maml_plus_plus", "latent_np", "optimizer_learner, lstm")
+
+# Those with loops or systems, whose parts must be of one type, or gradients of their
+# own: of the entries, and on inputs that no network has made wider.
+LOOPS = {
+    name: REGISTRY[name].make
+    for name in (
+        "in_context",
+        "imaml",
+        "kernel_svm",
+        "lstm_generator",
+        "maml, learned momentum",
+        "mann",
+        "mm_net",
+        "sgdstore",
+    )
+} | {
+    "ridge": lambda: metajax.learners.ridge(metajax.models.identity(), way=WAY),
+    "matching": lambda: metajax.learners.matching(
+        metajax.models.identity(), full_context=True
+    ),
+}
 
 everyone = pytest.mark.parametrize("name", REGISTRY)
 
@@ -144,6 +166,33 @@ def test_one_trace_over_repeated_steps_and_same_key_same_result(name):
         chex.assert_trees_all_equal_shapes_and_dtypes(found[1], meta_params)
         chex.assert_tree_all_finite(found)
         meta_params = descended(meta_params, found[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", LOOPS)
+def test_double_precision_meets_single_precision(name, dtype):
+    """Under `jax_enable_x64` parameters, tasks and labels are of different types."""
+    learner, sample = LOOPS[name](), REGISTRY[name].sample
+
+    def run(key):
+        support, query = jax.tree.map(
+            lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf,
+            sample(key),
+        )
+        params = learner.init(key, Task(support, query))
+        loss = functools.partial(learner.loss, task=Task(support, query), key=key)
+        gradient = jax.grad(lambda params: loss(params)[0])(params)
+        answer = learner.predict(learner.adapt(params, support, key=None), query.x)
+        if learner.stream is not None:
+            first = learner.stream.start(params)
+            second, _ = learner.stream.observe(first, support.x[0], support.y[0])
+            chex.assert_trees_all_equal_shapes_and_dtypes(first, second)
+        chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
+        return answer
+
+    with jax.enable_x64(True):
+        answer = jax.eval_shape(run, KEY)
+    assert {leaf.dtype.kind for leaf in jax.tree.leaves(answer)} == {"f"}
 
 
 @law("batch")

@@ -37,6 +37,7 @@ from flax import linen as nn
 
 from metajax.builders.streams import Reader, TrainsOn, stream_learner
 from metajax.checks import check_integers
+from metajax.filters import float_type
 from metajax.models.attention import check_heads
 from metajax.types import Array, Embedding, Learner, Objective, PyTree
 
@@ -252,7 +253,9 @@ def _reader(context: int | None, size: int, layers: int, heads: int) -> Reader:
     def start(params: PyTree) -> Cache:
         features = params["params"]["of_input"]["kernel"].shape[0]
         labels = params["params"]["of_label"]["kernel"].shape[0]
-        return read(params, jnp.zeros((0, features)), jnp.zeros((0, labels)), None)[0]
+        dtype = float_type(params)
+        empty = jnp.zeros((0, features), dtype), jnp.zeros((0, labels), dtype)
+        return read(params, *empty, None)[0]
 
     def answer(params: PyTree, cache: Cache, features: Array) -> Array:
         mask = cache.is_filled[None]

@@ -157,7 +157,7 @@ def slot_memory(
         if strength is not None:
             betas = jnp.full_like(betas, strength)
         _, places = jax.lax.top_k(-state.usage, heads)
-        least = jax.nn.one_hot(places, slots)  # Eq. (6)
+        least = jax.nn.one_hot(places, slots, dtype=commands.dtype)  # Eq. (6)
         writes = gates * state.reads + (1 - gates) * least  # Eq. (7)
         kept = 1 - jnp.sum(least, axis=0)
         contents = kept[:, None] * state.contents + writes.T @ added  # Eq. (8)

@@ -34,6 +34,8 @@ from flax import linen as nn
 from metajax.builders.heads import unit
 from metajax.builders.streams import Reader, stream_learner
 from metajax.checks import check_integers, check_positive
+from metajax.filters import float_type
+from metajax.models.recurrent import start_of_lstm
 from metajax.objectives import cross_entropy
 from metajax.types import Array, Embedding, Learner, PyTree
 
@@ -110,8 +112,9 @@ def mm_net(
     network = _Network(key_size, hidden_size, rank, scale)
 
     def start(params: PyTree) -> Slots:
-        del params
-        keys, labels = jnp.zeros((slots, key_size)), jnp.zeros((slots, way))
+        dtype = float_type(params)
+        keys = jnp.zeros((slots, key_size), dtype)
+        labels = jnp.zeros((slots, way), dtype)
         return Slots(keys, labels, jnp.zeros(slots, jnp.int32), jnp.int32(0))
 
     def init(key: Array, features: Array, label: Array) -> PyTree:
@@ -186,7 +189,10 @@ class _Network(nn.Module):
         num = jnp.sum(is_used)
         slots = jnp.concatenate([memory.keys, memory.labels], axis=1)
         # Slots fill in order, so that those in use are the first.
-        read: Any = self.context(slots[None], seq_lengths=num[None])
+        states = start_of_lstm(1, self.hidden_size, slots.dtype)
+        read: Any = self.context(
+            slots[None], seq_lengths=num[None], initial_carry=(states, states)
+        )
         seen = jnp.where(is_used[:, None], read[0], 0)
         context = jnp.sum(seen, axis=0) / jnp.maximum(num, 1)
         key = self.embed(features)

@@ -19,6 +19,7 @@ Differs from the paper: dilations start from 1 and not from 2, so that a token s
 one before it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from flax import linen as nn
 
 from metajax.builders.streams import Reader, TrainsOn, stream_learner
 from metajax.checks import check_integers
+from metajax.filters import float_type
 from metajax.types import Array, Embedding, Learner, Objective, PyTree
 
 __all__ = ["History", "snail"]
@@ -114,14 +116,14 @@ def snail(
 
     def start(params: PyTree) -> History:
         first: Any = params["params"]["attention_0"]["query"]["kernel"]
-        token = jnp.zeros(first.shape[0])
+        token = jnp.zeros(first.shape[0], float_type(params))
         _, row = jax.eval_shape(lambda: apply(params, token, None))
         rows = jax.tree.map(lambda r: jnp.zeros((context, *r.shape), r.dtype), row)
         return History(rows, jnp.int32(0))
 
     def answer(params: PyTree, history: History, features: Array) -> Array:
         size = params["params"]["outputs"]["bias"].size
-        token = jnp.concatenate([features, jnp.zeros(size)])
+        token = jnp.concatenate([features, jnp.zeros(size, features.dtype)])
         return apply(params, token, history)[0]
 
     def step(
@@ -164,7 +166,7 @@ class _Attention(nn.Module):
             )
         # One head: `[tokens, heads, size]`. Keys and values may differ in size, which
         # `jax.nn.dot_product_attention` does not allow.
-        scores = keys @ self.query(token) / jnp.sqrt(jnp.float32(self.key_size))
+        scores = keys @ self.query(token) / math.sqrt(self.key_size)
         weights = jax.nn.softmax(scores, where=is_filled)
         return jnp.concatenate([token, weights @ values]), own
 

@@ -28,6 +28,7 @@ from flax import linen as nn
 
 from metajax.builders.heads import Embedded, Head, head_learner, unit
 from metajax.checks import check_choice, check_integers, check_positive
+from metajax.filters import float_type
 from metajax.types import Array, Embedding, Learner, PyTree, Way
 
 __all__ = ["matching"]
@@ -177,7 +178,8 @@ def _in_context(head_params: PyTree, support: Embedded) -> Array:
             carry = jax.tree.map(lambda n, o: jnp.where(is_real, n, o), new, carry)
             return carry, new[0]
 
-        start = (jnp.zeros(support.features.shape[1]),) * 2
+        dtype = float_type((support.features, params))
+        start = (jnp.zeros(support.features.shape[1], dtype),) * 2
         rows = (support.features, support.is_real)
         return jax.lax.scan(step, start, rows, reverse=reverse)[1]
 
@@ -201,6 +203,7 @@ def _read(params: PyTree, support: Embedded, features: Array, reads: int) -> Arr
         out, cell = _lstm(params, features, both, cell)  # Eqs. (3) to (6)
         return (out + features, cell), None
 
+    features = features.astype(float_type((features, support.features, params)))
     start = (features, jnp.zeros_like(features))
     (state, _), _ = jax.lax.scan(step, start, None, length=reads)
     return state

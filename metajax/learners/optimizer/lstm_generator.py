@@ -206,7 +206,7 @@ def as_sequences(examples: Examples, way: int | None, num_outputs: int | None) -
     x, y = examples.x, examples.y
     check_targets(y, way, num_outputs, size=y.shape[-1] if y.ndim > 1 else 1)
     if way is not None:
-        y = class_vectors(y, way, jnp.result_type(float))
+        y = class_vectors(y, way)
     parts = [
         leaf if leaf.ndim == 3 else leaf.reshape(len(leaf), 1, -1) for leaf in (x, y)
     ]

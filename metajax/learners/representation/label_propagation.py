@@ -124,4 +124,5 @@ def propagate(
     degrees = jax.lax.rsqrt(jnp.sum(weights, 1) + 1e-12)
     smooth = degrees[:, None] * weights * degrees[None]
     # Positive, as no eigenvalue of `smooth` is above 1.
-    return solve(jnp.eye(num) - alpha * smooth, labels, is_positive=True)  # Eq. (3)
+    identity = jnp.eye(num, dtype=smooth.dtype)
+    return solve(identity - alpha * smooth, labels, is_positive=True)  # Eq. (3)

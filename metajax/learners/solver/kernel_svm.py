@@ -252,7 +252,8 @@ def _read(head_params: PyTree, name: str) -> Array:
 
 def _ruler(support: Embedded, numbers: dict[str, Array]) -> tuple[Array, Array]:
     """Mean of the support rows `[D]`, and factors of the columns u `[M, D]`."""
-    num = jnp.maximum(jnp.sum(support.is_real), 1)
+    # An integer of 64 bits would make its inverse a double.
+    num = jnp.maximum(jnp.sum(support.is_real), 1).astype(support.features.dtype)
     center = jnp.sum(support.features, axis=0) / num
     centred = support.features - center[None, :]
     centred = jnp.where(support.is_real[:, None], centred, 0)
