@@ -1,15 +1,19 @@
-"""Checks of numbers that users pass, with one wording for all of them."""
+"""Checks of what users pass to constructors, with one wording for all of them."""
 
+import inspect
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
+
+from metajax.types import Model
 
 __all__ = [
     "check_choice",
     "check_flags",
     "check_integers",
     "check_not_negative",
+    "check_parts",
     "check_positive",
     "check_ranges",
     "check_seed",
@@ -102,6 +106,72 @@ def check_sizes(*, fewest: int = 0, **values: Any) -> None:
             )
         for place, size in enumerate(sizes):
             check_integers(1, **{f"{name}[{place}]": size})
+
+
+# What functions are called with, and what to give in place of something else.
+_CALLS = {
+    "objective": (("outputs", "y"), "`metajax.objectives.cross_entropy`"),
+    "metrics_fn": (("outputs", "query"), "a function that returns a dict of scalars"),
+    "augment": (("key", "images"), "a function that returns images"),
+}
+_FILTER = (("path",), "`metajax.filters.only('head')`")
+
+
+def check_parts(**parts: Any) -> None:
+    """Raises a ValueError unless all are what arguments of these names must be.
+
+    Args:
+      **parts: `model`, a `Model`; others are functions: `objective`, `metrics_fn`,
+        `augment`, and any other name is a filter of paths.
+    """
+    for name, part in parts.items():
+        if name == "model":
+            _check_model(part)
+            continue
+        arguments, example = _CALLS.get(name, _FILTER)
+        if not callable(part) or not _takes(part, len(arguments)):
+            raise ValueError(
+                f"`{name}` must be a function of ({', '.join(arguments)}), such as "
+                f"{example}, got {_short(part)}."
+            )
+
+
+def _check_model(model: Any) -> None:
+    if isinstance(model, Model):
+        if callable(model.init) and callable(model.apply):
+            return
+        raise ValueError(
+            f"`model` must hold two functions, got init {_short(model.init)} and apply "
+            f"{_short(model.apply)}; `metajax.models.from_functions` builds it."
+        )
+    classes = (model if isinstance(model, type) else type(model)).__mro__
+    origins = {".".join(base.__module__.split(".")[:2]) for base in classes}
+    instead = "`metajax.models` has `mlp`, `conv4` and `from_functions` to build one"
+    if "flax.linen" in origins:
+        instead = "wrap it by `metajax.models.from_linen(module)`"
+    if "flax.nnx" in origins:
+        instead = "give `metajax.models.from_nnx(lambda rngs: Net(..., rngs=rngs))`"
+    raise ValueError(
+        f"`model` must be a `metajax.Model`, got {_short(model)}; {instead}."
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _takes(function: Any, count: int) -> bool:
+    """Whether it can be called with so many arguments, or does not say."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def check_way(way: Any) -> None:

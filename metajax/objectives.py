@@ -3,11 +3,13 @@
 Every mean is `metajax.masks.masked_mean`, so padding never counts.
 """
 
+import math
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 
@@ -18,6 +20,7 @@ __all__ = [
     "accuracy",
     "class_vectors",
     "cross_entropy",
+    "example_losses",
     "query_loss",
     "query_score",
     "split_key",
@@ -73,9 +76,78 @@ def squared_error(outputs: Array, targets: Array) -> Array:
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """Gives 1 where the largest of `logits` `[n, C]` is at the label `[n]`, else 0."""
+    """Gives 1 where the largest of `logits` `[n, C]` is at the label `[n]`, else 0.
+
+    NaN for a label that is no class, of which there are as many as logits.
+    """
     chex.assert_rank([logits, labels], [2, 1])
-    return (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
+    is_right = (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
+    is_class = (labels >= 0) & (labels < logits.shape[1])
+    return jnp.where(is_class, is_right, jnp.nan)
+
+
+def example_losses(objective: Objective, outputs: PyTree, y: PyTree) -> Array:
+    """Computes the loss of every example, `[n]`.
+
+    Raises:
+      ValueError: at trace time, if the objective gives another shape, or broadcasts
+        outputs `[n, 1]` against targets `[n]` to all pairs of examples.
+    """
+    losses = objective(outputs, y)
+    shapes = [
+        [list(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)]
+        for tree in (outputs, y)
+    ]
+    about = f"for outputs of shape {shapes[0]} and targets of shape {shapes[1]}"
+    num = next((shape[0] for shape in shapes[1] + shapes[0] if shape), None)
+    if jnp.shape(losses) != (num,):
+        raise ValueError(
+            f"`objective` must give a loss for each of {num} examples, [{num}], got "
+            f"{list(jnp.shape(losses))} {about}. Average over further axes, and give "
+            "outputs and targets one shape before you compare them."
+        )
+    if _mixes_examples(objective, outputs, y):
+        raise ValueError(
+            f"`objective` mixes examples: the loss of one depends on others {about}. "
+            "It broadcasts; give outputs and targets one shape, as by `y[:, None]`."
+        )
+    return losses
+
+
+def _mixes_examples(objective: Objective, outputs: PyTree, y: PyTree) -> bool:
+    """Whether the losses of later examples change with the first one.
+
+    Tried on numbers of its own, and only where ranks are promoted, as broadcasting
+    from `[n]` to `[n, n]` does. False for what cannot be tried.
+    """
+    try:
+        with jax.numpy_rank_promotion("raise"):
+            jax.eval_shape(objective, outputs, y)
+    except Exception:
+        pass
+    else:
+        return False
+
+    def filled(tree: PyTree, first: float) -> PyTree:
+        def fill(leaf: Array) -> Array:
+            shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+            if not jnp.issubdtype(dtype, jnp.floating):
+                return jnp.zeros(shape, dtype)
+            values = np.cos(np.arange(math.prod(shape))).reshape(shape)
+            values[0] += first
+            return jnp.asarray(values, dtype)
+
+        return jax.tree.map(fill, tree)
+
+    try:
+        with jax.ensure_compile_time_eval():
+            one, other = (
+                np.asarray(objective(filled(outputs, first), filled(y, first)))
+                for first in (0.0, 0.5)
+            )
+    except Exception:
+        return False
+    return not np.allclose(one[1:], other[1:], rtol=1e-4, equal_nan=True)
 
 
 def split_key(key: Array | None, num: int) -> list[Array] | list[None]:
@@ -108,7 +180,8 @@ def query_score(
     metrics = {}
     if _classifies(outputs, y):
         metrics["accuracy"] = masked_mean(accuracy(outputs, y), query.mask)
-    return masked_mean(objective(outputs, y), query.mask), metrics
+    losses = example_losses(objective, outputs, y)
+    return masked_mean(losses, query.mask), metrics
 
 
 def query_loss(

@@ -15,7 +15,7 @@ LEARNS = COMMON | {"compute", "models", "inner", "builders"}
 # Folder, or file in the root -> what it may import besides itself.
 MAY_IMPORT = {
     "types": set(),
-    "checks": set(),
+    "checks": {"types"},
     "version": set(),
     "masks": {"types"},
     "filters": {"types"},

@@ -13,13 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.checks import check_integers
+from metajax.checks import (
+    check_integers,
+    check_parts,
+)
 from metajax.filters import everything, partition
 from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.inner.unroll import GradientMode, Unrolled, check_inner_loop, unroll
 from metajax.masks import masked_mean
 from metajax.models.normalization import freeze_support_statistics
-from metajax.objectives import query_score, split_key
+from metajax.objectives import example_losses, query_score, split_key
 from metajax.types import (
     Array,
     Examples,
@@ -132,7 +135,8 @@ def support_loss_fn(
 
     def loss(params: PyTree, examples: Examples, key: Array | None) -> Array:
         outputs = model.apply(params, examples.x, mask=examples.mask, key=key)
-        return masked_mean(objective(outputs, examples.y), examples.mask)
+        losses = example_losses(objective, outputs, examples.y)
+        return masked_mean(losses, examples.mask)
 
     return loss
 
@@ -184,6 +188,7 @@ def descent(
       ValueError: as `check_descent`.
       TypeError: as `check_descent`.
     """
+    check_parts(model=model, objective=objective, adapts=adapts)
     check_descent(
         inner_optimizer, gradient, inner_steps, eval_inner_steps, may_be_learned=True
     )

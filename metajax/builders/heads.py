@@ -14,7 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_positive, check_way
+from metajax.checks import (
+    check_parts,
+    check_positive,
+    check_way,
+)
 from metajax.masks import hide_padding
 from metajax.models.adapters import from_functions
 from metajax.models.normalization import freeze_support_statistics
@@ -259,6 +263,7 @@ def head_learner(
       ValueError: if `way` is out of range; in all four functions, if embeddings are no
         vectors and have to be.
     """
+    check_parts(model=model, objective=objective)
     check_way(way)
 
     def embed(params: PyTree, support: Examples, key: Array | None) -> Embedded:

@@ -29,12 +29,16 @@ import jax
 import jax.numpy as jnp
 
 from metajax.builders.targets import check_targets, choose_objective
-from metajax.checks import check_choice
+from metajax.checks import (
+    check_choice,
+    check_parts,
+)
 from metajax.filters import float_type
 from metajax.masks import hide_padding, masked_mean
 from metajax.objectives import (
     accuracy,
     class_vectors,
+    example_losses,
     query_score,
     split_key,
 )
@@ -150,6 +154,7 @@ def stream_learner(
         that the parameters were made for.
     """
     objective = choose_objective(way, num_outputs, objective)
+    check_parts(model=model)
     check_choice(TRAINS_ON, trains_on=trains_on)
     if model.normalization in ("batch", "support"):
         raise ValueError(
@@ -237,7 +242,7 @@ def stream_learner(
             )
         # Sums, as an empty support set has no mean, and no weight.
         y = hide_padding(support.y, support.mask)
-        losses = hide_padding(objective(outputs, y), support.mask)
+        losses = hide_padding(example_losses(objective, outputs, y), support.mask)
         num_support, num_query = _num_real(support), _num_real(query)
         total = jnp.sum(losses) + num_query * value
         return total / (num_support + num_query), metrics

@@ -5,7 +5,7 @@
 
 import jax.numpy as jnp
 
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.objectives import cross_entropy, squared_error
 from metajax.types import Array, Objective
 
@@ -32,6 +32,8 @@ def choose_objective(
             "Give either `way`, the number of classes, or `num_outputs`, how many real "
             f"numbers a target has; got {way!r} and {num_outputs!r}."
         )
+    if objective is not None:
+        check_parts(objective=objective)
     if way is not None:
         check_integers(1, way=way)
         return cross_entropy if objective is None else objective

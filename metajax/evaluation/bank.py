@@ -24,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metajax.checks import check_integers, check_seed
+from metajax.checks import check_integers, check_parts, check_seed
 from metajax.compute.devices import COPIED, TASK_AXIS, on_each_device, spread, task_mesh
 from metajax.compute.program_costs import best_block
+from metajax.evaluation.contract import check_classes, check_learner
 from metajax.evaluation.metrics import (
     Judge,
     MetricsFn,
@@ -129,6 +130,9 @@ def evaluate(
             "`steps_curve=True` needs a learner with `adapt_steps`, and this one has "
             "None; leave `steps_curve` False or choose a learner that adapts in steps."
         )
+    if metrics_fn is not None:
+        check_parts(metrics_fn=metrics_fn)
+    check_learner(learner)
     _check_no_nan(meta_params)
     tasks = as_pytree(tasks)
 
@@ -159,6 +163,8 @@ def evaluate(
     if smaller:
         bucket = buckets_of_keys(tasks, all_keys[0], smaller)
     first_task = cut(first_task, shapes[bucket[0]])
+    if judge is None and metrics_fn is None:
+        check_classes(learner, meta_params, first_task)
     protocol = "unchecked"
     if check_leakage and judge is None:
         protocol = leakage(learner, meta_params, first_task, keys_adapt[0]).protocol

@@ -21,6 +21,7 @@ __all__ = [
     "at_least_float32",
     "bin_sums",
     "check_metrics",
+    "check_outputs",
     "task_metrics",
 ]
 
@@ -44,6 +45,7 @@ def task_metrics(
 
     The argmax of NaN would otherwise count as an answer, and be right once in N times.
     """
+    check_outputs(outputs, query)
     metrics = (metrics_fn or _default_metrics)(outputs, query)
     check_metrics(metrics, "metrics_fn")
     has_nan = jnp.zeros((), bool)
@@ -56,6 +58,18 @@ def task_metrics(
         name: jnp.where(has_nan, jnp.nan, jnp.asarray(value, float))
         for name, value in metrics.items()
     }
+
+
+def check_outputs(outputs: PyTree, query: Examples) -> None:
+    """Raises a ValueError unless `Learner.predict` gave as many answers as queries."""
+    num = len(jax.tree.leaves(query.y)[0])
+    shapes = [list(jnp.shape(leaf)) for leaf in jax.tree.leaves(outputs)]
+    if not shapes or any(shape[:1] != [num] for shape in shapes):
+        raise ValueError(
+            "`Learner.predict(adapted, inputs, *, mask=None, key=None)` must answer "
+            f"all {num} queries at once, in arrays `[{num}, ...]`, got arrays of shape "
+            f"{shapes}."
+        )
 
 
 def check_metrics(metrics: Any, name: str) -> None:
@@ -89,6 +103,13 @@ def _default_metrics(outputs: PyTree, query: Examples) -> Metrics:
         )
     outputs = at_least_float32(outputs)
     if jnp.issubdtype(query.y.dtype, jnp.integer):
+        if (outputs.ndim, query.y.ndim) != (2, 1):
+            raise ValueError(
+                "Integer targets `[n]` are class labels, for which `Learner.predict` "
+                f"must give logits `[n, C]`, got outputs of shape {list(outputs.shape)}"
+                f" for targets of shape {list(query.y.shape)}; return logits, or give "
+                "`metrics_fn`."
+            )
         return {
             "accuracy": masked_mean(accuracy(outputs, query.y), query.mask),
             "nll": masked_mean(cross_entropy(outputs, query.y), query.mask),

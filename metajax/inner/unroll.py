@@ -35,7 +35,11 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import jaxpr_as_fun
 
-from metajax.checks import check_choice, check_integers
+from metajax.checks import (
+    check_choice,
+    check_integers,
+    check_parts,
+)
 from metajax.compute.program_costs import has_custom_vjp, has_while
 from metajax.filters import combine, everything, keep_types, partition
 from metajax.types import Array, Filter, PyTree
@@ -189,6 +193,7 @@ def unroll(
       ValueError: as `check_inner_loop`, if `adapts` accepts no leaf, `step_args` has
         not a row for each step, or `"mixed"` differs from `"reverse"`.
     """
+    check_parts(adapts=adapts)
     check_inner_loop(optimizer, inner_steps, gradient)
     for leaf in jax.tree.leaves(step_args):
         if len(leaf) != inner_steps:

@@ -24,7 +24,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_integers
+from metajax.checks import (
+    check_integers,
+    check_parts,
+)
 from metajax.filters import everything, path_names
 from metajax.models.normalization import STATISTICS
 from metajax.types import Array, Filter, Model, PyTree
@@ -69,6 +72,7 @@ def with_lora(
       >>> model = with_lora(mlp(1), rank=2)
       >>> learner = maml(model, optax.sgd(0.1), inner_steps=3, adapts=only("lora"))
     """
+    check_parts(model=model, where=where)
     check_integers(1, rank=rank)
     if not math.isfinite(scale) or scale == 0:
         raise ValueError(f"`scale` must be finite and not 0, got {scale!r}.")

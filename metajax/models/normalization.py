@@ -21,7 +21,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.checks import check_choice, check_integers
+from metajax.checks import (
+    check_choice,
+    check_integers,
+    check_parts,
+)
 from metajax.masks import hide_padding
 from metajax.types import Array, Examples, Model, PyTree
 
@@ -164,6 +168,7 @@ def calibrate(
       ValueError: if the model's normalisation is not `"calibrated"`, or `num_tasks` is
         not at least 1.
     """
+    check_parts(model=model)
     if model.normalization != "calibrated" or model.statistics is None:
         raise ValueError(
             "Only a model with normalization='calibrated' can be calibrated, got "

@@ -21,7 +21,10 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_choice
+from metajax.checks import (
+    check_choice,
+    check_parts,
+)
 from metajax.models.normalization import STATISTICS
 from metajax.types import Array, Model, PyTree
 
@@ -53,6 +56,7 @@ def with_precision(model: Model, precision: Precision) -> Model:
     Raises:
       ValueError: if `precision` is something else.
     """
+    check_parts(model=model)
     check_precision(precision)
     if precision == "float32":
         return model

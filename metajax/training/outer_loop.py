@@ -24,6 +24,7 @@ from metajax.compute.devices import (
     mean_over_devices,
     on_each_device,
 )
+from metajax.evaluation.contract import checked_loss
 from metajax.filters import keep_types, path_names
 from metajax.types import (
     Array,
@@ -273,6 +274,7 @@ def _differentiate(
     loss: Loss = learner.loss
     if learner.scheduled_loss is not None:
         loss = functools.partial(learner.scheduled_loss, step)
+    loss = checked_loss(loss)
     return outer_gradient.gradient(loss, meta_params, tasks, keys, gradient_state)
 
 

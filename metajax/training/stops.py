@@ -10,6 +10,7 @@ import optax
 
 from metajax.compute import devices
 from metajax.compute.program_costs import mebibytes, planned_memory, slow_convolutions
+from metajax.evaluation.contract import check_learner
 from metajax.training.task_source import is_host
 from metajax.types import Learner
 
@@ -86,14 +87,10 @@ def non_finite_error(
 
 
 def check_types(
-    learner: object, tasks: object, optimizer: object, validation: object
+    learner: Learner, tasks: object, optimizer: object, validation: object
 ) -> None:
-    """Raises a TypeError if an argument of `train` is something else."""
-    if not isinstance(learner, Learner):
-        raise TypeError(
-            f"`learner` must be a `metajax.Learner`, got {type(learner).__name__}; "
-            f"constructors such as `metajax.learners.maml` make one."
-        )
+    """Raises an error if an argument of `train` is something else; see the callees."""
+    check_learner(learner)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             f"`optimizer` must be an Optax optimizer such as `optax.adam(1e-3)`, got "

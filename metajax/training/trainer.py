@@ -23,6 +23,7 @@ from metajax.checks import check_integers, check_seed
 from metajax.compute.devices import TASK_AXIS, place, task_mesh
 from metajax.compute.program_costs import best_block
 from metajax.evaluation.bank import VALIDATION_SEED, bank_task, evaluate
+from metajax.evaluation.contract import check_classes, checked_loss
 from metajax.evaluation.metrics import Judge
 from metajax.tasks.task_checks import check_task
 from metajax.training.history import Best, Journal
@@ -260,6 +261,8 @@ def train(
                     show.update(step, metrics["loss"][taken - 1])
                 if step < stop:
                     saved = journal.save(state, step)
+                    # The most frequent reason, and the loss says nothing of it.
+                    check_classes(learner, state.meta_params, run.example)
                     raise non_finite_error(step, metrics, taken, saved)
                 if _is_due(step, steps, validate_every):
                     journal.validate(state, step, show)
@@ -326,7 +329,7 @@ def _prepare(
             seen = example
             if learner.collect is not None:
                 seen = jax.eval_shape(learner.collect, params, example, key=key)
-            loss = jax.make_jaxpr(learner.loss)(params, seen, key=key)
+            loss = jax.make_jaxpr(checked_loss(learner.loss))(params, seen, key=key)
             tasks_per_block = best_block(loss.jaxpr)
         assert not isinstance(tasks_per_block, str)
         outer_gradient = reverse_mode(tasks_per_block=tasks_per_block)

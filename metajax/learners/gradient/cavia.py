@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.builders.descent import check_descent, learner_of_start
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.inner.unroll import GradientMode
 from metajax.models.adapters import within
 from metajax.objectives import cross_entropy
@@ -82,6 +82,7 @@ def cavia(
       >>> from metajax.objectives import squared_error
       >>> learner = cavia(mlp(1), optax.sgd(1.0), objective=squared_error)
     """
+    check_parts(model=model, objective=objective)
     check_descent(inner_optimizer, gradient, inner_steps, eval_inner_steps)
     check_integers(1, context_size=context_size)
     conditioned = within(

@@ -30,7 +30,12 @@ from metajax.builders.descent import (
     support_curve,
     support_loss_fn,
 )
-from metajax.checks import check_integers, check_not_negative, check_positive
+from metajax.checks import (
+    check_integers,
+    check_not_negative,
+    check_parts,
+    check_positive,
+)
 from metajax.filters import combine, partition
 from metajax.inner.implicit import check_solve, implicit_loss
 from metajax.inner.unroll import GradientMode, Unrolled, unroll
@@ -112,6 +117,7 @@ def imaml(
       >>> from metajax.models import mlp
       >>> learner = imaml(mlp(5), optax.sgd(0.1), inner_steps=16)
     """
+    check_parts(model=model, objective=objective)
     is_implicit = gradient == "implicit"
     mode: GradientMode = "first_order" if gradient == "implicit" else gradient
     check_integers(1, inner_steps=inner_steps)

@@ -49,6 +49,7 @@ from metajax.builders.prototypes import class_means
 from metajax.checks import (
     check_integers,
     check_not_negative,
+    check_parts,
     check_positive,
     check_way,
 )
@@ -144,6 +145,7 @@ def leo(
       >>> from metajax.models import conv4
       >>> learner = leo(conv4(normalization="layer"), way=5, train_embedding=True)
     """
+    check_parts(model=model)
     check_way(way)
     check_integers(1, num_latents=num_latents)
     check_integers(0, inner_steps=inner_steps, fine_tuning_steps=fine_tuning_steps)

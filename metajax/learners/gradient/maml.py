@@ -16,6 +16,7 @@ First-order MAML is `gradient="first_order"`, and is not Reptile.
 """
 
 from metajax.builders.descent import InnerOptimizer, descent
+from metajax.checks import check_parts
 from metajax.filters import everything
 from metajax.inner.unroll import GradientMode
 from metajax.objectives import cross_entropy
@@ -74,6 +75,7 @@ def maml(
       >>> model = conv4(5, pooling="stride")
       >>> learner = maml(model, optax.sgd(0.4), inner_steps=1, eval_inner_steps=3)
     """
+    check_parts(model=model, objective=objective, adapts=adapts)
     return descent(
         model,
         inner_optimizer,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.builders.descent import descent
-from metajax.checks import check_integers, check_positive
+from metajax.checks import check_integers, check_parts, check_positive
 from metajax.filters import everything
 from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.inner.unroll import GradientMode
@@ -64,6 +64,7 @@ def meta_curvature(
       >>> from metajax.models import mlp
       >>> learner = meta_curvature(mlp(5), rate=0.1)
     """
+    check_parts(model=model, objective=objective, adapts=adapts)
     check_integers(1, inner_steps=inner_steps)
     return descent(
         model,

@@ -19,7 +19,7 @@ and Omniglot results; see the README's table.
 import optax
 
 from metajax.builders.descent import descent
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.filters import everything
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.inner.unroll import GradientMode
@@ -71,6 +71,7 @@ def meta_sgd(
       >>> from metajax.models import conv4
       >>> learner = meta_sgd(conv4(5, pooling="stride"), rate=0.4)
     """
+    check_parts(model=model, objective=objective, adapts=adapts)
     check_integers(1, inner_steps=inner_steps)
     rates = HyperParameter(rate, per="parameter")
     return descent(

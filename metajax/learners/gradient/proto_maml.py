@@ -16,7 +16,7 @@ import optax
 
 from metajax.builders.descent import check_descent, learner_of_start
 from metajax.builders.prototypes import class_means, linear_head
-from metajax.checks import check_way
+from metajax.checks import check_parts, check_way
 from metajax.filters import everything
 from metajax.inner.unroll import GradientMode
 from metajax.models.adapters import within
@@ -81,6 +81,7 @@ def proto_maml(
       >>> model = conv4(normalization="layer")
       >>> learner = proto_maml(model, optax.sgd(0.1), inner_steps=3)
     """
+    check_parts(model=model, adapts=adapts)
     check_way(way)
     check_descent(inner_optimizer, gradient, inner_steps, eval_inner_steps)
     classifier = within(model, "embedding", after=_classify)

@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from metajax.builders.heads import Embedded, Head, head_learner
 from metajax.builders.neural_processes import pair_layers
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.models.deep_sets import Layers
 from metajax.types import Array, Embedding, Learner, Metrics, PyTree
 
@@ -87,6 +87,7 @@ def class_np(
       >>> from metajax.models import conv4
       >>> learner = class_np(conv4(normalization="calibrated"), way=5)
     """
+    check_parts(model=model)
     check_integers(
         1,
         way=way,

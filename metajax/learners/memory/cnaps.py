@@ -27,7 +27,7 @@ from flax import linen as nn
 
 from metajax.builders.heads import Embedded, check_vectors, embedded
 from metajax.builders.weight_generators import check_generator, generate, init_generator
-from metajax.checks import check_way
+from metajax.checks import check_parts, check_way
 from metajax.filters import only
 from metajax.masks import hide_padding
 from metajax.models.deep_sets import Layers, TaskEncoder, task_encoder
@@ -132,6 +132,7 @@ def cnaps(
       >>> from metajax.models import conv4
       >>> learner = cnaps(conv4(normalization="layer"))
     """
+    check_parts(model=model)
     check_way(way)
     check_generator(code_size, rank, offset_scale)
     hidden_sizes = tuple(hidden_sizes)

@@ -22,6 +22,7 @@ import jax
 
 from metajax.builders.targets import check_targets, choose_objective
 from metajax.builders.weight_generators import check_generator, generate, init_generator
+from metajax.checks import check_parts
 from metajax.filters import everything
 from metajax.models.deep_sets import task_encoder
 from metajax.models.normalization import freeze_support_statistics
@@ -98,6 +99,7 @@ def hypernetwork(
       >>> from metajax.models import mlp
       >>> learner = hypernetwork(mlp(1), num_outputs=1)
     """
+    check_parts(model=model, generates=generates)
     objective = choose_objective(way, num_outputs, objective)
     encoder = task_encoder(code_size, num_classes=way, hidden_sizes=hidden_sizes)
     check_generator(code_size, rank, offset_scale)

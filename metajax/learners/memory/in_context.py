@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.builders.streams import Reader, TrainsOn, stream_learner
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.filters import float_type
 from metajax.models.attention import check_heads
 from metajax.types import Array, Embedding, Learner, Objective, PyTree
@@ -103,6 +103,7 @@ def in_context(
       >>> from metajax.models import identity
       >>> learner = in_context(identity(), way=5, context=25)
     """
+    check_parts(model=model)
     check_integers(1, token_size=token_size, layers=layers)
     check_heads(heads, token_size=token_size)
     if context is not None:

@@ -9,6 +9,7 @@ an external memory beside it (`metajax.learners.memory.mann`).
 
 from metajax.builders.controllers import ExternalMemory, with_controller
 from metajax.builders.streams import TrainsOn, stream_learner
+from metajax.checks import check_parts
 from metajax.types import Embedding, Learner, Objective
 
 __all__ = ["lstm_learner"]
@@ -49,6 +50,7 @@ def lstm_learner(
       >>> from metajax.models import identity
       >>> learner = lstm_learner(identity(), way=5)
     """
+    check_parts(model=model)
     nothing = ExternalMemory(
         num_commands=0,
         num_reads=0,

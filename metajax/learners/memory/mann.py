@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from metajax.builders.controllers import ExternalMemory, with_controller
 from metajax.builders.heads import unit
 from metajax.builders.streams import TrainsOn, stream_learner
-from metajax.checks import check_integers, check_positive
+from metajax.checks import check_integers, check_parts, check_positive
 from metajax.types import Array, Embedding, Learner, Objective, PyTree
 
 __all__ = ["Slots", "mann", "slot_memory"]
@@ -110,6 +110,7 @@ def mann(
       >>> from metajax.models import identity
       >>> learner = mann(identity(), way=5)
     """
+    check_parts(model=model)
     memory = slot_memory(
         slots=slots, width=width, heads=heads, decay=decay, strength=strength
     )

@@ -29,7 +29,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from metajax.builders.heads import Embedded, Head, head_learner, unit
-from metajax.checks import check_integers, check_positive
+from metajax.checks import check_integers, check_parts, check_positive
 from metajax.inner.lstm_cells import log_and_sign
 from metajax.models.deep_sets import set_mean
 from metajax.types import Array, Embedding, Learner, PyTree
@@ -98,6 +98,7 @@ def meta_net(
       >>> from metajax.models import conv4
       >>> learner = meta_net(conv4(normalization="calibrated"), way=5)
     """
+    check_parts(model=model)
     check_integers(1, way=way, units=units, hidden_size=hidden_size)
     check_positive(threshold=threshold, scale=scale)
     generator = _Generator(hidden_size, threshold)

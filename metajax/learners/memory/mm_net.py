@@ -33,7 +33,7 @@ from flax import linen as nn
 
 from metajax.builders.heads import unit
 from metajax.builders.streams import Reader, stream_learner
-from metajax.checks import check_integers, check_positive
+from metajax.checks import check_integers, check_parts, check_positive
 from metajax.filters import float_type
 from metajax.models.recurrent import start_of_lstm
 from metajax.objectives import cross_entropy
@@ -103,6 +103,7 @@ def mm_net(
       >>> from metajax.models import conv4
       >>> learner = mm_net(conv4(normalization="calibrated"), way=5)
     """
+    check_parts(model=model)
     check_integers(
         1, way=way, slots=slots, key_size=key_size, hidden_size=hidden_size, rank=rank
     )

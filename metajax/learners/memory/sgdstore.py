@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from metajax.builders.controllers import ExternalMemory, with_controller
 from metajax.builders.streams import TrainsOn, stream_learner
-from metajax.checks import check_integers, check_positive
+from metajax.checks import check_integers, check_parts, check_positive
 from metajax.types import Array, Embedding, Learner, Objective, PyTree
 
 __all__ = ["network_memory", "sgdstore"]
@@ -79,6 +79,7 @@ def sgdstore(
       >>> from metajax.models import identity
       >>> learner = sgdstore(identity(), way=5)
     """
+    check_parts(model=model)
     memory = network_memory(
         width=width, units=units, writes=writes, reads=reads, max_rate=max_rate
     )

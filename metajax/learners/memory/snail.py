@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.builders.streams import Reader, TrainsOn, stream_learner
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.filters import float_type
 from metajax.types import Array, Embedding, Learner, Objective, PyTree
 
@@ -91,6 +91,7 @@ def snail(
       >>> from metajax.models import conv4
       >>> learner = snail(conv4(normalization="calibrated"), way=5, context=5)
     """
+    check_parts(model=model)
     check_integers(2, context=context)
     check_integers(1, filters=filters)
     keys, values = tuple(keys), tuple(values)

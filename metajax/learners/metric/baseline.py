@@ -30,6 +30,7 @@ from metajax.builders.prototypes import linear_head
 from metajax.checks import (
     check_choice,
     check_integers,
+    check_parts,
     check_positive,
     check_way,
 )
@@ -127,6 +128,7 @@ def baseline(
       >>> from metajax.models import conv4
       >>> learner = baseline(conv4(normalization="calibrated"), num_classes=4112)
     """
+    check_parts(model=model)
     check_integers(1, num_classes=num_classes)
     check_choice(HEADS, head=head)
     check_way(way)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.builders.heads import Embedded, Head, head_learner, unit
-from metajax.checks import check_choice, check_integers, check_positive
+from metajax.checks import check_choice, check_integers, check_parts, check_positive
 from metajax.filters import float_type
 from metajax.types import Array, Embedding, Learner, PyTree, Way
 
@@ -77,6 +77,7 @@ def matching(
       >>> from metajax.models import conv4
       >>> learner = matching(conv4(normalization="calibrated"))
     """
+    check_parts(model=model)
     check_choice(SIMILARITIES, similarity=similarity)
     if scale is None:
         scale = 10.0 if similarity == "cosine" else 1.0

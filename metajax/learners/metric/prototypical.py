@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 from metajax.builders.heads import Embedded, Head, head_learner, unit
 from metajax.builders.prototypes import linear_head
-from metajax.checks import check_choice, check_positive
+from metajax.checks import check_choice, check_parts, check_positive
 from metajax.types import Array, Embedding, Learner, Metrics, Way
 
 __all__ = ["prototypical"]
@@ -62,6 +62,7 @@ def prototypical(
       >>> from metajax.models import conv4
       >>> learner = prototypical(conv4(normalization="calibrated"))
     """
+    check_parts(model=model)
     check_choice(DISTANCES, distance=distance)
     check_positive(scale=scale)
 

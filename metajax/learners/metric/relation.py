@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.builders.heads import Embedded, Head, head_learner
-from metajax.checks import check_choice, check_integers
+from metajax.checks import check_choice, check_integers, check_parts
 from metajax.models.convolution import Conv, max_pool
 from metajax.models.normalization import Normalize
 from metajax.objectives import class_vectors
@@ -117,6 +117,7 @@ def relation(
       >>> from metajax.models import conv4
       >>> learner = relation(conv4(pooling="maps", normalization="calibrated"), way=5)
     """
+    check_parts(model=model)
     check_integers(1, features=features, hidden_size=hidden_size)
     check_choice(NORMALIZATIONS, normalization=normalization)
     module = Compare(features, hidden_size, normalization)

@@ -36,7 +36,7 @@ from metajax.builders.descent import (
 )
 from metajax.builders.targets import check_targets, choose_objective
 from metajax.builders.weight_generators import check_generator, generate, init_generator
-from metajax.checks import check_sizes
+from metajax.checks import check_parts, check_sizes
 from metajax.filters import everything, partition
 from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.inner.unroll import GradientMode
@@ -137,6 +137,7 @@ def lstm_generator(
       >>> model, optimizer = lstm(1), optax.sgd(0.1)
       >>> learner = lstm_generator(model, optimizer, inner_steps=1, num_outputs=1)
     """
+    check_parts(model=model, generates=generates, adapts=adapts)
     objective = choose_objective(way, num_outputs, objective)
     check_descent(
         inner_optimizer, gradient, inner_steps, eval_inner_steps, may_be_learned=True

@@ -27,7 +27,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from metajax.builders.descent import descent
-from metajax.checks import check_integers, is_number
+from metajax.checks import check_integers, check_parts, is_number
 from metajax.filters import everything
 from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.inner.lstm_cells import LSTM, check_lstm, log_and_sign
@@ -113,6 +113,7 @@ def meta_lstm(
       >>> from metajax.models import conv4
       >>> learner = meta_lstm(conv4(5, pooling="stride"), rate=0.4)
     """
+    check_parts(model=model, objective=objective, adapts=adapts)
     check_integers(1, inner_steps=inner_steps)
     return descent(
         model,

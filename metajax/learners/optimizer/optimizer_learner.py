@@ -20,7 +20,7 @@ sum.
 from typing import Annotated, Literal, get_args
 
 from metajax.builders.descent import descent
-from metajax.checks import check_choice, check_integers
+from metajax.checks import check_choice, check_integers, check_parts
 from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.inner.unroll import GradientMode
 from metajax.objectives import cross_entropy
@@ -79,6 +79,7 @@ def optimizer_learner(
       >>> inner_optimizer = learned(optax.sgd, learning_rate=rate)
       >>> learner = optimizer_learner(mlp(5), inner_optimizer, inner_steps=20)
     """
+    check_parts(model=model, objective=objective)
     if not isinstance(inner_optimizer, LearnedOptimizer):
         raise TypeError(
             "`inner_optimizer` must be a LearnedOptimizer, such as "

@@ -50,6 +50,7 @@ from metajax.builders.targets import check_targets, choose_objective
 from metajax.checks import (
     check_integers,
     check_not_negative,
+    check_parts,
     check_positive,
 )
 from metajax.filters import combine, everything, partition
@@ -164,6 +165,7 @@ def arml(
       >>> from metajax.models import mlp
       >>> learner = arml(mlp(1), optax.sgd(0.001), inner_steps=5, num_outputs=1)
     """
+    check_parts(model=model, gates=gates, adapts=adapts)
     objective = choose_objective(way, num_outputs, objective)
     check_integers(1, features=features, vertices=vertices)
     check_integers(1, clusters=clusters, layers=layers)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.builders.heads import Embedded, Head, head_learner
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.types import Array, Embedding, Learner, PyTree
 
 __all__ = ["graph"]
@@ -92,6 +92,7 @@ def graph(
       >>> from metajax.models import conv4
       >>> learner = graph(conv4(normalization="calibrated"), way=5)
     """
+    check_parts(model=model)
     check_integers(1, way=way, layers=layers)
     check_integers(1, features=features, edge_features=edge_features)
     network = GraphNetwork(layers, features, edge_features)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.builders.heads import Embedded, Head, head_learner
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.inner.solvers import solve
 from metajax.types import Array, Embedding, Learner, PyTree, Way
 
@@ -66,6 +66,7 @@ def label_propagation(
       >>> from metajax.models import conv4
       >>> learner = label_propagation(conv4(normalization="calibrated"), way=5)
     """
+    check_parts(model=model)
     check_integers(1, neighbors=neighbors)
     if not 0 < alpha < 1:
         raise ValueError(f"`alpha` must be above 0 and below 1, got {alpha!r}.")

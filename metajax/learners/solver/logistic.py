@@ -17,7 +17,7 @@ solution, which has the gradient of the solution and not that of an approximatio
 import jax.numpy as jnp
 
 from metajax.builders.heads import Embedded, head_learner, solved_head
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.inner.solvers import logistic_dual
 from metajax.types import Array, Embedding, Learner, Metrics, Way
 
@@ -61,6 +61,7 @@ def logistic(
       >>> from metajax.models import conv4
       >>> learner = logistic(conv4(normalization="calibrated"), way=5)
     """
+    check_parts(model=model)
     check_integers(1, iterations=iterations)
 
     def solve(support: Embedded, strength: Array) -> tuple[Array, Metrics]:

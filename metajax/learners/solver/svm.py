@@ -23,7 +23,7 @@ the loss reports, is the gap between primal and dual relative to the primal.
 import jax.numpy as jnp
 
 from metajax.builders.heads import Embedded, head_learner, solved_head
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.inner.solvers import box_program
 from metajax.types import Array, Embedding, Learner, Metrics, Way
 
@@ -68,6 +68,7 @@ def svm(
       >>> from metajax.models import conv4
       >>> learner = svm(conv4(normalization="calibrated"), way=5)
     """
+    check_parts(model=model)
     check_integers(1, iterations=iterations)
 
     def solve(support: Embedded, penalty: Array) -> tuple[Array, Metrics]:

@@ -26,7 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_integers
+from metajax.checks import (
+    check_integers,
+    check_parts,
+)
 from metajax.tasks.images.class_table import (
     ClassTable,
     as_data,
@@ -206,6 +209,8 @@ def few_shot(
     way_range, shot_range = as_range("way", way), as_range("shot", shot)
     check_num_queries(num_queries)
     check_floating(dtype)
+    if augment is not None:
+        check_parts(augment=augment)
     if way_range[1] > table.num_classes:
         raise too_few_classes(table, way_range[1])
     counts = np.asarray(table.counts)
@@ -282,6 +287,8 @@ def whole_classes(
       ValueError: if an argument is out of range.
     """
     check_arrays(table.images, table.counts, table.rotations, table.class_names)
+    if augment is not None:
+        check_parts(augment=augment)
     check_integers(1, batch_size=batch_size)
     check_floating(dtype)
     return WholeClasses(as_data(table), batch_size, augment, jnp.dtype(dtype))

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.tasks.images.class_table import (
     ClassTable,
     as_data,
@@ -272,6 +272,8 @@ def meta_dataset_tasks(
         1, max_support=max_support, max_per_class=max_per_class, num_queries=num_queries
     )
     check_floating(dtype)
+    if augment is not None:
+        check_parts(augment=augment)
     counts = np.asarray(table.counts)
     row = int(np.argmin(counts))
     if counts[row] < 2:
