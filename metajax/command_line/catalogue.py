@@ -11,6 +11,7 @@ from typing import Any
 
 from metajax import learners
 from metajax.models.networks import conv4, identity, mlp
+from metajax.models.residual import resnet12
 from metajax.tasks.functions.gaussian_process import gaussian_process
 from metajax.tasks.functions.regression_families import regression_families
 from metajax.tasks.functions.sinusoid import sinusoid
@@ -88,6 +89,7 @@ LEARNERS: dict[str, Constructor] = {
 }
 MODELS: dict[str, Constructor] = {
     "conv4": conv4,
+    "resnet12": resnet12,
     "mlp": mlp,
     "identity": identity,
 }

@@ -229,9 +229,9 @@ def _check_together(config: Config, task: Task, *, classifies: bool) -> None:
             f"`{name}` predicts real numbers, but the targets of {tasks!r} tasks are "
             "class labels; use `prototypical`."
         )
-    if model == "conv4" and task.query.x.ndim != 4:
+    if model in ("conv4", "resnet12") and task.query.x.ndim != 4:
         raise ValueError(
-            f"`conv4` needs images, but the inputs of {tasks!r} tasks have shape "
+            f"`{model}` needs images, but the inputs of {tasks!r} tasks have shape "
             f"{list(task.query.x.shape[1:])}; use `mlp`."
         )
 

@@ -36,10 +36,19 @@ from metajax.learners.memory.sgdstore import sgdstore as sgdstore
 from metajax.learners.memory.snail import snail as snail
 from metajax.learners.memory.transformer_np import transformer_np as transformer_np
 from metajax.learners.metric.baseline import baseline as baseline
+from metajax.learners.metric.bd_cspn import bd_cspn as bd_cspn
 from metajax.learners.metric.feat import feat as feat
+from metajax.learners.metric.laplacian_shot import laplacian_shot as laplacian_shot
 from metajax.learners.metric.matching import matching as matching
 from metajax.learners.metric.prototypical import prototypical as prototypical
+from metajax.learners.metric.pt_map import pt_map as pt_map
 from metajax.learners.metric.relation import relation as relation
+from metajax.learners.metric.simple_shot import center_embeddings as center_embeddings
+from metajax.learners.metric.simple_shot import simple_shot as simple_shot
+from metajax.learners.metric.tim import tim as tim
+from metajax.learners.metric.transductive_fine_tuning import (
+    transductive_fine_tuning as transductive_fine_tuning,
+)
 from metajax.learners.optimizer.lstm_generator import lstm_generator as lstm_generator
 from metajax.learners.optimizer.meta_lstm import meta_lstm as meta_lstm
 from metajax.learners.optimizer.optimizer_learner import (

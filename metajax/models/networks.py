@@ -24,7 +24,7 @@ from metajax.models.normalization import PER_CHANNEL, Normalization, Normalize
 from metajax.models.precision import Precision, with_precision
 from metajax.types import Array, Model, PyTree
 
-__all__ = ["conv4", "identity", "mlp"]
+__all__ = ["check_groups", "conv4", "identity", "mlp"]
 
 Pooling = Literal["max", "stride", "maps"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -144,7 +144,7 @@ def mlp(
     check_integers(1, num_outputs=num_outputs)
     check_sizes(hidden_sizes=hidden_sizes)
     for index, size in enumerate(hidden_sizes):
-        _check_groups(f"hidden_sizes[{index}]", size, normalization)
+        check_groups(f"hidden_sizes[{index}]", size, normalization)
     module = MLP(tuple(hidden_sizes), num_outputs, normalization)
     return with_precision(from_linen(module, normalization=normalization), precision)
 
@@ -183,7 +183,7 @@ def conv4(
     """
     check_choice(POOLINGS, pooling=pooling)
     check_integers(1, features=features)
-    _check_groups("features", features, normalization)
+    check_groups("features", features, normalization)
     if num_outputs is not None:
         check_integers(1, num_outputs=num_outputs)
     module = Conv4(num_outputs, features, pooling, normalization)
@@ -200,7 +200,8 @@ def _modulate(x: Array, film: Array) -> Array:
     return x * (1 + factor) + offset
 
 
-def _check_groups(name: str, size: int, normalization: str) -> None:
+def check_groups(name: str, size: int, normalization: str) -> None:
+    """Raises a ValueError if `"group"` cannot divide as many channels."""
     if normalization == "group" and size % Normalize.num_groups:
         raise ValueError(
             f"`{name}` must be a multiple of {Normalize.num_groups}, the number of "
