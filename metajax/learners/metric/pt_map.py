@@ -23,6 +23,8 @@ however far they are from 1. The factors by which Sinkhorn's algorithm scales
 rows and columns are constants to the outer gradient; costs and means are not.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
@@ -35,6 +37,25 @@ from metajax.types import Array, Embedding, Learner, Way
 __all__ = ["pt_map", "transport_plan"]
 
 MOST_OFF = 1e-3  # of a query's mass, before Sinkhorn's algorithm may end
+BLOCK = 8  # of its iterations, between two looks at logarithms
+
+
+class Scaling(NamedTuple):
+    """Where Sinkhorn's algorithm is.
+
+    Attributes:
+      rows: `[1, m]`, logarithms of the factors of rows.
+      columns: `[N, 1]`, those of columns.
+      masses: `[1, m]`, what the rows of the plan sum to.
+      is_done: whether it has ended.
+      count: of iterations.
+    """
+
+    rows: Array
+    columns: Array
+    masses: Array
+    is_done: Array
+    count: Array
 
 
 def pt_map(
@@ -136,40 +157,53 @@ def transport_plan(
     """
     is_there = is_real[:, None] & is_present[None, :]
     share = jnp.sum(is_real) / jnp.maximum(jnp.sum(is_present), 1)
-    log_share = jnp.log(share).astype(scores.dtype)
+    share = share.astype(scores.dtype)
     tolerance = max(1e-6, 100 * float(jnp.finfo(scores.dtype).eps))
     # The first scaling of rows takes away what all entries of a row share.
     tops = jnp.max(scores, axis=1, keepdims=True, where=is_there, initial=-jnp.inf)
     scores = scores - jax.lax.stop_gradient(jnp.where(is_real[:, None], tops, 0))
-    fixed = jax.lax.stop_gradient(scores)
+    # Classes are few: the long axis is the last, and all is of shape [N, m] from here.
+    fixed, is_there = jax.lax.stop_gradient(scores).T, is_there.T
+    is_row, is_column = is_real[None, :], is_present[:, None]
 
-    def scaled_rows(columns: Array) -> Array:
-        sums = logsumexp(fixed + columns, axis=1, keepdims=True, where=is_there)
-        return jnp.where(is_real[:, None], -sums, 0)
+    def block(state: Scaling) -> Scaling:
+        """Takes some iterations on factors, which then go into the logarithms.
 
-    def scaled_columns(rows: Array) -> Array:
-        sums = logsumexp(fixed + rows, axis=0, keepdims=True, where=is_there)
-        return jnp.where(is_present[None, :], log_share - sums, 0)
+        Products are cheaper than exponentials, and no factor changes by more than the
+        number of rows in a step, so that none leaves the range of numbers in a block.
+        """
+        plan = jnp.where(is_there, jnp.exp(fixed + state.rows + state.columns), 0)
 
-    def has_changed(state: tuple) -> Array:
-        *_, masses, change, count = state
-        # Masses may stand still for long while the factors still grow.
-        is_off = jnp.any(is_real[:, None] & (jnp.abs(masses - 1) > MOST_OFF))
-        return ((change >= tolerance) | is_off) & (count < iterations)
+        def scale(_: int, carry: tuple) -> tuple:
+            rows, columns, masses, is_done, count = carry
+            sums = jnp.sum(plan * rows, axis=1, keepdims=True)
+            new_columns = jnp.where(is_column, share / jnp.where(is_column, sums, 1), 1)
+            sums = jnp.sum(plan * new_columns, axis=0, keepdims=True)
+            # What the rows sum to, which scaling them takes away next.
+            new_masses = jnp.where(is_row, rows * sums, 1)
+            change = jnp.max(jnp.abs(new_masses - masses))
+            # Masses may stand still for long while the factors still grow.
+            is_off = jnp.max(jnp.abs(new_masses - 1)) > MOST_OFF
+            ends = (change < tolerance) & ~is_off | (count + 1 >= iterations)
+            # Rows stay a step behind columns where it ends.
+            new_rows = jnp.where(is_row & ~ends, 1 / jnp.where(is_row, sums, 1), rows)
+            new = new_rows, new_columns, new_masses, ends, count + 1
+            return jax.tree.map(lambda a, b: jnp.where(is_done, a, b), carry, new)
 
-    def scale(state: tuple) -> tuple:
-        next_rows, _, _, masses, _, count = state
-        rows = next_rows
-        columns = scaled_columns(rows)
-        next_rows = scaled_rows(columns)
-        # What the rows of this plan sum to, which the next scaling takes away.
-        new_masses = jnp.where(is_real[:, None], jnp.exp(rows - next_rows), 0)
-        change = jnp.max(jnp.abs(new_masses - masses))
-        return next_rows, rows, columns, new_masses, change, count + 1
+        ones = jnp.ones_like(state.rows), jnp.ones_like(state.columns)
+        carry = (*ones, state.masses, state.is_done, state.count)
+        rows, columns, *rest = jax.lax.fori_loop(0, BLOCK, scale, carry, unroll=True)
+        return Scaling(
+            state.rows + jnp.log(rows), state.columns + jnp.log(columns), *rest
+        )
 
-    rows = scaled_rows(jnp.zeros((1, scores.shape[1]), scores.dtype))
-    columns = jnp.zeros((1, scores.shape[1]), scores.dtype)
-    change = jnp.full((), jnp.inf, scores.dtype)
-    start = rows, rows, columns, jnp.zeros_like(rows), change, 0
-    _, rows, columns, *_ = jax.lax.while_loop(has_changed, scale, start)
-    return jnp.where(is_there, scores + rows + columns, -jnp.inf)
+    rows = jnp.where(is_row, -logsumexp(fixed, 0, keepdims=True, where=is_there), 0)
+    # The first scaling of columns, whose plan may be out of the range of numbers.
+    sums = logsumexp(fixed + rows, 1, keepdims=True, where=is_there)
+    columns = jnp.where(is_column, jnp.log(share) - sums, 0)
+    start = Scaling(
+        rows, columns, jnp.zeros_like(rows), jnp.zeros((), bool), jnp.int32(0)
+    )
+    end = jax.lax.while_loop(lambda state: ~state.is_done, block, start)
+    plan = scores + end.rows.T + end.columns.T
+    return jnp.where(is_there.T, plan, -jnp.inf)

