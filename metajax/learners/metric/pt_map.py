@@ -48,14 +48,14 @@ class Scaling(NamedTuple):
       columns: `[N, 1]`, those of columns.
       masses: `[1, m]`, what the rows of the plan sum to.
       is_done: whether it has ended.
-      count: of iterations.
+      taken: iterations.
     """
 
     rows: Array
     columns: Array
     masses: Array
     is_done: Array
-    count: Array
+    taken: Array
 
 
 def pt_map(
@@ -191,7 +191,7 @@ def transport_plan(
             return jax.tree.map(lambda a, b: jnp.where(is_done, a, b), carry, new)
 
         ones = jnp.ones_like(state.rows), jnp.ones_like(state.columns)
-        carry = (*ones, state.masses, state.is_done, state.count)
+        carry = (*ones, state.masses, state.is_done, state.taken)
         rows, columns, *rest = jax.lax.fori_loop(0, BLOCK, scale, carry, unroll=True)
         return Scaling(
             state.rows + jnp.log(rows), state.columns + jnp.log(columns), *rest
