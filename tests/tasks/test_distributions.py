@@ -46,7 +46,7 @@ MAKE = {
     "table_tasks": lambda: tasks.table_tasks(TABLE, **SIZES),
     "row_tasks": lambda: tasks.row_tasks([TABLE] * 9, rows=4, num_queries=2),
     "only": lambda: tasks.row_tasks([TABLE] * 2, rows=4, num_queries=2).only(1),
-    "table_pairs": lambda: tasks.table_pairs([TABLE, TABLE], rows=(2, 4)),
+    "table_pairs": lambda: tasks.table_pairs([TABLE] * 40, rows=(2, 4)),
     "molecule_tasks": lambda: tasks.molecule_tasks(MOLECULES, shot=2, num_queries=2),
     "synthetic_table": lambda: tasks.synthetic_table(way=2, shot=2),
     "tabular_prior": lambda: tasks.tabular_prior(rows=(5, 9), num_queries=3),
