@@ -139,7 +139,8 @@ def mlp(
 
     Raises:
       ValueError: if a size is not at least 1, the normalisation is unknown, or a hidden
-        size is no multiple of the number of groups of `"group"`, 8.
+        size is no multiple of the number of groups of `"group"`, 8; in `init` and
+        `apply`, if inputs are bytes (uint8).
     """
     check_integers(1, num_outputs=num_outputs)
     check_sizes(hidden_sizes=hidden_sizes)
@@ -179,7 +180,7 @@ def conv4(
     Raises:
       ValueError: if a size is not at least 1, a name is unknown, `features` is no
         multiple of the number of groups of `"group"`, 8; in `init` and `apply`, if an
-        image is too small for four poolings.
+        image is too small for four poolings or inputs are bytes (uint8).
     """
     check_choice(POOLINGS, pooling=pooling)
     check_integers(1, features=features)
@@ -210,7 +211,10 @@ def check_groups(name: str, size: int, normalization: str) -> None:
 
 
 def identity() -> Model:
-    """Builds a model without parameters that returns inputs, as float32 `[n, ...]`."""
+    """Builds a model without parameters that returns inputs, as float32 `[n, ...]`.
+
+    As the other networks here, it refuses bytes, of which tasks make floats in [0, 1].
+    """
 
     def apply(params: PyTree, x: Array) -> Array:
         _check_no_bytes(x)

@@ -165,5 +165,5 @@ def test_bad_configuration_is_explained(name):
 
 def test_identity_gives_floats(key):
     model = metajax.models.identity()
-    outputs = model.apply(model.init(key, None), jnp.array([[1, 2]], jnp.uint8))
+    outputs = model.apply(model.init(key, None), jnp.array([[1, 2]], jnp.int32))
     assert outputs.dtype == jnp.float32
