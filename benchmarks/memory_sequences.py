@@ -213,7 +213,6 @@ def draw_reads(learner: Learner, meta_params: PyTree, sequence: Examples) -> Non
     """Where the memory is read while a sequence is, by class."""
     from matplotlib.figure import Figure
 
-    assert learner.stream is not None
     observe = learner.stream.observe
 
     def step(adapted: PyTree, example: tuple[Array, Array]) -> tuple[PyTree, Array]:

@@ -28,6 +28,7 @@ __all__ = [
     "InitModel",
     "Learner",
     "Loss",
+    "NO_STREAM",
     "Metrics",
     "Model",
     "Objective",
@@ -294,6 +295,18 @@ class Stream(NamedTuple):
     observe: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
+def _no_stream(*args: Any) -> Any:
+    raise ValueError(
+        "This learner has no stream: it reads whole support sets, by `Learner.adapt`. "
+        "`mann`, `lstm_learner`, `sgdstore`, `snail`, `mm_net`, and `in_context` with "
+        "a `context`, read one example after another."
+    )
+
+
+NO_STREAM = Stream(_no_stream, _no_stream)
+"""That of learners which read whole support sets; its functions raise a ValueError."""
+
+
 class Learner(NamedTuple):
     """A meta-learning method: pure functions of one task.
 
@@ -313,7 +326,7 @@ class Learner(NamedTuple):
       scheduled_loss: None, or as `loss` but with the number of outer steps taken as its
         first argument. `loss` is then what it becomes in the end.
       segments: None, or the inner loop in pieces.
-      stream: None, or how it reads one example at a time.
+      stream: how it reads one example at a time, or `NO_STREAM`.
       collect: None, or `(meta_params, task, *, key=None) -> task`, called once an outer
         step, before the updates of that step: what reinforcement learning does with the
         policies as they are. `loss` then sees the task that it returns, which may be of
@@ -328,7 +341,7 @@ class Learner(NamedTuple):
     adapt_steps: Adapt | None = None
     scheduled_loss: ScheduledLoss | None = None
     segments: Segments | None = None
-    stream: Stream | None = None
+    stream: Stream = NO_STREAM
     collect: Collect | None = None
 
 

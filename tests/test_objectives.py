@@ -7,6 +7,7 @@ from metajax.objectives import (
     accuracy,
     class_vectors,
     cross_entropy,
+    example_losses,
     query_loss,
     query_score,
     split_key,
@@ -172,3 +173,48 @@ def test_padded_targets_do_not_reach_the_gradient():
         return query_score(predict, weight, query, squared_error)[0]
 
     assert jax.value_and_grad(loss)(1.0) == (4.0, -4.0)
+
+
+def pairs(outputs, y):
+    """Of `[n, 1]` and `[n]`, all pairs."""
+    return jnp.square(outputs - y)
+
+
+def mean_of_pairs(outputs, y):
+    return jnp.mean(jnp.square(outputs - y), axis=1)
+
+
+BROADCASTS = {"pairs": pairs, "their mean": mean_of_pairs, "scalar": lambda o, y: 0.0}
+
+
+@pytest.mark.parametrize("name", BROADCASTS)
+def test_objectives_that_broadcast_are_refused(name):
+    outputs, y = jnp.arange(4.0)[:, None], jnp.arange(4.0)
+    message = "mixes examples" if name == "their mean" else r"for each of 4 examples"
+    with jax.numpy_rank_promotion("allow"):
+        with pytest.raises(ValueError, match=f"`objective`.* {message}"):
+            example_losses(BROADCASTS[name], outputs, y)
+        with pytest.raises(ValueError, match=f"`objective`.* {message}"):
+            jax.jit(lambda o, y: example_losses(BROADCASTS[name], o, y))(outputs, y)
+
+
+KEPT = {
+    "first column": lambda o, y: jnp.square(o[:, 0] - y),
+    "promotes within examples": lambda o, y: jnp.sum(o * jnp.arange(2.0), 1) - y,
+    "weights of classes": lambda o, y: jnp.ones(2)[y.astype(int)] * o[:, 0],
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_objectives_of_each_example_are_kept(name):
+    outputs, y = jnp.arange(8.0).reshape(4, 2), jnp.asarray([0.0, 1.0, 0.0, 1.0])
+    with jax.numpy_rank_promotion("allow"):
+        expected = KEPT[name](outputs, y)
+        found = example_losses(KEPT[name], outputs, y)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_no_accuracy_of_labels_that_are_no_class():
+    logits = jnp.asarray([[2.0, 1.0], [1.0, 2.0], [1.0, 2.0]])
+    found = accuracy(logits, jnp.asarray([0, 2, -1]))
+    np.testing.assert_array_equal(found, [1, np.nan, np.nan])

@@ -222,7 +222,8 @@ def check_vectors(features: Array) -> None:
     if features.ndim != 2:
         raise ValueError(
             "This learner needs embeddings that are vectors, `[n, D]`, and the model "
-            f"gives {list(features.shape)}; flatten them, or use conv4(pooling='max')."
+            f"gives {list(features.shape)}; flatten them, or use conv4(pooling='max'). "
+            "One input needs an axis of examples too, x[None]."
         )
 
 
@@ -308,6 +309,8 @@ def head_learner(
     ) -> Array:
         key_embed, key_classify = split_key(key, 2)
         features = model.apply(adapted.embedding, inputs, mask=mask, key=key_embed)
+        if not takes_maps:
+            check_vectors(features)
         features = hide_padding(features, mask)
         logits = head.classify(
             adapted.head, adapted.fitted, features, mask, key_classify

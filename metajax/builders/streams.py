@@ -43,6 +43,7 @@ from metajax.objectives import (
     split_key,
 )
 from metajax.types import (
+    NO_STREAM,
     Array,
     Examples,
     Learner,
@@ -247,7 +248,7 @@ def stream_learner(
         total = jnp.sum(losses) + num_query * value
         return total / (num_support + num_query), metrics
 
-    stream = None
+    stream = NO_STREAM
     if reader.step is not None:
         step = reader.step
 
@@ -258,6 +259,7 @@ def stream_learner(
             adapted: AdaptedStream, x: PyTree, y: Array
         ) -> tuple[AdaptedStream, Array]:
             params, state = adapted
+            _check_label(y, way, num_outputs)
             x, y = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (x, y))
             features, label = embed(params.embedding, x, None, None), vectors(y, None)
             features, label = _as_read(params, features, label)
@@ -306,6 +308,30 @@ def _num_real(examples: Examples) -> Array | int:
     return examples.y.shape[0] if mask is None else jnp.sum(mask)
 
 
+def _check_label(y: Array, way: int | None, num_outputs: int | None) -> None:
+    """Raises a ValueError unless `y` is the target of one example.
+
+    Values are looked at where they are known, as outside of `jit`.
+    """
+    shape = jnp.shape(y)
+    if way is not None and shape != ():
+        raise ValueError(
+            f"`observe` takes one example, whose label is a scalar `[]`, got shape "
+            f"{list(shape)}; leave out the axis of examples, as in x[0], y[0], or give "
+            "a batch to `Learner.adapt`."
+        )
+    if num_outputs is not None and math.prod(shape) != num_outputs:
+        raise ValueError(
+            f"`observe` takes one example, whose target has `num_outputs` numbers, "
+            f"{num_outputs}, got shape {list(shape)}."
+        )
+    if way is not None and not isinstance(y, jax.core.Tracer) and not 0 <= y < way:
+        raise ValueError(
+            f"A label must be one of the {way} classes, 0 to {way - 1}, got {y}; build "
+            "the learner with a larger `way`."
+        )
+
+
 @contextmanager
 def _about_sizes() -> Iterator[None]:
     try:
@@ -313,5 +339,6 @@ def _about_sizes() -> Iterator[None]:
     except flax.errors.ScopeParamShapeError as error:
         raise ValueError(
             "Inputs or targets have another size than those that the parameters were "
-            f"made for; give the same number of features in all sets. {error}"
+            f"made for; give the same number of features in all sets. `predict` "
+            f"and `adapt` take batches `[n, ...]`, `observe` one example. {error}"
         ) from error

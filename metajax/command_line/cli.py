@@ -10,13 +10,15 @@ builds learner and tasks again. Only `evaluate` builds tasks of the test split.
 
 import contextlib
 import dataclasses
+import inspect
+import io
 import json
 import math
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -267,16 +269,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         use_cores()
     try:
         if argv:
-            app.cli(
-                prog="metajax",
-                description=_DESCRIPTION,
-                args=argv,
-                config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff),
-            )
+            with _help_of_no_command(argv):
+                app.cli(
+                    prog="metajax",
+                    description=_DESCRIPTION,
+                    args=_folder_by_place(argv),
+                    config=(tyro.conf.CascadeSubcommandArgs,),
+                )
         else:
             _run_main_job()
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"metajax: {error}", file=sys.stderr)
+        print(f"metajax: {error}{_as_flags(str(error), argv)}", file=sys.stderr)
         return 2
     except AssertionError as error:  # of shapes and types, in a function's first lines
         print(f"metajax: these arguments do not go together: {error}", file=sys.stderr)
@@ -292,6 +295,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _help_of_no_command(argv: Sequence[str]) -> Iterator[None]:
+    """Takes "(required)" out of the help, as there is a main job without a command."""
+    if not {"-h", "--help"}.issuperset(argv):
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            yield
+    finally:
+        lines = said.getvalue().splitlines(keepends=True)
+        print(*(line for line in lines if "(required)" not in line), sep="", end="")
+
+
+def _folder_by_place(argv: Sequence[str]) -> list[str]:
+    """Moves `--run-dir FOLDER`, as `train` has it, to its place in `evaluate`."""
+    command, *others = argv
+    for place, word in enumerate(others):
+        name, _, value = word.partition("=")
+        if command == "evaluate" and name.replace("_", "-") == "--run-dir":
+            after = others[place + 1 :]
+            folder = [value] if value else after[:1]
+            return [command, *folder, *others[:place], *(after if value else after[1:])]
+    return list(argv)
+
+
+def _as_flags(message: str, argv: Sequence[str]) -> str:
+    """Says which flags set the arguments that a message of the library names."""
+    flags: dict[str, list[str]] = {}
+    for group, constructors in (
+        ("learner", LEARNERS),
+        ("model", MODELS),
+        ("tasks", TASKS),
+    ):
+        for word in argv:
+            if word in constructors:
+                for name in inspect.signature(constructors[word]).parameters:
+                    flag = f"--{group}.{name.replace('_', '-')}"
+                    flags.setdefault(name, []).append(flag)
+    for field in dataclasses.fields(_Training):
+        flags.setdefault(field.name, []).append(f"--{field.name.replace('_', '-')}")
+    named = dict.fromkeys(re.findall(r"`([a-z_]+)(?:`|=)", message))
+    told = [
+        f"`{n}` is {' or '.join(dict.fromkeys(flags[n]))}" for n in named if n in flags
+    ]
+    return f"\nOn the command line {', '.join(told)}." if told else ""
 
 
 def _run_main_job() -> None:

@@ -17,7 +17,15 @@ from metajax.builders.streams import shuffled
 from metajax.checks import check_integers
 from metajax.evaluation.reports import interval
 from metajax.tasks.buckets import as_pytree, draw_task
-from metajax.types import Array, Examples, Learner, PyTree, Stream, TaskDistribution
+from metajax.types import (
+    NO_STREAM,
+    Array,
+    Examples,
+    Learner,
+    PyTree,
+    Stream,
+    TaskDistribution,
+)
 
 __all__ = ["InstanceAccuracy", "instance_accuracy", "prequential"]
 
@@ -123,9 +131,9 @@ def instance_accuracy(
 
 
 def _stream_of(learner: Learner) -> Stream:
-    if learner.stream is None:
+    if learner.stream in (None, NO_STREAM):
         raise ValueError(
-            "This learner cannot be read as a stream: its `stream` is None. Use one "
+            "This learner cannot be read as a stream: it has none. Use one "
             "that reads examples in turn, such as `mann`, or `Learner.adapt`."
         )
     return learner.stream

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.checks import is_integer, is_number
+from metajax.filters import path_names
 from metajax.types import Array, PyTree
 
 __all__ = ["DOMAINS", "GRANULARITIES", "HyperParameter", "LearnedOptimizer", "learned"]
@@ -129,20 +130,37 @@ def learned(
         return {name: _initial(number, params) for name, number in numbers.items()}
 
     def build(optimizer_params: PyTree) -> optax.GradientTransformation:
-        def at(count: Array, leaf: int) -> optax.GradientTransformationExtraArgs:
+        of_paths = {
+            name: dict(jax.tree_util.tree_leaves_with_path(optimizer_params[name]))
+            for name, number in numbers.items()
+            if number.per != "optimizer"
+        }
+
+        def at(
+            count: Array, path: tuple | None
+        ) -> optax.GradientTransformationExtraArgs:
             """Builds the optimizer of one leaf (or of all) at one inner step."""
-            values = {
-                name: _value(number, optimizer_params[name], count, leaf)
-                for name, number in numbers.items()
-            }
+            values = {}
+            for name, number in numbers.items():
+                raw = optimizer_params[name]
+                if name in of_paths:
+                    raw = of_paths[name].get(path)
+                if raw is None:
+                    raise ValueError(
+                        f"The learned {name!r} has no value for the parameter "
+                        f"{jax.tree_util.keystr(path or ())}, only for "
+                        f"{path_names(optimizer_params[name])}; give it the parameters "
+                        "that `LearnedOptimizer.init` saw, or some of them."
+                    )
+                values[name] = _value(number, raw, count)
             return optax.with_extra_args_support(make(**values, **fixed))
 
         def init_fn(params: PyTree) -> _CountedState:
             count = jnp.int32(0)
             if not is_leafwise:
-                return _CountedState(count, at(count, 0).init(params))
-            leaves = enumerate(jax.tree.leaves(params))
-            inner = tuple(at(count, i).init(leaf) for i, leaf in leaves)
+                return _CountedState(count, at(count, None).init(params))
+            leaves = jax.tree_util.tree_leaves_with_path(params)
+            inner = tuple(at(count, path).init(leaf) for path, leaf in leaves)
             return _CountedState(count, inner)
 
         def update_fn(
@@ -150,8 +168,10 @@ def learned(
         ) -> tuple[PyTree, _CountedState]:
             count, inner = state
             if not is_leafwise:
-                updates, inner = at(count, 0).update(updates, inner, params, **extra)
+                updates, inner = at(count, None).update(updates, inner, params, **extra)
                 return updates, _CountedState(count + 1, inner)
+            # By path, as `optax.masked` and `optax.partition` hide some of the leaves.
+            paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
             grads, structure = jax.tree.flatten(updates)
             weights = [None] * len(grads) if params is None else jax.tree.leaves(params)
 
@@ -168,7 +188,7 @@ def learned(
                 return own
 
             pairs = [
-                at(count, i).update(grad, inner[i], weights[i], **of_leaf(i))
+                at(count, paths[i]).update(grad, inner[i], weights[i], **of_leaf(i))
                 for i, grad in enumerate(grads)
             ]
             new = jax.tree.unflatten(structure, [update for update, _ in pairs])
@@ -192,9 +212,8 @@ def _initial(number: HyperParameter, params: PyTree) -> PyTree:
     return jax.tree.map(like, params)
 
 
-def _value(number: HyperParameter, raw: PyTree, count: Array, leaf: int) -> Array:
+def _value(number: HyperParameter, value: Array, count: Array) -> Array:
     """What the optimizer of one leaf is given at one inner step."""
-    value = raw if number.per == "optimizer" else jax.tree.leaves(raw)[leaf]
     if number.inner_steps is not None:
         value = value[jnp.minimum(count, number.inner_steps - 1)]
     return _DOMAINS[number.domain].from_raw(value)

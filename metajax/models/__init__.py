@@ -11,6 +11,7 @@ from metajax.models.adapters import from_functions as from_functions
 from metajax.models.adapters import from_linen as from_linen
 from metajax.models.adapters import from_nnx as from_nnx
 from metajax.models.convolution import Conv as Conv
+from metajax.models.convolution import conv_general_dilated as conv_general_dilated
 from metajax.models.deep_sets import task_encoder as task_encoder
 from metajax.models.lora import with_lora as with_lora
 from metajax.models.networks import conv4 as conv4

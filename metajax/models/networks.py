@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -78,7 +77,12 @@ class Conv4(nn.Module):
         """Maps images `[n, H, W, C]` to `[n, num_outputs]` or embeddings `[n, D]`."""
         x, context = _split_context(x)
         _check_no_bytes(x)
-        chex.assert_rank(x, 4)
+        if x.ndim != 4:
+            raise ValueError(
+                "Images must be a batch, `[n, H, W, C]`, got shape "
+                f"{list(x.shape)}; give one image as image[None], and channels as the "
+                "last axis."
+            )
         is_strided = self.pooling == "stride"
         num_poolings = {"max": 4, "stride": 0, "maps": 2}[self.pooling]
         if min(x.shape[1:3]) < 2**num_poolings:

@@ -14,7 +14,6 @@ that optimises another network, `metajax.learners.optimizer.meta_lstm`.
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -37,7 +36,11 @@ class RecurrentLSTM(nn.Module):
     def __call__(self, inputs: Array | tuple[Array, Array]) -> Array:
         """Maps `[n, T, F]` to `[n, T, num_outputs]`, or to states `[n, T, hidden]`."""
         x, context = _split_context(inputs)
-        chex.assert_rank(x, 3)
+        if x.ndim != 3:
+            raise ValueError(
+                "Sequences must be a batch, `[n, T, F]`, got shape "
+                f"{list(x.shape)}; give one sequence as sequence[None]."
+            )
         if context is not None:
             shape = (*x.shape[:2], context.shape[-1])
             x = jnp.concatenate([x, jnp.broadcast_to(context[:, None], shape)], axis=-1)
@@ -72,7 +75,7 @@ def lstm(num_outputs: int, *, hidden_sizes: Sequence[int] = (32,)) -> Model:
 
     Raises:
       ValueError: if a size is not an integer of at least 1, or there is no layer.
-      AssertionError: at trace time, if inputs have no three axes.
+      ValueError: when it is used, if inputs have no three axes.
     """
     check_integers(1, num_outputs=num_outputs)
     check_sizes(fewest=1, hidden_sizes=hidden_sizes)

@@ -152,8 +152,9 @@ def warn_of_slow_convolutions(traced: jax.stages.Traced) -> None:
     if count:
         warnings.warn(
             f"{count} convolutions of this program will be slow: XLA's own, in groups "
-            "because each task has its own kernel, or in a loop on CPU. Let the model "
-            "use metajax.models.convolution.Conv, which has the parameters and outputs "
-            "of flax.linen.Conv, or `convolve` from there.",
+            "because each task has its own kernel, or in a loop on CPU. Give Flax's "
+            "layers, nnx.Conv or linen.Conv, the argument conv_general_dilated="
+            "metajax.models.conv_general_dilated; or use metajax.models.Conv in Linen, "
+            "and metajax.models.convolution.convolve elsewhere.",
             stacklevel=3,
         )

@@ -139,7 +139,7 @@ def train(
         message cannot name them.
       log_every: steps that are averaged to one record of the history.
       checkpoint_every: steps between checkpoints; one more comes after the last step.
-      progress: whether to show a bar, or lines where the output is no terminal.
+      progress: a bar, or lines where the output is no terminal, or neither.
 
     Returns:
       The meta-parameters, last and best, and the history.

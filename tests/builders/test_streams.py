@@ -1,7 +1,5 @@
 """Learners that read examples one after another, and how they are judged."""
 
-import re
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,9 +10,9 @@ from learners.registry import REGISTRY
 
 import metajax
 from metajax.builders.streams import Reader, stream_learner
-from metajax.types import Examples, Learner, Stream, Task
+from metajax.types import NO_STREAM, Examples, Learner, Stream, Task
 
-STREAMS = [name for name, entry in REGISTRY.items() if entry.make().stream is not None]
+STREAMS = [name for name, entry in REGISTRY.items() if entry.make().stream != NO_STREAM]
 
 
 def test_there_are_streams():
@@ -317,7 +315,7 @@ def test_bad_targets_and_sizes(key):
 
 def test_what_is_no_stream(key):
     learner = _echo()
-    with pytest.raises(ValueError, match=re.escape("its `stream` is None")):
+    with pytest.raises(ValueError, match="as a stream: it has none"):
         metajax.evaluation.prequential(learner, (), sample(key).support)
     learner, params, sequence, _ = built("mann")
     with pytest.raises(ValueError, match="has no padding; leave out its mask"):
@@ -329,3 +327,29 @@ def test_what_is_no_stream(key):
 
     with pytest.raises(ValueError, match=r"the same number .* got \[2, 1\]"):
         metajax.evaluation.instance_accuracy(learner, params, uneven)
+
+
+def test_what_is_no_example_is_named(key):
+    learner = metajax.learners.mann(
+        metajax.models.identity(), way=3, hidden_size=2, slots=2, width=2, heads=1
+    )
+    x, y = jnp.ones((2, 4)), jnp.asarray([0, 1])
+    task = Task(Examples(x, y), Examples(x, y))
+    state = learner.stream.start(learner.init(key, task))
+    for label in (3, -1):
+        with pytest.raises(
+            ValueError, match=f"one of the 3 classes, 0 to 2, got {label}"
+        ):
+            learner.stream.observe(state, x[0], label)
+    with pytest.raises(
+        ValueError, match=r"a scalar `\[\]`, got shape \[1\].*x\[0\], y"
+    ):
+        learner.stream.observe(state, x[:1], y[:1])
+    with pytest.raises(ValueError, match=r"`predict` and `adapt` take batches"):
+        learner.predict(state, x[0])
+
+
+def test_learners_of_whole_sets_have_no_stream():
+    learner = metajax.learners.prototypical(metajax.models.identity())
+    with pytest.raises(ValueError, match="This learner has no stream.*`mann`"):
+        learner.stream.start({})

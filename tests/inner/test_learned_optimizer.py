@@ -342,3 +342,28 @@ def test_line_searches_see_one_leaf_if_there_are_values_per_leaf(key):
 
 
 CURVES = {"flat": 0.5, "steep": 30.0}
+
+
+@pytest.mark.parametrize("wrapper", ["masked", "partition"])
+def test_learned_rates_stay_with_their_leaves(key, wrapper):
+    """`optax.masked` and `optax.partition` hide leaves before the one with a rate."""
+    params = grads = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    inner = learned(optax.sgd, learning_rate=HyperParameter(0.1, per="leaf"))
+    rates = inner.init(key, params)
+    rates["learning_rate"] = {"a": jnp.float32(0.1), "b": jnp.float32(0.7)}
+    used, other = inner.build(rates), optax.set_to_zero()
+    optimizer = {
+        "masked": optax.masked(used, {"a": False, "b": True}),
+        "partition": optax.partition(
+            {"used": used, "other": other}, {"a": "other", "b": "used"}
+        ),
+    }[wrapper]
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["b"], -0.7, rtol=1e-6)
+
+
+def test_rates_of_other_parameters_are_refused(key):
+    inner = learned(optax.sgd, learning_rate=HyperParameter(0.1, per="leaf"))
+    built = inner.build(inner.init(key, {"a": jnp.ones(3)}))
+    with pytest.raises(ValueError, match=r"'learning_rate' has no value .*'b'"):
+        built.init({"b": jnp.ones(3)})

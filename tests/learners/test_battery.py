@@ -16,7 +16,7 @@ from metajax.evaluation.transduction import leakage
 from metajax.objectives import cross_entropy
 from metajax.training.checkpoints import Checkpoints
 from metajax.training.outer_loop import init_state, reverse_mode
-from metajax.types import Examples, Learner, Task
+from metajax.types import NO_STREAM, Examples, Learner, Task
 
 # One learner of each builder.
 EAGER = ("maml", "prototypical", "lstm_learner", "conditional_np")
@@ -183,7 +183,7 @@ def test_double_precision_meets_single_precision(name, dtype):
         loss = functools.partial(learner.loss, task=Task(support, query), key=key)
         gradient = jax.grad(lambda params: loss(params)[0])(params)
         answer = learner.predict(learner.adapt(params, support, key=None), query.x)
-        if learner.stream is not None:
+        if learner.stream != NO_STREAM:
             first = learner.stream.start(params)
             second, _ = learner.stream.observe(first, support.x[0], support.y[0])
             chex.assert_trees_all_equal_shapes_and_dtypes(first, second)

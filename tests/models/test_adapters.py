@@ -294,6 +294,190 @@ def test_normalization_that_the_module_has(key, kind):
     assert (model.statistics is not None) == (kind == "support")
 
 
+# Modules as they are in the wild.
+
+
+@pytest.mark.parametrize("rng", ["rng", "key"])
+def test_haiku_pair(key, rng):
+    """`apply(params, rng, x)`: the key is None without one."""
+    seen = []
+
+    def apply(params, key, x):
+        seen.append(key)
+        return x @ params["w"]
+
+    if rng == "rng":
+        pair = dense, lambda params, rng, *inputs: apply(params, rng, *inputs)
+    else:
+        pair = dense, apply
+    model = from_functions(*pair)
+    params = model.init(key, X)
+    np.testing.assert_array_equal(model.apply(params, X), X @ params["w"])
+    model.apply(params, X, key=key, mask=MASK)
+    assert seen == [None, key]
+
+
+def test_haiku_state_is_refused():
+    with pytest.raises(ValueError, match="`apply` takes `state`.*haiku.transform`"):
+        from_functions(dense, lambda params, state, rng, x: x)
+
+
+FLAGS = ("train", "training", "is_training", "deterministic", "use_running_average")
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("kind", ["linen", "nnx", "functions"])
+def test_modes_by_their_usual_names(key, kind, flag):
+    """A key means training, and none inference."""
+    on = flag not in ("deterministic", "use_running_average")
+    call = f"lambda {{}}x, {flag}: x * 0 + ({flag} == {on})"
+
+    if kind == "linen":
+        module = type("Net", (nn.Module,), {"__call__": eval(call.format("self, "))})
+        model = from_linen(module())
+    elif kind == "nnx":
+        module = type("Net", (nnx.Module,), {"__call__": eval(call.format("self, "))})
+        model = from_nnx(lambda rngs: module())
+    else:
+        model = from_functions(lambda key, x: {}, eval(call.format("params, ")))
+    params = model.init(key, X)
+    np.testing.assert_array_equal(model.apply(params, X), 0)
+    np.testing.assert_array_equal(model.apply(params, X, key=key), 1)
+
+
+class LinenTrained(nn.Module):
+    """A constant, and averages of a trained network, in the way of Flax's examples."""
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        shift = self.variable("constants", "shift", lambda: jnp.arange(3.0)[None])
+        x = x + shift.value
+        return nn.BatchNorm(use_running_average=not train, epsilon=0.0)(x)
+
+
+def test_linen_state_that_stays(key):
+    module = LinenTrained()
+    variables = module.init(key, X, train=False)
+    mean, variance = np.float32([1, 2, 3]), np.float32([4, 9, 16])
+    state = {
+        "constants": variables["constants"],
+        "batch_stats": {"BatchNorm_0": {"mean": mean, "var": variance}},
+    }
+    model = from_linen(module, state=state)
+    params = model.init(key, X)
+    assert set(params) == {"params"}  # so that neither loop learns the rest
+    expected = (X + np.arange(3.0) - mean) / np.sqrt(variance)
+    for used in (None, key):
+        outputs = model.apply(params, X, key=used)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+    for missing in (None, {"constants": state["constants"]}):
+        with pytest.raises(
+            ValueError, match=r"collections \['batch_stats', 'constants'"
+        ):
+            from_linen(module, state=missing).init(key, X)
+
+
+def test_linen_module_that_changes_its_state(key):
+    class Counter(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            count = self.variable("counts", "calls", lambda: jnp.float32(0))
+            count.value += 1
+            return x * count.value
+
+    model = from_linen(Counter(), state={"counts": {"calls": jnp.float32(0)}})
+    with pytest.raises(ValueError, match="Counter changes its state when it is called"):
+        model.apply({}, X)
+
+
+HOLD = {
+    "array": lambda: jnp.arange(3.0)[None],
+    "numpy": lambda: np.arange(3.0, dtype=np.float32)[None],
+    "data": lambda: nnx.data(jnp.arange(3.0)[None]),
+    "variable": lambda: nnx.Variable(jnp.arange(3.0)[None]),
+    "integers": lambda: nnx.Variable(jnp.arange(3)[None]),
+}
+
+
+@pytest.mark.parametrize("name", HOLD)
+def test_nnx_constants_stay(key, name):
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = nnx.Linear(3, 2, rngs=rngs)
+            self.shift = HOLD[name]()
+
+        def __call__(self, x):
+            is_variable = isinstance(self.shift, nnx.Variable)
+            return self.layer(x + (self.shift[...] if is_variable else self.shift))
+
+    model = from_nnx(Net)
+    params = jax.jit(model.init)(key, X)
+    assert path_names(params) == ["layer/bias", "layer/kernel"]
+    outputs = jax.jit(model.apply)(params, X)
+    expected = (X + np.arange(3.0)) @ params["layer"]["kernel"]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_nnx_averages_of_a_trained_network_stay(key, is_loaded):
+    def build(rngs):
+        norm = nnx.BatchNorm(3, use_running_average=is_loaded, epsilon=0.0, rngs=rngs)
+        norm.mean[...] = jnp.asarray([1.0, 2.0, 3.0])
+        norm.var[...] = jnp.asarray([4.0, 9.0, 16.0])
+        return nnx.Sequential(norm)
+
+    if not is_loaded:
+        with pytest.raises(ValueError, match="use_running_average=True and averages"):
+            from_nnx(build)
+        return
+    model = from_nnx(build)
+    params = model.init(key, X)
+    expected = (X - np.asarray([1.0, 2.0, 3.0])) / np.asarray([2.0, 3.0, 4.0])
+    for used in (None, key):
+        outputs = model.apply(params, X, key=used)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nnx_module_that_changes_its_state(key):
+    class Counter(nnx.Module):
+        def __init__(self):
+            self.calls = nnx.Variable(jnp.float32(0))
+
+        def __call__(self, x):
+            self.calls[...] += 1
+            return x
+
+    model = from_nnx(lambda rngs: Counter())
+    with pytest.raises(ValueError, match=r"Counter changes its state .*calls"):
+        model.apply(model.init(key, X), X)
+
+
+def asks_for_more(params, x, temperature):
+    return x * temperature
+
+
+WRONG = {
+    "module": (lambda: from_linen(nn.Dense), "`module` must be a Flax Linen module"),
+    "build": (lambda: from_nnx(nnx.Linear(3, 2, rngs=nnx.Rngs(0))), "`build` must be"),
+    "built": (lambda: from_nnx(lambda rngs: 3), "`build` must give an nnx.Module, got"),
+    "apply": (lambda: from_functions(dense, 3), "`apply` must be a function, got 3"),
+    "asks": (lambda: from_functions(dense, asks_for_more), r"\['temperature'\]"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_module_is_named(name):
+    make, message = WRONG[name]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_inputs_of_another_size_are_named(key):
+    model = from_linen(nn.Dense(2))
+    with pytest.raises(ValueError, match=r"shape \[\[3\]\].*one example is a batch"):
+        model.apply(model.init(key, X[:, :2]), X[0])
+
+
 class LinenBlock(nn.Module):
     """Its inside is six times as large as what lies between blocks."""
 

@@ -7,11 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from metajax.models import convolution
-from metajax.models.convolution import Conv, Geometry, convolve, max_pool
+from metajax.models.adapters import from_linen, from_nnx
+from metajax.models.convolution import (
+    Conv,
+    Geometry,
+    conv_general_dilated,
+    convolve,
+    max_pool,
+)
 
 # (images, height, width, channels), (window height, width), filters, stride, padding
 CASES = [
@@ -366,3 +374,37 @@ def test_max_pool_has_the_derivatives_of_a_maximum(key):
     assert jnp.any(got != 0)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     assert jnp.all(jnp.isfinite(second[0](jnp.zeros_like(x))))  # all ties
+
+
+CONVOLUTIONS = {
+    "same": {},
+    "valid, steps": {"padding": "VALID", "strides": 2},
+    "pads": {"padding": ((1, 0), (2, 1))},
+    "steps that differ": {"strides": (1, 2)},
+    "groups": {"feature_group_count": 2},
+    "dilation": {"kernel_dilation": 2},
+    "precision": {"precision": "highest"},
+}
+
+
+@pytest.mark.parametrize("flax", ["linen", "nnx"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_as_an_argument_of_flax(key, flax, name):
+    """Equal to XLA's, and without it where it can be done."""
+    x = jax.random.normal(key, (2, 7, 8, 2))
+    options = CONVOLUTIONS[name]
+
+    def model(**others):
+        if flax == "linen":
+            return from_linen(nn.Conv(4, (3, 3), **options, **others))
+        return from_nnx(
+            lambda rngs: nnx.Conv(2, 4, (3, 3), **options, **others, rngs=rngs)
+        )
+
+    fast, own = model(conv_general_dilated=conv_general_dilated), model()
+    params = own.init(key, x)
+    np.testing.assert_allclose(
+        fast.apply(params, x), own.apply(params, x), rtol=1e-5, atol=1e-5
+    )
+    found = str(jax.make_jaxpr(fast.apply)(params, x))
+    assert ("conv_general_dilated" in found) == (list(CONVOLUTIONS).index(name) > 2)

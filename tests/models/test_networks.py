@@ -259,5 +259,5 @@ def test_images_too_small_for_four_poolings():
 
 @pytest.mark.parametrize("pooling", ["max", "stride"])
 def test_images_need_channels(pooling):
-    with pytest.raises(AssertionError, match="rank"):
+    with pytest.raises(ValueError, match="must be a batch"):
         shapes(conv4(pooling=pooling), 2, 28, 28)

@@ -89,5 +89,5 @@ def test_bad_configuration_is_explained(name):
 
 
 def test_inputs_without_a_time_axis_are_refused(key):
-    with pytest.raises(AssertionError, match="rank"):
+    with pytest.raises(ValueError, match="must be a batch"):
         lstm(1).init(key, jnp.zeros((3, 2)))

@@ -7,7 +7,7 @@ import pytest
 from learners.entry import PADDING, WAY, Entry, small_mlp
 
 import metajax
-from metajax.types import Examples, Task
+from metajax.types import NO_STREAM, Examples, Task
 
 ENTRIES = {
     "in_context": Entry(
@@ -107,7 +107,7 @@ def test_going_on_after_adapting():
 
 def test_whole_sets_have_no_order_and_no_stream(key):
     learner, params, support, query = built(None, layers=2)
-    assert learner.stream is None
+    assert learner.stream == NO_STREAM
     order = jax.random.permutation(key, 6)
     shuffled = Examples(support.x[order], support.y[order])
     answers = [
