@@ -340,9 +340,8 @@ def _as_flags(message: str, argv: Sequence[str]) -> str:
     for field in dataclasses.fields(_Training):
         flags.setdefault(field.name, []).append(f"--{field.name.replace('_', '-')}")
     named = dict.fromkeys(re.findall(r"`([a-z_]+)(?:`|=)", message))
-    told = [
-        f"`{n}` is {' or '.join(dict.fromkeys(flags[n]))}" for n in named if n in flags
-    ]
+    known = [name for name in named if name in flags]
+    told = [f"`{name}` is {' or '.join(flags[name])}" for name in known]
     return f"\nOn the command line {', '.join(told)}." if told else ""
 
 

@@ -502,3 +502,29 @@ def test_cosine_schedule_ends_at_zero():
         update, state = built.update(np.float32(1), state, np.float32(0))
         updates.append(float(update))
     np.testing.assert_allclose(updates, [-1e-3, -5e-4, 0], atol=1e-9)
+
+
+def test_no_command_is_required(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert "Without a command" in said
+    assert "(required)" not in said
+
+
+def test_flags_are_told_beside_their_opposites(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "--progress, --no-progress" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spelling", [["--run-dir", "x"], ["--run_dir=x"], ["x"]])
+def test_the_folder_of_evaluate_by_name_or_place(capsys, spelling):
+    assert main(["evaluate", *spelling, "--num-tasks", "2"]) == 2
+    assert "There is no x/config.json" in capsys.readouterr().err
+
+
+def test_messages_of_the_library_name_the_flags(capsys):
+    tasks = ["glyphs", "--tasks.way", "0"]
+    assert main(["train", "prototypical", "conv4", *tasks]) == 2
+    assert "`way` is --learner.way or --tasks.way" in capsys.readouterr().err

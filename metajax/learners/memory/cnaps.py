@@ -132,7 +132,7 @@ def cnaps(
       >>> from metajax.models import conv4
       >>> learner = cnaps(conv4(normalization="layer"))
     """
-    check_parts(model=model)
+    check_parts(model=model, generates=generates)
     check_way(way)
     check_generator(code_size, rank, offset_scale)
     hidden_sizes = tuple(hidden_sizes)
