@@ -14,6 +14,7 @@ import pathlib
 
 from benchmarks import (
     ablation,
+    beside_easyfsl,
     cached_features,
     domains,
     embeddings,
@@ -54,6 +55,7 @@ PARTS = (
     memory_sequences,
     stream_cost,
     cached_features,
+    beside_easyfsl,
     kernel_svm,
     function_families,
     neural_processes,

@@ -13,7 +13,7 @@ import sys
 import tarfile
 from typing import NamedTuple
 
-__all__ = ["FOLDER", "RECIPES", "Recipe", "make_environment", "python_of"]
+__all__ = ["EASYFSL", "FOLDER", "RECIPES", "Recipe", "make_environment", "python_of"]
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "runs" / "peers"
@@ -78,6 +78,16 @@ RECIPES = {
     "naive": Recipe(JAX, "import jax, optax"),
 }
 
+# Of `benchmarks.beside_easyfsl`.
+EASYFSL = Recipe(
+    (
+        *TORCH,
+        ("--no-deps", "torchvision==0.28.0", "easyfsl==1.5.0"),
+        ("pandas==3.0.2", "pillow==12.0.0", "tqdm==4.67.1", "matplotlib==3.10.8"),
+    ),
+    "from benchmarks.peers.worker_easyfsl import methods as f; f()",
+)
+
 
 def python_of(peer: str | None) -> str:
     """The interpreter of a peer's environment, or this one for None."""
@@ -87,13 +97,18 @@ def python_of(peer: str | None) -> str:
     return str(FOLDER / peer / name)
 
 
-def make_environment(peer: str) -> str | None:
+def make_environment(peer: str, recipe: Recipe | None = None) -> str | None:
     """Makes the environment of a peer, unless it is there already.
+
+    Args:
+      peer: its name.
+      recipe: of one that takes no part in `benchmarks.peers`.
 
     Returns:
       None, or the reason why it cannot be had.
     """
-    recipe, folder, python = RECIPES[peer], FOLDER / peer, python_of(peer)
+    recipe = RECIPES[peer] if recipe is None else recipe
+    folder, python = FOLDER / peer, python_of(peer)
     mark = folder / "recipe.json"
     text = json.dumps([sys.version, *recipe])
     if mark.exists() and mark.read_text() == text:

@@ -36,7 +36,13 @@ class WorkerError(RuntimeError):
 class Process:
     """A contender in its own process and environment; see `benchmarks.peers.worker`."""
 
-    def __init__(self, name: str, *, large_pages: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        worker: str = "benchmarks.peers.worker",
+        large_pages: bool = False,
+    ) -> None:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(THREADS))
         environment = os.environ | threads
         environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -45,7 +51,8 @@ class Process:
         # A compilation out of a cache would not be the one that is timed.
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         self._log = tempfile.TemporaryFile("w+", errors="replace")
-        command = [python_of(CONTENDERS[name].peer), "-m", "benchmarks.peers.worker"]
+        peer = CONTENDERS[name].peer if name in CONTENDERS else name
+        command = [python_of(peer), "-m", worker]
         self._process = subprocess.Popen(
             [*command, name],
             cwd=ROOT,

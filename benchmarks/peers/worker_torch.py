@@ -333,21 +333,27 @@ def sampling(item: Item) -> Step:
 
 
 def import_learn2learn() -> Any:
-    """Imports it, be it with a torchvision that was built for an accelerator.
+    """Imports learn2learn."""
+    return import_beside_torchvision("learn2learn")
+
+
+def import_beside_torchvision(module: str) -> Any:
+    """Imports a module, be it with a torchvision that was built for an accelerator.
 
     Beside a torch without one, torchvision's library of operators does not load, and
     it fails to describe them. They are declared here; none is ever used.
     """
+    package = module.split(".")[0]
     while True:
         try:
-            return importlib.import_module("learn2learn")
+            return importlib.import_module(module)
         except RuntimeError as error:
             missing = re.search(r"operator torchvision::(\w+) does not", str(error))
             if missing is None:
                 raise
         _OPERATORS.define(f"{missing[1]}(Tensor boxes) -> Tensor")
         for name in list(sys.modules):
-            if name.startswith(("torchvision", "learn2learn")):
+            if name.startswith(("torchvision", package)):
                 del sys.modules[name]
 
 

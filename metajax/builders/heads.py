@@ -46,6 +46,7 @@ __all__ = [
     "Head",
     "HeadLearnerParams",
     "check_vectors",
+    "cosines",
     "embedded",
     "head_learner",
     "solved_head",
@@ -215,6 +216,15 @@ def unit(vectors: Array, epsilon: float = 1e-12) -> Array:
     """
     squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     return vectors * jax.lax.rsqrt(squares + epsilon)
+
+
+def cosines(rows: Array, centers: Array) -> Array:
+    """Computes cosines `[n, N]` between `[n, D]` and `[N, D]`; 0 with a vector of 0.
+
+    The many rows are scaled after the product, which is of N columns and not of D.
+    """
+    squares = jnp.sum(jnp.square(rows), axis=1, keepdims=True)
+    return (rows @ unit(centers).T) * jax.lax.rsqrt(squares + 1e-12)
 
 
 def check_vectors(features: Array) -> None:

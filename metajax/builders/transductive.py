@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metajax.builders.heads import Embedded, Head, head_learner, unit
+from metajax.builders.heads import Embedded, Head, cosines, head_learner
 from metajax.masks import masked_mean
 from metajax.types import Array, Learner, Metrics, Model, Way
 
@@ -77,7 +77,7 @@ def rectified_prototypes(
     Returns:
       `[N, D]`, 0 for a class without a support example.
     """
-    directions = unit(support.means)
+    means = support.means
     num_support = jnp.maximum(jnp.sum(support.is_real), 1)
     num_queries = jnp.maximum(jnp.sum(is_real), 1)
     shift = (
@@ -86,12 +86,12 @@ def rectified_prototypes(
     moved = jnp.where(is_real[:, None], queries + shift[None, :], 0)
 
     of_support, of_queries = (
-        unit(rows) @ directions.T for rows in (support.features, moved)
+        cosines(rows, means) for rows in (support.features, moved)
     )
     guesses = jnp.argmax(
         jnp.where(support.is_present[None, :], of_queries, -jnp.inf), axis=1
     )
-    guessed = jax.nn.one_hot(guesses, len(directions), dtype=queries.dtype)
+    guessed = jax.nn.one_hot(guesses, len(means), dtype=queries.dtype)
     guessed = jnp.where(is_real[:, None], guessed, 0)
 
     # A factor that all weights of a class share falls out; so none overflows.

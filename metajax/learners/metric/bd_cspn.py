@@ -19,7 +19,7 @@ paper has 10; and queries are classified where they are, without xi. Guesses are
 constants to the outer gradient, which passes everything else.
 """
 
-from metajax.builders.heads import Embedded, unit
+from metajax.builders.heads import Embedded, cosines
 from metajax.builders.transductive import rectified_prototypes, transductive_learner
 from metajax.checks import check_not_negative, check_positive
 from metajax.types import Array, Embedding, Learner, Way
@@ -63,6 +63,6 @@ def bd_cspn(
 
     def answer(support: Embedded, queries: Array, is_real: Array) -> Array:
         centers = rectified_prototypes(support, queries, is_real, sharpness=sharpness)
-        return scale * unit(queries) @ unit(centers).T
+        return scale * cosines(queries, centers)
 
     return transductive_learner(model, answer, way=way)

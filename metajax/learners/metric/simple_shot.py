@@ -28,6 +28,7 @@ from metajax.builders.heads import (
     Embedded,
     Head,
     HeadLearnerParams,
+    cosines,
     head_learner,
     unit,
 )
@@ -119,9 +120,10 @@ def simple_shot(
         key: Array | None,
     ) -> Array:
         del mask, key
+        if distance == "cosine":  # of which lengths are no part
+            centred = features - jax.lax.stop_gradient(center)[None, :]
+            return scale * cosines(centred, means)
         features = transform(center, features)
-        if distance == "cosine":
-            return scale * unit(features) @ unit(means).T
         kernel, bias = linear_head(means)
         squares = jnp.sum(jnp.square(features), axis=1, keepdims=True)
         return scale * (features @ kernel + bias[None, :] - squares)
