@@ -8,6 +8,8 @@ many domains, and `streams.py` judges learners that read one example after anoth
 """
 
 from metajax.evaluation.bank import bank_task as bank_task
+from metajax.evaluation.ranks import friedman_test as friedman_test
+from metajax.evaluation.ranks import nemenyi_test as nemenyi_test
 from metajax.evaluation.ranks import rank_learners as rank_learners
 from metajax.evaluation.reports import Report as Report
 from metajax.evaluation.streams import instance_accuracy as instance_accuracy

@@ -11,14 +11,27 @@ over domains.
 Differs from it: learners have answered the same tasks, so it is the 95 % interval of
 their paired difference that must hold 0 for a tie, and not that of two independent
 means. Neither corrects for the number of comparisons.
+
+Whether learners differ over domains at all, and which, is tested on these ranks by the
+tests of M. Friedman and of P. Nemenyi, as J. Demsar, "Statistical Comparisons of
+Classifiers over Multiple Data Sets", JMLR 2006, describes them (section 3.2.2): with L
+learners, D domains and average ranks R_i,
+
+    chi^2 = 12 D / (L (L + 1)) (sum of R_i^2 - L (L + 1)^2 / 4)
+    F     = (D - 1) chi^2 / (D (L - 1) - chi^2),   Iman and Davenport's
+    CD    = q sqrt(L (L + 1) / (6 D)),   q of the Studentized range, divided by sqrt(2)
+
+chi^2 is divided by 1 - sum of (t^3 - t) / (D (L^3 - L)) over ties of t learners, which
+Demsar leaves out. A domain is one observation, however many tasks it has.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from metajax.checks import is_number
 from metajax.evaluation.reports import (
     Report,
     check_same_bank,
@@ -28,12 +41,58 @@ from metajax.evaluation.reports import (
     plain,
 )
 
-__all__ = ["Ranking", "rank_learners"]
+__all__ = [
+    "Friedman",
+    "Nemenyi",
+    "Ranking",
+    "friedman_test",
+    "nemenyi_test",
+    "rank_learners",
+]
+
+
+class Friedman(NamedTuple):
+    """Whether learners differ over domains.
+
+    Attributes:
+      statistic: chi^2 of Friedman, corrected for ties; 0 where all tie everywhere.
+      p_value: of it, by the chi^2 distribution with L - 1 degrees of freedom, which is
+        rough for few domains.
+      f_statistic: F of Iman and Davenport, which is less conservative; infinity where
+        all domains agree without ties.
+      f_p_value: of it, by the F distribution with L - 1 and (L - 1) (D - 1) degrees of
+        freedom.
+    """
+
+    statistic: float
+    p_value: float
+    f_statistic: float
+    f_p_value: float
+
+
+class Nemenyi(NamedTuple):
+    """Which learners differ over domains.
+
+    Attributes:
+      critical_difference: average ranks that are further apart than this differ
+        significantly, all pairs taken together.
+      p_values: `[L, L]` of each pair, corrected for the number of pairs; 1 on the
+        diagonal.
+    """
+
+    critical_difference: float
+    p_values: np.ndarray
+
+
+LEAST_LEARNERS = 3  # of two, the paired comparison of every domain says more
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranking:
     """Learners `L` on domains `D`. `print` shows it as a table, the best first.
+
+    Below the table stand the tests of Friedman and Nemenyi, if there are at least 3
+    learners and 2 domains.
 
     Attributes:
       metric: what is compared.
@@ -94,12 +153,19 @@ class Ranking:
             ]
             rows.append([self.learners[i], *cells, f"{self.average_rank[i]:.2f}"])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
+        lines = [
             "  ".join(
                 cell.ljust(width) for cell, width in zip(row, widths, strict=True)
             )
             for row in rows
-        )
+        ]
+        if min(self.rank.shape) >= 2 and len(self.rank) >= LEAST_LEARNERS:
+            lines.append(
+                f"Friedman test: p = {friedman_test(self.rank).f_p_value:.2g}; Nemenyi "
+                "test: average ranks differ that are more than "
+                f"{nemenyi_test(self.rank).critical_difference:.2f} apart (5 %)."
+            )
+        return "\n".join(lines)
 
 
 def rank_learners(
@@ -159,6 +225,102 @@ def rank_learners(
         for learner in learners
     )
     return Ranking(metric, learners, domains, mean, half_width, rank, protocols)
+
+
+def friedman_test(ranks: np.ndarray) -> Friedman:
+    """Tests whether learners differ over domains, by their ranks.
+
+    Args:
+      ranks: `[L, D]` of at least 3 learners on at least 2 domains, 1 for the best, as
+        `Ranking.rank`; those that tie share the mean of their ranks.
+
+    Raises:
+      ValueError: if there are too few, or a domain's ranks are none.
+
+    Example:
+      >>> from metajax.evaluation import friedman_test
+      >>> ranks = np.array([[1, 1, 1, 2], [2, 2, 3, 1], [3, 3, 2, 3]])
+      >>> print(f"{friedman_test(ranks).statistic:.2f}")
+      4.50
+    """
+    from scipy.special import chdtrc, fdtrc  # slow to import; jax depends on scipy
+
+    ranks = _checked_ranks(ranks)
+    learners, domains = ranks.shape
+    average = np.mean(ranks, axis=1)
+    spread = np.sum(np.square(average)) - learners * (learners + 1) ** 2 / 4
+    statistic = 12 * domains / (learners * (learners + 1)) * spread
+    ties = 0.0
+    for column in ranks.T:
+        _, counts = np.unique(column, return_counts=True)
+        ties += np.sum(counts.astype(float) ** 3 - counts)
+    correction = 1 - ties / (domains * (learners**3 - learners))
+    # No domain tells two learners apart where all tie on all: 0 / 0 is no evidence.
+    statistic = max(statistic / correction, 0.0) if correction > 1e-12 else 0.0
+    freedom = learners - 1
+    left = domains * freedom - statistic
+    f_statistic = (domains - 1) * statistic / left if left > 1e-9 else np.inf
+    return Friedman(
+        float(statistic),
+        float(chdtrc(freedom, statistic)),
+        float(f_statistic),
+        float(fdtrc(freedom, freedom * (domains - 1), f_statistic)),
+    )
+
+
+def nemenyi_test(ranks: np.ndarray, *, level: float = 0.05) -> Nemenyi:
+    """Tests which learners differ over domains, once `friedman_test` says that some do.
+
+    Args:
+      ranks: as for `friedman_test`.
+      level: of significance for all pairs together, in (0, 1).
+
+    Raises:
+      ValueError: if `level` is out of range, there are too few learners or domains, or
+        a domain's ranks are none.
+
+    Example:
+      >>> from metajax.evaluation import nemenyi_test
+      >>> ranks = np.array([[1, 1, 1, 2], [2, 2, 3, 1], [3, 3, 2, 3]])
+      >>> print(f"{nemenyi_test(ranks).critical_difference:.2f}")
+      1.66
+    """
+    from scipy.stats import studentized_range  # slow to import; jax depends on scipy
+
+    if not is_number(level) or not 0 < level < 1:
+        raise ValueError(f"`level` must be above 0 and below 1, got {level!r}.")
+    ranks = _checked_ranks(ranks)
+    learners, domains = ranks.shape
+    average = np.mean(ranks, axis=1)
+    unit = np.sqrt(learners * (learners + 1) / (12 * domains))
+    apart = np.abs(average[:, None] - average[None, :])
+    quantile = studentized_range.isf(level, learners, np.inf)
+    p_values = studentized_range.sf(apart / unit, learners, np.inf)
+    return Nemenyi(float(quantile * unit), np.clip(p_values, 0, 1))
+
+
+def _checked_ranks(ranks: np.ndarray) -> np.ndarray:
+    """Ranks `[L, D]` in double precision, of enough learners and domains."""
+    ranks = np.asarray(ranks, float)
+    if ranks.ndim != 2 or len(ranks) < LEAST_LEARNERS or ranks.shape[1] < 2:
+        raise ValueError(
+            f"`ranks` must be `[L, D]` of at least {LEAST_LEARNERS} learners on at "
+            f"least 2 domains, got shape {list(ranks.shape)}; of two learners, see "
+            "`metajax.compare` on each domain."
+        )
+    learners = len(ranks)
+    sums = np.sum(ranks, axis=0)
+    is_rank = np.all((ranks >= 1) & (ranks <= learners), axis=0)
+    is_rank &= np.abs(sums - learners * (learners + 1) / 2) < 1e-6
+    if not np.all(is_rank):
+        domain = int(np.argmin(is_rank))
+        raise ValueError(
+            f"`ranks` must be from 1 to {learners} on each domain and sum to "
+            f"{learners * (learners + 1) // 2}, got {ranks[:, domain].tolist()} on "
+            f"domain {domain}; those that tie share the mean of their ranks. Give "
+            "`Ranking.rank`, and not measured values."
+        )
+    return ranks
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

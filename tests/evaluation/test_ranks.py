@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from metajax.evaluation.ranks import rank_learners
+from metajax.evaluation.ranks import friedman_test, nemenyi_test, rank_learners
 from metajax.evaluation.reports import Report
 
 EASE = np.random.default_rng(0).uniform(0.3, 0.7, 30)
@@ -140,3 +141,102 @@ def test_bad_input(name):
     reports, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         rank_learners(reports)
+
+
+def random_ranks(learners, domains, decimals):
+    """By values that are rounded, so that there are ties."""
+    values = np.random.default_rng(0).normal(size=(learners, domains))
+    values[0] -= 0.5
+    return scipy.stats.rankdata(np.round(values, decimals), axis=0)
+
+
+@pytest.mark.parametrize("decimals", [0, 9])
+@pytest.mark.parametrize(("learners", "domains"), [(3, 2), (4, 10), (7, 5)])
+def test_friedman_is_scipys(learners, domains, decimals):
+    ranks = random_ranks(learners, domains, decimals)
+    found = friedman_test(ranks)
+    wanted = scipy.stats.friedmanchisquare(*ranks)
+    np.testing.assert_allclose(found.statistic, wanted.statistic, rtol=1e-10)
+    np.testing.assert_allclose(found.p_value, wanted.pvalue, rtol=1e-10)
+    f = (domains - 1) * found.statistic
+    f /= domains * (learners - 1) - found.statistic
+    freedoms = learners - 1, (learners - 1) * (domains - 1)
+    np.testing.assert_allclose(found.f_statistic, f, rtol=1e-10)
+    np.testing.assert_allclose(found.f_p_value, scipy.stats.f.sf(f, *freedoms))
+
+
+def test_friedman_where_all_agree_and_where_all_tie():
+    agree = friedman_test(np.array([[1, 1, 1], [2, 2, 2], [3, 3, 3]]))
+    assert agree == (6, pytest.approx(np.exp(-3)), np.inf, 0)
+    tied = friedman_test(np.full((4, 3), 2.5))
+    assert tied == (0, 1, 0, 1)
+
+
+# Demsar 2006, table 5(a): critical values q at 0.05 and 0.10.
+QUANTILES = {
+    0.05: (2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164),
+    0.10: (2.052, 2.291, 2.459, 2.589, 2.693, 2.780, 2.855, 2.920),
+}
+
+
+@pytest.mark.parametrize("level", QUANTILES)
+def test_critical_differences_are_the_published_ones(level):
+    for learners, q in enumerate(QUANTILES[level], start=3):
+        ranks = random_ranks(learners, 6, 9)
+        found = nemenyi_test(ranks, level=level).critical_difference
+        wanted = q * np.sqrt(learners * (learners + 1) / 36)
+        np.testing.assert_allclose(found, wanted, rtol=5e-4)
+
+
+def test_pairs_differ_that_are_further_apart_than_the_critical_difference():
+    ranks = random_ranks(5, 12, 9)
+    average = ranks.mean(1)
+    apart = np.abs(average[:, None] - average)
+    p_values = nemenyi_test(ranks).p_values
+    np.testing.assert_allclose(np.diag(p_values), 1)
+    np.testing.assert_array_equal(p_values, p_values.T)
+    for level in (0.2, 0.05, 0.5):
+        critical = nemenyi_test(ranks, level=level).critical_difference
+        np.testing.assert_array_equal(p_values < level, apart > critical)
+    assert 0 < (p_values < 0.5).sum() < 20
+
+
+def test_tests_stand_below_the_table_of_three():
+    shifts = {"good": (0.2, 0.3), "bad": (0.0, 0.1), "middle": (0.1, 0.2)}
+    reports = {
+        name: {"x": report(first), "y": report(second)}
+        for name, (first, second) in shifts.items()
+    }
+    ranking = rank_learners(reports)
+    *table, last = str(ranking).split("\n")
+    assert len(table) == 4
+    critical = nemenyi_test(ranking.rank).critical_difference
+    assert last.startswith("Friedman test: p = 0; ")
+    assert f"more than {critical:.2f} apart (5 %)" in last
+    one = rank_learners({name: {"x": of["x"]} for name, of in reports.items()})
+    assert "Friedman" not in str(one)
+
+
+BAD_RANKS = {
+    "two learners": (np.ones((2, 4)), {}, r"at least 3 learners .* shape \[2, 4\]"),
+    "one domain": ([[1], [2], [3]], {}, r"at least 2 domains, got shape \[3, 1\]"),
+    "a vector": ([1, 2, 3], {}, r"got shape \[3\]"),
+    "values": (
+        [[1, 0.5], [2, 0.6], [3, 0.7]],
+        {},
+        r"sum to 6, got \[0.5, 0.6, 0.7\] on domain 1",
+    ),
+    "ties that do not share": ([[1, 1], [1, 2], [3, 3]], {}, "on domain 0; those that"),
+    "NaN": ([[1, np.nan], [2, 2], [3, 3]], {}, "on domain 1"),
+    "level": (random_ranks(3, 3, 9), {"level": 5}, "`level` must be .* 1, got 5"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RANKS)
+def test_bad_ranks(name):
+    ranks, options, message = BAD_RANKS[name]
+    with pytest.raises(ValueError, match=message):
+        nemenyi_test(ranks, **options)
+    if not options:
+        with pytest.raises(ValueError, match=message):
+            friedman_test(ranks)

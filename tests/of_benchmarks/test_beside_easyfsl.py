@@ -13,7 +13,7 @@ TASKS = {
     "way": 3,
     "shot": 2,
     "num_queries": 4,
-    "size": 5,
+    "size": 12,
     "noise": 0.5,
     "seed": 1,
 }
@@ -23,13 +23,13 @@ def test_tasks_are_those_of_the_seed_and_in_the_order_of_classes():
     support, queries = few_shot_embeddings(**TASKS)
     again, _ = few_shot_embeddings(**TASKS)
     other, _ = few_shot_embeddings(**TASKS | {"seed": 2})
-    assert support.shape == (6, 6, 5)
-    assert queries.shape == (6, 12, 5)
+    assert support.shape == (6, 6, 12)
+    assert queries.shape == (6, 12, 12)
     np.testing.assert_array_equal(support, again)
     assert not np.array_equal(support, other)
     assert support.min() == 0
-    means = support.reshape(6, 3, 2, 5).mean(2)
-    own = queries.reshape(6, 3, 4, 5).mean(2)
+    means = support.reshape(6, 3, 2, 12).mean(2)
+    own = queries.reshape(6, 3, 4, 12).mean(2)
     gaps = np.linalg.norm(means[:, :, None] - own[:, None], axis=-1)
     assert np.mean(gaps.argmin(-1) == np.arange(3)) > 0.8
 
