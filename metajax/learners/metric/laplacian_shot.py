@@ -14,8 +14,7 @@ than a millionth of its size, or after `iterations`. lambda = `strength`.
 Differs from the paper: prototypes are rectified as in easyfsl 1.5, whose settings are
 the defaults, and embeddings are taken as they are: centre and normalise them first, as
 `simple_shot` does, to follow the paper. Its `knn` of 3 counts the query itself, which
-is no neighbour here. Where further queries are exactly as far as the last neighbour,
-all of them are neighbours.
+is no neighbour here.
 """
 
 import jax
@@ -81,42 +80,52 @@ def laplacian_shot(
     def answer(support: Embedded, queries: Array, is_real: Array) -> Array:
         centers = rectified_prototypes(support, queries, is_real, sharpness=sharpness)
         distances = squared_distances(queries, centers)
-        graph = nearest_neighbors(queries, is_real, neighbors)
+        near, is_near = nearest_neighbors(queries, is_real, neighbors)
         is_present = support.is_present[None, :]
 
         def assign(scores: Array) -> Array:
             return jax.nn.log_softmax(jnp.where(is_present, scores, -jnp.inf), axis=1)
 
-        def bound(logs: Array) -> Array:  # Eq. (7), without constants
+        def pull(logs: Array) -> Array:
+            of_neighbors = jnp.where(is_near[:, :, None], jnp.exp(logs)[near], 0)
+            return strength * jnp.sum(of_neighbors, axis=1)
+
+        def bound(logs: Array, pulls: Array) -> Array:  # Eq. (7), without constants
             y = jnp.exp(logs)
-            terms = jnp.log(y + LEAST) + distances - strength * (graph @ y)
-            return jnp.sum(jnp.where(is_real[:, None], y * terms, 0))
+            terms = y * (jnp.log(y + LEAST) + distances - pulls)
+            return jnp.sum(jnp.where(is_real[:, None], terms, 0))
 
         def update(carry: tuple, step: Array) -> tuple[tuple, None]:
-            logs, last, is_done = carry
-            new = assign(-distances + strength * (graph @ jnp.exp(logs)))
-            new = jnp.where(is_done, logs, new)
-            value = jax.lax.stop_gradient(bound(new))
+            logs, pulls, last, is_done = carry
+            new = assign(pulls - distances)
+            new_pulls = pull(new)
+            value = jax.lax.stop_gradient(bound(new, new_pulls))
             has_settled = jnp.abs(value - last) <= TOLERANCE * jnp.abs(last)
-            return (new, value, is_done | ((step > 1) & has_settled)), None
+            kept = (
+                jnp.where(is_done, old, changed)
+                for old, changed in ((logs, new), (pulls, new_pulls))
+            )
+            # The first two updates compare nothing.
+            return (*kept, value, is_done | ((step > 1) & has_settled)), None
 
-        # The first two updates compare nothing.
+        first = assign(-distances)
         nothing = jnp.zeros((), distances.dtype), jnp.zeros((), bool)
-        (logs, _, _), _ = jax.lax.scan(
-            update, (assign(-distances), *nothing), jnp.arange(iterations)
-        )
+        start = (first, pull(first), *nothing)
+        (logs, *_), _ = jax.lax.scan(update, start, jnp.arange(iterations))
         return logs
 
     return transductive_learner(model, answer, way=way)
 
 
-def nearest_neighbors(rows: Array, is_real: Array, count: int) -> Array:
-    """Marks by 1 the nearest other real rows of each of `[n, D]`: `[n, n]`, else 0."""
+def nearest_neighbors(rows: Array, is_real: Array, count: int) -> tuple[Array, Array]:
+    """Finds the nearest other real rows of each of `[n, D]`.
+
+    Returns:
+      Their places `[n, k]`, k = min(count, n - 1), and which of them are neighbours,
+      bool `[n, k]`: fewer than k where fewer rows are real.
+    """
     num = len(rows)
-    count = min(count, num - 1)
-    if count < 1:
-        return jnp.zeros((num, num), rows.dtype)
     is_other = is_real[:, None] & is_real[None, :] & ~jnp.eye(num, dtype=bool)
-    distances = jnp.where(is_other, squared_distances(rows, rows), jnp.inf)
-    last = -jax.lax.top_k(-distances, count)[0][:, -1:]
-    return (is_other & (distances <= last)).astype(rows.dtype)
+    closeness = jnp.where(is_other, -squared_distances(rows, rows), -jnp.inf)
+    values, places = jax.lax.top_k(closeness, min(count, num - 1))
+    return places, values > -jnp.inf
