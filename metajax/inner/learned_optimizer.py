@@ -144,7 +144,7 @@ def learned(
             for name, number in numbers.items():
                 raw = optimizer_params[name]
                 if name in of_paths:
-                    raw = of_paths[name].get(path)
+                    raw = of_paths[name].get(path or ())
                 if raw is None:
                     raise ValueError(
                         f"The learned {name!r} has no value for the parameter "

@@ -221,7 +221,8 @@ def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Model:
             "use_running_average=True and averages of a trained network, which then "
             "stay. metajax.models.normalization.Normalize has more, in Linen."
         )
-    graph, abstract, streams, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    graph, abstract, *others = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    streams, state = others
 
     def init(key: Array, x: PyTree) -> PyTree:
         del x  # an NNX module knows its input sizes

@@ -23,7 +23,7 @@ from metajax.models.normalization import PER_CHANNEL, Normalization, Normalize
 from metajax.models.precision import Precision, with_precision
 from metajax.types import Array, Model, PyTree
 
-__all__ = ["check_groups", "conv4", "identity", "mlp"]
+__all__ = ["check_groups", "check_images", "conv4", "identity", "mlp"]
 
 Pooling = Literal["max", "stride", "maps"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -76,13 +76,7 @@ class Conv4(nn.Module):
     def __call__(self, x: Inputs, mask: Array | None = None) -> Array:
         """Maps images `[n, H, W, C]` to `[n, num_outputs]` or embeddings `[n, D]`."""
         x, context = _split_context(x)
-        _check_no_bytes(x)
-        if x.ndim != 4:
-            raise ValueError(
-                "Images must be a batch, `[n, H, W, C]`, got shape "
-                f"{list(x.shape)}; give one image as image[None], and channels as the "
-                "last axis."
-            )
+        check_images(x)
         is_strided = self.pooling == "stride"
         num_poolings = {"max": 4, "stride": 0, "maps": 2}[self.pooling]
         if min(x.shape[1:3]) < 2**num_poolings:
@@ -225,6 +219,16 @@ def identity() -> Model:
         return x.astype(jnp.float32)
 
     return from_functions(lambda key, x: {}, apply)
+
+
+def check_images(x: Array) -> None:
+    """Raises a ValueError unless `x` is a batch of images of floats."""
+    _check_no_bytes(x)
+    if x.ndim != 4:
+        raise ValueError(
+            f"Images must be a batch, `[n, H, W, C]`, got shape {list(x.shape)}; give "
+            "one image as image[None], and channels as the last axis."
+        )
 
 
 def _check_no_bytes(x: Array) -> None:

@@ -20,14 +20,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal, get_args
 
-import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.checks import check_choice, check_integers, check_sizes
 from metajax.models.adapters import from_linen
 from metajax.models.convolution import Conv, max_pool
-from metajax.models.networks import check_groups
+from metajax.models.networks import check_groups, check_images
 from metajax.models.normalization import PER_CHANNEL, Normalization, Normalize
 from metajax.models.precision import Precision, with_precision
 from metajax.types import Array, Model
@@ -78,7 +77,7 @@ class ResNet12(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """Maps images `[n, H, W, C]` to `[n, num_outputs]` or embeddings `[n, D]`."""
-        chex.assert_rank(x, 4)
+        check_images(x)
         least = 2 ** len(self.widths)
         if min(x.shape[1:3]) < least:
             raise ValueError(

@@ -7,6 +7,7 @@ import pytest
 from metajax.filters import only, partition, path_names
 from metajax.models.networks import conv4, identity, mlp
 from metajax.models.normalization import NORMALIZATIONS
+from metajax.models.residual import resnet12
 
 
 def shapes(model, *input_shape):
@@ -238,7 +239,7 @@ def test_wrong_arguments(build, message):
         build()
 
 
-@pytest.mark.parametrize("model", [conv4(), mlp(3), identity()])
+@pytest.mark.parametrize("model", [conv4(), resnet12(widths=(2,)), mlp(3), identity()])
 def test_bytes_are_refused(model, key):
     """A network that learned from [0, 1] would answer to 255 what it never saw."""
     images = jnp.ones((2, 16, 16, 1))

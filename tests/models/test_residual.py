@@ -159,5 +159,5 @@ def test_wrong_arguments(name):
 def test_wrong_images():
     with pytest.raises(ValueError, match="4 poolings .* at least 16 x 16, got 28 x 15"):
         sizes(resnet12(), 2, 28, 15, 1)
-    with pytest.raises(AssertionError, match="rank"):
+    with pytest.raises(ValueError, match="must be a batch"):
         sizes(resnet12(), 2, 28, 28)
