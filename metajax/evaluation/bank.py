@@ -132,7 +132,8 @@ def evaluate(
         )
     if metrics_fn is not None:
         check_parts(metrics_fn=metrics_fn)
-    check_learner(learner)
+    asked = ("adapt", "predict") if judge is None else ("adapt",)
+    check_learner(learner, asked)
     _check_no_nan(meta_params)
     tasks = as_pytree(tasks)
 
@@ -163,8 +164,6 @@ def evaluate(
     if smaller:
         bucket = buckets_of_keys(tasks, all_keys[0], smaller)
     first_task = cut(first_task, shapes[bucket[0]])
-    if judge is None and metrics_fn is None:
-        check_classes(learner, meta_params, first_task)
     protocol = "unchecked"
     if check_leakage and judge is None:
         protocol = leakage(learner, meta_params, first_task, keys_adapt[0]).protocol
@@ -196,6 +195,9 @@ def evaluate(
         )
     order = np.argsort(np.concatenate(members))
     scores = jax.tree.map(lambda *x: np.concatenate(x)[order], *parts)
+    # Only then, as it traces the learner once more.
+    if metrics_fn is None and np.isnan(scores.metrics.get("accuracy", 0)).any():
+        check_classes(learner, meta_params, first_task)
     calibration = None
     if scores.bins is not None:
         calibration = reliability(*scores.bins.astype(float).sum(axis=0))

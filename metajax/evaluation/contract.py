@@ -5,7 +5,7 @@ neither.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,10 +25,10 @@ _CONTRACT = {
 }
 
 
-def check_learner(learner: Learner) -> None:
+def check_learner(learner: Learner, asked: Sequence[str] = ("init", "loss")) -> None:
     """Raises a ValueError unless its functions take what they are called with.
 
-    `adapt` and `predict` may be None, where nothing asks for them.
+    Those that are not `asked` for may be None.
     """
     if not isinstance(learner, Learner):
         raise TypeError(
@@ -37,7 +37,7 @@ def check_learner(learner: Learner) -> None:
         )
     for name, (count, keywords, shown) in _CONTRACT.items():
         function = getattr(learner, name)
-        if function is None and name in ("adapt", "predict"):
+        if function is None and name not in asked:
             continue
         if not callable(function):
             raise ValueError(f"`Learner.{name}` must be a function, got {function!r}.")
@@ -100,7 +100,9 @@ def check_classes(learner: Learner, meta_params: PyTree, task: Task) -> None:
     if learner.predict is None or not isinstance(query, Examples):
         return
     y = query.y
-    if jnp.ndim(y) != 1 or not jnp.issubdtype(jnp.result_type(y), jnp.integer):
+    if getattr(y, "ndim", None) != 1 or not jnp.issubdtype(
+        jnp.result_type(y), jnp.integer
+    ):
         return
 
     def answer(meta_params: PyTree, task: Task) -> PyTree:

@@ -31,7 +31,6 @@ BROKEN = {
         {"init": lambda key: 0.0},
         r"`Learner.init` is called as `init\(key, task",
     ),
-    "loss": ({"loss": None}, "`Learner.loss` must be a function, got None"),
 }
 
 
@@ -94,3 +93,13 @@ def test_more_classes_than_outputs(verb, key):
     }[verb]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_functions_that_are_asked_for_must_be_there(key):
+    with pytest.raises(ValueError, match="`Learner.loss` must be a function, got None"):
+        metajax.train(
+            KEPT._replace(loss=None), sample, optax.sgd(0.1), steps=1, tasks_per_step=1
+        )
+    learner = KEPT._replace(predict=None)
+    with pytest.raises(ValueError, match="`Learner.predict` must be a function, got"):
+        metajax.evaluate(learner, KEPT.init(key, sample(key)), sample)
