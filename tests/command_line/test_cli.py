@@ -232,7 +232,7 @@ def test_folder_splits_share_no_class(images):
 @pytest.mark.parametrize(
     ("command", "allowed"),
     [
-        ("train maml conv5 glyphs", "conv4, mlp, identity"),
+        ("train maml conv5 glyphs", "conv4, resnet12, mlp, identity"),
         ("train mamml conv4 glyphs", "cavia, imaml, leo, maml, maml_plus_plus"),
         ("train maml conv4 glyph", "glyphs, omniglot, folder, tfds, sinusoid"),
         ("train maml conv4 glyphs --model.normalization no", "'layer', 'group'"),

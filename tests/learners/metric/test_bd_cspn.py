@@ -8,6 +8,7 @@ from learners.entry import Entry, sample, small_mlp
 from learners.metric.oracles import cosines, in_double, numbers, rectified
 
 import metajax
+from metajax.builders.transductive import rectified_prototypes
 from metajax.learners import bd_cspn
 from metajax.types import Examples
 
@@ -72,6 +73,15 @@ def test_padded_queries_do_not_move_prototypes():
     masked = learner.predict(adapted, rows, mask=jnp.array([True, True, False]))
     alone = learner.predict(adapted, rows[:2])
     np.testing.assert_allclose(masked[:2], alone, rtol=1e-6)
+    # Nor make them shorter, which cosines do not show.
+    hidden = rows.at[2].set(0)
+    padded, short = (
+        rectified_prototypes(
+            adapted.fitted, rows, jnp.arange(len(rows)) < 2, sharpness=1
+        )
+        for rows in (hidden, hidden[:2])
+    )
+    np.testing.assert_allclose(padded, short, rtol=1e-6)
 
 
 ERRORS = {

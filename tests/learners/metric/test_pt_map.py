@@ -101,7 +101,8 @@ def test_what_is_masked_takes_part_in_no_plan():
     wide = np.insert(np.insert(scores, 2, 1e3, axis=0), 1, -1e3, axis=1)
     real, some = np.arange(9) != 2, np.arange(5) != 1
     plan = plan_of(wide, real, some)
-    np.testing.assert_allclose(plan[real][:, some], plan_of(scores), rtol=1e-4)
+    # Nor does it keep the iterations from ending where they do without it.
+    np.testing.assert_allclose(plan[real][:, some], plan_of(scores), rtol=1e-6)
     np.testing.assert_allclose(plan_of(scores), sinkhorn(scores, 2, 1e-12), atol=1e-3)
     np.testing.assert_array_equal(plan[2], 0)
     np.testing.assert_array_equal(plan[:, 1], 0)
