@@ -121,7 +121,10 @@ def constant_learner(has_components):
         mean = jnp.stack([inputs, -inputs], axis=1)
         return Mixture(Gaussian(mean, jnp.ones_like(mean)))
 
-    return Learner(lambda key, task: (), lambda *_, key=None: (), predict, lambda: None)
+    def nothing(*_, key=None):
+        return ()
+
+    return Learner(lambda key, task: (), nothing, predict, nothing)
 
 
 @pytest.mark.parametrize("has_components", [False, True])
