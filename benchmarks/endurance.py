@@ -19,8 +19,8 @@ import pathlib
 import select
 import shutil
 import signal
-import sys
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -284,13 +284,14 @@ def child(name: str, run_dir: pathlib.Path, steps: int, pipe: int) -> None:
         return path
 
     Checkpoints.save = reported  # type: ignore[assignment, method-assign]
-    sys.stderr = open(os.devnull, "w")  # a KeyboardInterrupt's traceback
     status = FAILED
     try:
         run(name, run_dir, steps)
         status = 0
     except KeyboardInterrupt:
         status = 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -347,7 +348,8 @@ def live(
     durations = durations._replace(saving=max(times, default=durations.saving))
     if code == 0:
         return None, durations._replace(life=time.monotonic() - began)
-    if code == FAILED:
+    # An interrupt may come out of a library as an error of another kind.
+    if code == FAILED and number != signal.SIGINT:
         raise RuntimeError(f"A life of {name} failed by itself.")
     return (signal.Signals(number).name, where), durations
 

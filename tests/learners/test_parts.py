@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 import metajax
-from metajax import learners, models
+from metajax import Learner, learners, models
 from metajax.types import Model
 
 MODEL = models.mlp(3)
@@ -27,7 +27,12 @@ ASKED = {
 }
 PARTS = ("model", "objective", "adapts", "generates", "gates", "where")
 MAKERS = {
-    **{n: f for n, f in vars(learners).items() if inspect.isfunction(f)},
+    **{
+        name: make
+        for name, make in vars(learners).items()
+        if inspect.isfunction(make)
+        and inspect.signature(make).return_annotation is Learner
+    },
     "with_lora": models.with_lora,
     "with_precision": models.with_precision,
 }

@@ -1,5 +1,6 @@
 """Runs from its settings to a JSON file, and its part of the page."""
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -49,7 +50,13 @@ def test_kills(tmp_path):
         "endurance.RUNS = {'maml': endurance.RUNS['maml']};"
         "endurance.main(endurance.Kills(kills=2, length=8))"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    root = pathlib.Path(endurance.__file__).parents[1]
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
     rows = read_result(tmp_path)["results"]
     assert sum(row["count"] for row in rows) >= 2
     assert not any(row["wrong"] for row in rows)

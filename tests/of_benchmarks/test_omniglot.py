@@ -31,7 +31,7 @@ def test_results_name_the_switches_that_are_not_as_usual():
 
 @pytest.mark.usefixtures("data_dir")
 def test_prototypical_on_glyphs_and_then_real_images(tmp_path):
-    settings = omniglot.Prototypical(source="glyphs", way=3, steps=2, num_test_tasks=2)
+    settings = omniglot.Prototypical(source="glyphs", way=5, steps=2, num_test_tasks=2)
     omniglot.main(settings)
     rows = read_result(tmp_path)["results"]
     assert {row["images"] for row in rows} == {"omniglot", "devanagari", "mnist"}
