@@ -13,10 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.checks import (
-    check_integers,
-    check_parts,
-)
+from metajax.checks import check_integers, check_parts
 from metajax.filters import everything, partition
 from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.inner.unroll import GradientMode, Unrolled, check_inner_loop, unroll

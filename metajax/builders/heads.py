@@ -14,11 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import (
-    check_parts,
-    check_positive,
-    check_way,
-)
+from metajax.checks import check_parts, check_positive, check_way
 from metajax.masks import hide_padding
 from metajax.models.adapters import from_functions
 from metajax.models.normalization import freeze_support_statistics
@@ -49,7 +45,9 @@ __all__ = [
     "cosines",
     "embedded",
     "head_learner",
+    "keep_support",
     "solved_head",
+    "squared_distances",
     "table_rows",
     "unit",
 ]
@@ -227,6 +225,20 @@ def cosines(rows: Array, centers: Array) -> Array:
     return (rows @ unit(centers).T) * jax.lax.rsqrt(squares + 1e-12)
 
 
+def squared_distances(rows: Array, centers: Array) -> Array:
+    """Computes squared Euclidean distances `[n, N]` from `[n, D]` to `[N, D]`.
+
+    By a product of matrices, after a shift of both that keeps the terms, whose
+    difference a distance is, about as large as distances.
+    """
+    origin = jax.lax.stop_gradient(jnp.mean(centers, axis=0, keepdims=True))
+    rows, centers = rows - origin, centers - origin
+    products = jnp.matmul(rows, centers.T, precision="highest")
+    squares = (jnp.sum(jnp.square(x), axis=1) for x in (rows, centers))
+    of_rows, of_centers = squares
+    return jnp.maximum(of_rows[:, None] + of_centers[None, :] - 2 * products, 0)
+
+
 def check_vectors(features: Array) -> None:
     """Raises a ValueError unless embeddings are `[n, D]`."""
     if features.ndim != 2:
@@ -235,6 +247,14 @@ def check_vectors(features: Array) -> None:
             f"gives {list(features.shape)}; flatten them, or use conv4(pooling='max'). "
             "One input needs an axis of examples too, x[None]."
         )
+
+
+def keep_support(
+    head_params: PyTree, support: Embedded, key: Array | None
+) -> tuple[Embedded, Metrics]:
+    """Fits nothing: the `fit` of heads that answer from the support set itself."""
+    del head_params, key
+    return support, {}
 
 
 def embedded(features: Array, support: Examples, num_classes: int) -> Embedded:

@@ -29,10 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.builders.targets import check_targets, choose_objective
-from metajax.checks import (
-    check_choice,
-    check_parts,
-)
+from metajax.checks import check_choice, check_parts
 from metajax.filters import float_type
 from metajax.masks import hide_padding, masked_mean
 from metajax.objectives import (

@@ -8,16 +8,17 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from metajax.builders.heads import Embedded, Head, cosines, head_learner
+from metajax.builders.heads import Embedded, Head, cosines, head_learner, keep_support
+from metajax.inner.unroll import check_inner_loop, unroll
 from metajax.masks import masked_mean
-from metajax.types import Array, Learner, Metrics, Model, Way
+from metajax.types import Array, Learner, Model, Way
 
 __all__ = [
+    "descending_learner",
     "mean_entropy",
     "rectified_prototypes",
-    "squared_distances",
-    "support_cross_entropy",
     "transductive_learner",
 ]
 
@@ -39,12 +40,6 @@ def transductive_learner(
       ValueError: if `way` is out of range.
     """
 
-    def fit(
-        head_params: tuple, support: Embedded, key: Array | None
-    ) -> tuple[Embedded, Metrics]:
-        del head_params, key
-        return support, {}
-
     def classify(
         head_params: tuple,
         support: Embedded,
@@ -57,7 +52,64 @@ def transductive_learner(
             support, features, jnp.ones(len(features), bool) if mask is None else mask
         )
 
-    return head_learner(model, Head(fit, classify), way=way)
+    return head_learner(model, Head(keep_support, classify), way=way)
+
+
+def descending_learner(
+    model: Model,
+    logits: Callable[[Array, Array], Array],
+    objective: Callable[[Array, Array, Array], Array],
+    optimizer: optax.GradientTransformation,
+    *,
+    inner_steps: int,
+    way: Way,
+    prepare: Callable[[Array], Array] = lambda rows: rows,
+) -> Learner:
+    """Builds a learner that tunes prototypes on a support set and on its queries.
+
+    They start at the class means. The outer gradient is of first order: the path that
+    they take is a constant to it.
+
+    Args:
+      model: an embedding, inputs `[n, ...]` to `[n, D]`.
+      logits: `(prototypes [N, D], rows [m, D]) -> [m, N]`.
+      objective: `(cross_entropy, chances [m, N], is_real [m]) -> scalar`: the mean
+        cross-entropy of the support set in nats, and the softmax of queries.
+      optimizer: of Optax.
+      inner_steps: its steps, at least 0.
+      way: as for `metajax.builders.heads.head_learner`.
+      prepare: what is done to embeddings `[m, D]` once, after the class means.
+
+    Raises:
+      ValueError: if `inner_steps` or `way` is out of range.
+      TypeError: if `optimizer` is none of Optax.
+    """
+    check_inner_loop(optimizer, inner_steps, "first_order")
+
+    def present(prototypes: Array, rows: Array, support: Embedded) -> Array:
+        outputs = logits(prototypes, rows)
+        return jnp.where(support.is_present[None, :], outputs, -jnp.inf)
+
+    def loss(prototypes: Array, args: tuple, key: Array | None) -> Array:
+        del key
+        support, rows, queries, is_real = args
+        of_support = present(prototypes, rows, support)
+        chances = jax.nn.softmax(present(prototypes, queries, support), axis=1)
+        return objective(_cross_entropy(of_support, support), chances, is_real)
+
+    def answer(support: Embedded, queries: Array, is_real: Array) -> Array:
+        rows, queries = prepare(support.features), prepare(queries)
+        prototypes = unroll(
+            loss,
+            optimizer,
+            support.means,
+            (support, rows, queries, is_real),
+            inner_steps=inner_steps,
+            gradient="first_order",
+        ).params
+        return present(prototypes, queries, support)
+
+    return transductive_learner(model, answer, way=way)
 
 
 def rectified_prototypes(
@@ -102,26 +154,12 @@ def rectified_prototypes(
     return weighted / jnp.where(total > 0, total, 1)[:, None]
 
 
-def squared_distances(rows: Array, centers: Array) -> Array:
-    """Computes squared Euclidean distances `[n, N]` from `[n, D]` to `[N, D]`.
-
-    By a product of matrices, after a shift of both that keeps the terms, whose
-    difference a distance is, about as large as distances.
-    """
-    origin = jax.lax.stop_gradient(jnp.mean(centers, axis=0, keepdims=True))
-    rows, centers = rows - origin, centers - origin
-    products = jnp.matmul(rows, centers.T, precision="highest")
-    squares = (jnp.sum(jnp.square(x), axis=1) for x in (rows, centers))
-    of_rows, of_centers = squares
-    return jnp.maximum(of_rows[:, None] + of_centers[None, :] - 2 * products, 0)
-
-
 def mean_entropy(chances: Array, mask: Array) -> Array:
     """Averages the entropy of rows of probabilities `[n, N]` in nats, where real."""
     return masked_mean(-jnp.sum(chances * jnp.log(chances + LEAST), axis=1), mask)
 
 
-def support_cross_entropy(logits: Array, support: Embedded) -> Array:
+def _cross_entropy(logits: Array, support: Embedded) -> Array:
     """Averages the cross-entropy of a support set's logits `[n, N]`, in nats.
 
     Args:

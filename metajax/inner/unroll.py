@@ -35,11 +35,7 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import jaxpr_as_fun
 
-from metajax.checks import (
-    check_choice,
-    check_integers,
-    check_parts,
-)
+from metajax.checks import check_choice, check_integers, check_parts
 from metajax.compute.program_costs import has_custom_vjp, has_while
 from metajax.filters import combine, everything, keep_types, partition
 from metajax.types import Array, Filter, PyTree

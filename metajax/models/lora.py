@@ -24,10 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import (
-    check_integers,
-    check_parts,
-)
+from metajax.checks import check_integers, check_parts
 from metajax.filters import everything, path_names
 from metajax.models.normalization import STATISTICS
 from metajax.types import Array, Filter, Model, PyTree

@@ -21,11 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.checks import (
-    check_choice,
-    check_integers,
-    check_parts,
-)
+from metajax.checks import check_choice, check_integers, check_parts
 from metajax.masks import hide_padding
 from metajax.types import Array, Examples, Model, PyTree
 

@@ -21,10 +21,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import (
-    check_choice,
-    check_parts,
-)
+from metajax.checks import check_choice, check_parts
 from metajax.models.normalization import STATISTICS
 from metajax.types import Array, Model, PyTree
 

@@ -20,11 +20,10 @@ is no neighbour here.
 import jax
 import jax.numpy as jnp
 
-from metajax.builders.heads import Embedded
+from metajax.builders.heads import Embedded, squared_distances
 from metajax.builders.transductive import (
     LEAST,
     rectified_prototypes,
-    squared_distances,
     transductive_learner,
 )
 from metajax.checks import check_integers, check_not_negative

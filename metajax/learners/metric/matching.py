@@ -26,7 +26,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.builders.heads import Embedded, Head, head_learner, unit
+from metajax.builders.heads import (
+    Embedded,
+    Head,
+    head_learner,
+    squared_distances,
+    unit,
+)
 from metajax.checks import check_choice, check_integers, check_parts, check_positive
 from metajax.filters import float_type
 from metajax.types import Array, Embedding, Learner, PyTree, Way
@@ -119,7 +125,7 @@ def matching(
         if similarity == "cosine":
             close = unit(features) @ unit(support.features).T
         else:
-            close = -_squared_distances(features, support.features)
+            close = -squared_distances(features, support.features)
         nothing = _nothing(close)
         weights = jnp.where(support.is_real[None, :], factor * close, nothing)
         weights = jax.nn.log_softmax(weights, axis=1)
@@ -134,12 +140,6 @@ def matching(
 def _nothing(weights: Array) -> float:
     """Weight of what is not there: finite, so that no gradient is NaN."""
     return float(jnp.finfo(weights.dtype).min) / 2
-
-
-def _squared_distances(a: Array, b: Array) -> Array:
-    """Distances `[m, n]` of embeddings `[m, D]` and `[n, D]`."""
-    lengths = jnp.sum(jnp.square(a), 1)[:, None] + jnp.sum(jnp.square(b), 1)[None]
-    return lengths - 2 * a @ b.T
 
 
 def _init_lstm(key: Array, size: int, num_inputs_of_state: int) -> PyTree:

@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
 
-from metajax.builders.heads import Embedded, unit
-from metajax.builders.transductive import squared_distances, transductive_learner
+from metajax.builders.heads import Embedded, squared_distances, unit
+from metajax.builders.transductive import transductive_learner
 from metajax.checks import check_integers, check_positive
 from metajax.types import Array, Embedding, Learner, Way
 

@@ -20,19 +20,12 @@ order: the path that the prototypes take is a constant to it.
 
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.builders.heads import Embedded, unit
-from metajax.builders.transductive import (
-    LEAST,
-    mean_entropy,
-    support_cross_entropy,
-    transductive_learner,
-)
+from metajax.builders.heads import unit
+from metajax.builders.transductive import LEAST, descending_learner, mean_entropy
 from metajax.checks import check_not_negative, check_positive
-from metajax.inner.unroll import check_inner_loop, unroll
 from metajax.types import Array, CommandLine, Embedding, Learner, Way
 
 __all__ = ["tim"]
@@ -82,7 +75,6 @@ def tim(
       >>> learner = tim(identity(), way=5)
     """
     optimizer = optax.adam(1e-4) if inner_optimizer is None else inner_optimizer
-    check_inner_loop(optimizer, inner_steps, "first_order")
     check_positive(temperature=temperature)
     check_not_negative(
         cross_entropy_weight=cross_entropy_weight,
@@ -90,35 +82,23 @@ def tim(
         conditional_entropy_weight=conditional_entropy_weight,
     )
 
-    def logits(centers: Array, directions: Array, support: Embedded) -> Array:
-        outputs = temperature * directions @ unit(centers).T
-        return jnp.where(support.is_present[None, :], outputs, -jnp.inf)
+    def logits(prototypes: Array, directions: Array) -> Array:
+        return temperature * directions @ unit(prototypes).T
 
-    def loss(centers: Array, args: tuple, key: Array | None) -> Array:
-        del key
-        support, queries, is_real = args
-        of_support = logits(centers, support.features, support)
-        chances = jax.nn.softmax(logits(centers, queries, support), axis=1)
+    def objective(cross_entropy: Array, chances: Array, is_real: Array) -> Array:
         marginal = jnp.mean(chances, axis=0, where=is_real[:, None])
         return (
-            cross_entropy_weight * support_cross_entropy(of_support, support)
+            cross_entropy_weight * cross_entropy
             + marginal_entropy_weight * jnp.sum(marginal * jnp.log(marginal + LEAST))
             + conditional_entropy_weight * mean_entropy(chances, is_real)
         )
 
-    def answer(support: Embedded, queries: Array, is_real: Array) -> Array:
-        centers = support.means
-        # Directions do not change, so that they are computed once.
-        support = support._replace(features=unit(support.features))
-        queries = unit(queries)
-        centers = unroll(
-            loss,
-            optimizer,
-            centers,
-            (support, queries, is_real),
-            inner_steps=inner_steps,
-            gradient="first_order",
-        ).params
-        return logits(centers, queries, support)
-
-    return transductive_learner(model, answer, way=way)
+    return descending_learner(
+        model,
+        logits,
+        objective,
+        optimizer,
+        inner_steps=inner_steps,
+        way=way,
+        prepare=unit,
+    )

@@ -16,18 +16,11 @@ gradient is of first order: the path that the prototypes take is a constant to i
 
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.builders.heads import Embedded
-from metajax.builders.transductive import (
-    mean_entropy,
-    support_cross_entropy,
-    transductive_learner,
-)
+from metajax.builders.transductive import descending_learner, mean_entropy
 from metajax.checks import check_positive
-from metajax.inner.unroll import check_inner_loop, unroll
 from metajax.types import Array, CommandLine, Embedding, Learner, Way
 
 __all__ = ["transductive_fine_tuning"]
@@ -71,34 +64,17 @@ def transductive_fine_tuning(
       >>> learner = transductive_fine_tuning(identity(), way=5)
     """
     optimizer = optax.adam(5e-5) if inner_optimizer is None else inner_optimizer
-    check_inner_loop(optimizer, inner_steps, "first_order")
     check_positive(temperature=temperature)
 
-    def logits(centers: Array, rows: Array, support: Embedded) -> Array:
-        outputs = -temperature * distances(rows, centers)
-        return jnp.where(support.is_present[None, :], outputs, -jnp.inf)
+    def logits(prototypes: Array, rows: Array) -> Array:
+        return -temperature * distances(rows, prototypes)
 
-    def loss(centers: Array, args: tuple, key: Array | None) -> Array:
-        del key
-        support, queries, is_real = args
-        of_support = logits(centers, support.features, support)
-        chances = jax.nn.softmax(logits(centers, queries, support), axis=1)
-        return support_cross_entropy(of_support, support) + mean_entropy(
-            chances, is_real
-        )
+    def objective(cross_entropy: Array, chances: Array, is_real: Array) -> Array:
+        return cross_entropy + mean_entropy(chances, is_real)
 
-    def answer(support: Embedded, queries: Array, is_real: Array) -> Array:
-        centers = unroll(
-            loss,
-            optimizer,
-            support.means,
-            (support, queries, is_real),
-            inner_steps=inner_steps,
-            gradient="first_order",
-        ).params
-        return logits(centers, queries, support)
-
-    return transductive_learner(model, answer, way=way)
+    return descending_learner(
+        model, logits, objective, optimizer, inner_steps=inner_steps, way=way
+    )
 
 
 def distances(rows: Array, centers: Array) -> Array:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.builders.heads import Embedded, Head, head_learner
+from metajax.builders.heads import Embedded, Head, head_learner, keep_support
 from metajax.checks import check_integers, check_parts
 from metajax.types import Array, Embedding, Learner, PyTree
 
@@ -107,12 +107,6 @@ def graph(
         nodes, is_real = nodes_of(support, support.features[0])
         return network.init(key, nodes, is_real, way)
 
-    def fit(
-        head_params: PyTree, support: Embedded, key: Array | None
-    ) -> tuple[Embedded, dict[str, Array]]:
-        del head_params, key
-        return support, {}
-
     def classify(
         head_params: PyTree,
         support: Embedded,
@@ -128,4 +122,4 @@ def graph(
 
         return jax.vmap(answer)(features)
 
-    return head_learner(model, Head(fit, classify, init), way=way)
+    return head_learner(model, Head(keep_support, classify, init), way=way)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.builders.heads import Embedded, Head, head_learner
+from metajax.builders.heads import Embedded, Head, head_learner, keep_support
 from metajax.checks import check_integers, check_parts
 from metajax.inner.solvers import solve
 from metajax.types import Array, Embedding, Learner, PyTree, Way
@@ -75,12 +75,6 @@ def label_propagation(
     def init(key: Array, support: Embedded) -> PyTree:
         return width.init(key, support.features)
 
-    def fit(
-        head_params: PyTree, support: Embedded, key: Array | None
-    ) -> tuple[Embedded, dict[str, Array]]:
-        del head_params, key
-        return support, {}
-
     def classify(
         head_params: PyTree,
         support: Embedded,
@@ -97,7 +91,7 @@ def label_propagation(
         spread = propagate(scaled, labels, is_real, neighbors=neighbors, alpha=alpha)
         return spread[len(support.features) :]
 
-    return head_learner(model, Head(fit, classify, init), way=way)
+    return head_learner(model, Head(keep_support, classify, init), way=way)
 
 
 def propagate(

@@ -26,10 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import (
-    check_integers,
-    check_parts,
-)
+from metajax.checks import check_integers, check_parts
 from metajax.tasks.images.class_table import (
     ClassTable,
     as_data,

@@ -29,10 +29,7 @@ from metajax.tasks.tables.columns import (
     plain_number,
     read_column,
 )
-from metajax.tasks.tables.delimited import (
-    MISSING,
-    listing,
-)
+from metajax.tasks.tables.delimited import MISSING, listing
 from metajax.tasks.tables.sources import (
     SourceText,
     check_all_there,
