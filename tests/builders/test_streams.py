@@ -349,6 +349,24 @@ def test_what_is_no_example_is_named(key):
         learner.predict(state, x[0])
 
 
+def test_a_target_of_another_length_is_named(key):
+    learner = metajax.learners.mann(
+        metajax.models.identity(),
+        num_outputs=2,
+        hidden_size=2,
+        slots=2,
+        width=2,
+        heads=1,
+    )
+    x, y = jnp.ones((3, 4)), jnp.ones((3, 2))
+    task = Task(Examples(x, y), Examples(x, y))
+    state = learner.stream.start(learner.init(key, task))
+    learner.stream.observe(state, x[0], y[0])
+    for target in (y, jnp.ones(3)):
+        with pytest.raises(ValueError, match=r"has `num_outputs` numbers, 2, got sha"):
+            learner.stream.observe(state, x[0], target)
+
+
 def test_learners_of_whole_sets_have_no_stream():
     learner = metajax.learners.prototypical(metajax.models.identity())
     with pytest.raises(ValueError, match="This learner has no stream.*`mann`"):

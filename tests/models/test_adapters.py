@@ -149,6 +149,22 @@ def test_nnx_dropout_draws_afresh_in_every_layer(key):
     assert 0.2 < np.mean(outputs != 0) < 0.3
 
 
+def test_nnx_layers_with_streams_of_their_own_draw_apart(key):
+    class TwoDropouts(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.first = nnx.Dropout(0.5, rngs=nnx.Rngs(rngs.dropout()))
+            self.second = nnx.Dropout(0.5, rngs=nnx.Rngs(rngs.dropout()))
+
+        def __call__(self, x):
+            return jnp.stack([self.first(x), self.second(x)])
+
+    model = from_nnx(lambda rngs: TwoDropouts(rngs))
+    x = jnp.ones((200, 3))
+    first, second = model.apply(model.init(key, x), x, key=key)
+    # Alike with probability 1/2.
+    assert 0.4 < np.mean(first == second) < 0.6
+
+
 def test_nnx_parameters_are_a_pure_dict_that_apply_does_not_change(key):
     model = RANDOM_MODELS["nnx"]
     params = model.init(key, X)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks import endurance
 from metajax.plots import plot_learning_curve
 from metajax.training.run_folder import RunFolder, read_metrics, run_settings
 
@@ -242,17 +243,7 @@ def test_metrics_are_strict_json(tmp_path):
 
 def events(run_dir):
     """The numbers that TensorBoard shows, (name, step) -> value."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    (path,) = (run_dir / "tensorboard").iterdir()
-    data, values = path.read_bytes(), {}
-    while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
-        length = int.from_bytes(data[:8], "little")
-        event = Event.FromString(data[12 : 12 + length])
-        for value in event.summary.value:
-            values[value.tag, event.step] = value.simple_value
-        data = data[16 + length :]
-    return values
+    return {(name, step): value for name, step, value in endurance.events(run_dir)}
 
 
 def test_tensorboard_gets_every_number(tmp_path):
