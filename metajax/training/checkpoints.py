@@ -78,6 +78,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        trees = _numbers(trees)
         # In a list, as Orbax refuses a tree that is a single array.
         items = {name: ocp.args.StandardSave([tree]) for name, tree in trees.items()}
         hashes = {name: _hashes(tree) for name, tree in trees.items()}
@@ -200,7 +201,7 @@ def _restore(
     import orbax.checkpoint as ocp
 
     items = {
-        name: ocp.args.StandardRestore(jax.tree.map(_abstract, [tree]))
+        name: ocp.args.StandardRestore(jax.tree.map(_abstract, [_numbers(tree)]))
         for name, tree in like.items()
     }
     items["record"] = ocp.args.JsonRestore()
@@ -209,13 +210,41 @@ def _restore(
     content = restored["record"]["content"]
     if _hash_of_json(content) != restored["record"]["hash"]:
         raise ValueError("Its record is not what was written.")
-    trees = {name: restored[name][0] for name in like}
-    for name, tree in trees.items():
+    for name in like:
         written = content["hashes"][name]
-        for leaf, found in _hashes(tree).items():
+        for leaf, found in _hashes(restored[name][0]).items():
             if written.get(leaf) != found:
                 raise ValueError(f"{name}{leaf} is not what was written.")
+    trees = {
+        name: jax.tree.map(_as_keys, tree, restored[name][0])
+        for name, tree in like.items()
+    }
     return trees, content["record"]
+
+
+def _is_key(leaf: Array | jax.ShapeDtypeStruct) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(tree: PyTree) -> PyTree:
+    """`tree` with the numbers of its random keys: not every Orbax can read keys."""
+
+    def of_leaf(leaf: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
+        if not _is_key(leaf):
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.eval_shape(jax.random.key_data, leaf)
+        return jax.random.key_data(leaf)
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def _as_keys(like: Array | jax.ShapeDtypeStruct, leaf: Array) -> Array:
+    """Undoes `_numbers`."""
+    if not _is_key(like):
+        return leaf
+    impl = jax.random.key_impl(jnp.empty(0, like.dtype))
+    return jax.random.wrap_key_data(leaf, impl=impl)
 
 
 def _hashes(tree: PyTree) -> dict[str, str]:
@@ -227,8 +256,6 @@ def _hashes(tree: PyTree) -> dict[str, str]:
 
 
 def _hash(leaf: Array) -> str:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         from jax.experimental import multihost_utils
 

@@ -68,16 +68,19 @@ def test_round_trip_keeps_structure_dtypes_and_bits(run_dir):
 
 
 def test_random_keys_round_trip(tmp_path):
-    trees = {"rest": (jax.random.key(3), jax.random.split(jax.random.key(4), 2))}
+    rbg = jax.random.key(5, impl="rbg")
+    trees = {"rest": (jax.random.key(3), jax.random.split(jax.random.key(4), 2), rbg)}
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, trees, {})
-    _, restored, _ = checkpoints.restore_latest(
-        {"rest": (jax.random.key(0), jax.random.split(jax.random.key(0), 2))}
-    )
-    assert same_bits(
-        jax.tree.map(jax.random.key_data, restored),
-        jax.tree.map(jax.random.key_data, trees),
-    )
+    for like in (jax.tree.map(jnp.zeros_like, trees), jax.eval_shape(lambda: trees)):
+        _, restored, _ = checkpoints.restore_latest(like)
+        assert jax.tree.map(lambda key: key.dtype, restored) == jax.tree.map(
+            lambda key: key.dtype, trees
+        )
+        assert same_bits(
+            jax.tree.map(jax.random.key_data, restored),
+            jax.tree.map(jax.random.key_data, trees),
+        )
 
 
 def test_two_steps_are_kept(run_dir):
