@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "builders": COMMON | {"models", "inner"},
     "learners": COMMON | {"models", "inner", "builders"},
     "plots": {"types", "checks", "builders"},
-    "tasks": COMMON | {"models"},
+    "tasks": COMMON | {"compute", "models"},
     "descriptions": COMMON | {"models", "builders"},
     "evaluation": COMMON | {"compute", "builders", "tasks"},
     "training": COMMON | {"compute", "inner", "tasks", "evaluation", "plots"},

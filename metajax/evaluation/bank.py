@@ -23,8 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import PyTreeDef
 
 from metajax.checks import check_integers, check_parts, check_seed
+from metajax.compute.bound_programs import bound_jit
 from metajax.compute.devices import COPIED, TASK_AXIS, on_each_device, spread, task_mesh
 from metajax.compute.program_costs import best_block
 from metajax.evaluation.contract import check_classes, check_learner
@@ -168,25 +170,29 @@ def evaluate(
     if check_leakage and judge is None:
         protocol = leakage(learner, meta_params, first_task, keys_adapt[0]).protocol
     if tasks_per_block == "auto":
-        traced = _judged.trace(learner, judge, meta_params, first_task, keys_adapt[0])
+        judged = bound_jit(_judged, learner, judge)
+        traced = judged.trace(meta_params, first_task, keys_adapt[0])
         tasks_per_block = best_block(traced.jaxpr.jaxpr) or 20
 
+    leaves, structure = jax.tree.flatten(tasks)
     parts, members = [], []
     for number in np.unique(bucket):
         members.append(np.flatnonzero(bucket == number))
         count = len(members[-1])
         # Blocks are filled up with the last task.
         places = np.minimum(_blocks(count, tasks_per_block, share), count - 1)
-        scores = _score_bank(
+        program = bound_jit(
+            _score_bank,
             learner,
             metrics_fn,
             judge,
-            meta_params,
-            tasks,
-            *(keys[members[-1][places]] for keys in all_keys),
-            steps_curve=steps_curve,
-            mesh=mesh,
-            bucket=shapes[number],
+            structure,
+            steps_curve,
+            mesh,
+            shapes[number],
+        )
+        scores = program(
+            meta_params, leaves, *(keys[members[-1][places]] for keys in all_keys)
         )
         parts.append(
             jax.tree.map(
@@ -301,23 +307,24 @@ class _Scores(NamedTuple):
     fingerprint: Any
 
 
-@functools.partial(
-    jax.jit, static_argnums=(0, 1, 2), static_argnames=("steps_curve", "mesh", "bucket")
-)
 def _score_bank(
     learner: Learner,
     metrics_fn: MetricsFn | None,
     judge: Judge | None,
-    meta_params: PyTree,
-    tasks: TaskDistribution,
-    keys_task: Array,
-    keys_adapt: Array,
-    *,
-    steps_curve: bool,
+    structure: PyTreeDef,
+    steps_curve: bool,  # noqa: FBT001 - `bound_jit` binds by place
     mesh: Mesh | None,
     bucket: Bucket | None,
+    meta_params: PyTree,
+    leaves: list[Array],
+    keys_task: Array,
+    keys_adapt: Array,
 ) -> _Scores:
-    """Scores for keys `[blocks, tasks]`, every leaf with these leading axes."""
+    """Scores for keys `[blocks, tasks]`, every leaf with these leading axes.
+
+    The task distribution comes as its structure and its leaves.
+    """
+    tasks = jax.tree.unflatten(structure, leaves)
     score_blocks: Callable[..., _Scores] = functools.partial(
         _score_blocks,
         learner,
@@ -339,7 +346,6 @@ def _score_bank(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _judged(
     learner: Learner,
     judge: Judge | None,
@@ -375,7 +381,7 @@ def _score_blocks(
         whole = jax.tree.map(jnp.asarray, tasks(key_task))
         task = cut(whole, bucket)
         query = task.query
-        answer = _judged(learner, judge, meta_params, task, key_adapt)
+        answer = bound_jit(_judged, learner, judge)(meta_params, task, key_adapt)
         metrics, bins = answer, None
         if judge is None:
             metrics = task_metrics(metrics_fn, answer, query)

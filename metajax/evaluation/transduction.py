@@ -4,7 +4,6 @@ It is measured, and not taken on trust. Query labels cannot leak: neither `adapt
 `predict` is given them.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.compute.bound_programs import bound_jit
 from metajax.evaluation.metrics import at_least_float32
 from metajax.masks import expand
 from metajax.types import Array, Learner, PyTree, Task
@@ -76,10 +76,10 @@ def leakage(
     Raises:
       ValueError: if predictions are not arrays `[n, ...]` with a row for each query.
     """
-    return Leakage(float(_deviation(learner, meta_params, task, key)), tolerance)
+    deviation = bound_jit(_deviation, learner)(meta_params, task, key)
+    return Leakage(float(deviation), tolerance)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _deviation(
     learner: Learner, meta_params: PyTree, task: Task, key: Array | None
 ) -> Array:

@@ -21,8 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import PyTreeDef
 
 from metajax.checks import check_integers, is_integer
+from metajax.compute.bound_programs import bound_jit
 from metajax.types import (
     Array,
     Examples,
@@ -121,9 +123,7 @@ def fit_buckets(
       ValueError: if a number is out of range.
     """
     check_integers(1, num_shapes=num_shapes, num_tasks=num_tasks)
-    needs = np.asarray(
-        _needs_of_keys(as_pytree(tasks), jax.random.split(key, num_tasks))
-    )
+    needs = np.asarray(_needs_of_keys(tasks, jax.random.split(key, num_tasks)))
     full = jax.eval_shape(lambda: tasks(key))
     needs = needs[np.argsort(needs.sum(axis=1), kind="stable")]
     # Costs [first, last] of one bucket that holds the tasks from first to last.
@@ -201,9 +201,14 @@ def buckets_of_keys(
     return np.asarray(jax.vmap(lambda need: _first_that_holds(need, buckets))(needs))
 
 
-@jax.jit
 def _needs_of_keys(tasks: TaskDistribution, keys: Array) -> Array:
     """int32 `[n, 2]`. Only masks are used, so XLA drops the work on images."""
+    leaves, structure = jax.tree.flatten(as_pytree(tasks))
+    return bound_jit(_needs, structure)(leaves, keys)
+
+
+def _needs(structure: PyTreeDef, leaves: list[Array], keys: Array) -> Array:
+    tasks = jax.tree.unflatten(structure, leaves)
     return jax.vmap(lambda key: needed_rows(tasks(key)))(keys)
 
 
@@ -237,9 +242,9 @@ def as_pytree(tasks: TaskDistribution) -> TaskDistribution:
 
 def draw_task(tasks: TaskDistribution, key: Array) -> Task:
     """Draws one task by one program: hundreds of operations compile one by one."""
-    return _draw(as_pytree(tasks), key)
+    leaves, structure = jax.tree.flatten(as_pytree(tasks))
+    return bound_jit(_draw, structure)(leaves, key)
 
 
-@jax.jit
-def _draw(tasks: TaskDistribution, key: Array) -> Task:
-    return tasks(key)
+def _draw(structure: PyTreeDef, leaves: list[Array], key: Array) -> Task:
+    return jax.tree.unflatten(structure, leaves)(key)

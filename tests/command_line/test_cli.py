@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -489,17 +490,17 @@ def test_only_the_head_adapts():
 def test_optimizers(optimizer, expected):
     built = optimizer.build(10) if isinstance(optimizer, OuterOptimizer) else None
     built = built or optimizer.build()
-    params = np.float32(0)
-    update, _ = built.update(np.float32(3), built.init(params), params)
+    params = jnp.float32(0)
+    update, _ = built.update(jnp.float32(3), built.init(params), params)
     np.testing.assert_allclose(update, expected, rtol=1e-3)
 
 
 def test_cosine_schedule_ends_at_zero():
     built = OuterOptimizer(name="sgd", schedule="cosine").build(2)
-    state = built.init(np.float32(0))
+    state = built.init(jnp.float32(0))
     updates = []
     for _ in range(3):
-        update, state = built.update(np.float32(1), state, np.float32(0))
+        update, state = built.update(jnp.float32(1), state, jnp.float32(0))
         updates.append(float(update))
     np.testing.assert_allclose(updates, [-1e-3, -5e-4, 0], atol=1e-9)
 

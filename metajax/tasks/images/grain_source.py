@@ -14,8 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import PyTreeDef
 
 from metajax.checks import check_integers
+from metajax.compute.bound_programs import bound_jit
 from metajax.tasks.images.few_shot import ClassTableTasks
 from metajax.tasks.images.variable_tasks import MetaDatasetTasks
 from metajax.tasks.summaries import summary
@@ -81,9 +83,11 @@ class HostClassTableTasks:
         return iter(batches.to_iter_dataset(options))
 
     def _batch(self, keys: Array) -> Task:
-        indices, (rows, columns) = _draw(self.tasks, keys)
+        leaves, structure = jax.tree.flatten(self.tasks)
+        draw, assemble = bound_jit(_draw, structure), bound_jit(_assemble, structure)
+        indices, (rows, columns) = draw(leaves, keys)
         images = self.images[np.asarray(rows), np.asarray(columns)]
-        return _assemble(self.tasks, keys, indices, jax.numpy.asarray(images))
+        return assemble(leaves, keys, indices, jax.numpy.asarray(images))
 
 
 def on_host(
@@ -136,14 +140,18 @@ def on_host(
     )
 
 
-@jax.jit
-def _draw(tasks: Any, keys: Array) -> tuple[Any, tuple[Array, Array]]:
+def _draw(
+    structure: PyTreeDef, leaves: list[Array], keys: Array
+) -> tuple[Any, tuple[Array, Array]]:
+    tasks = jax.tree.unflatten(structure, leaves)
     indices = jax.vmap(tasks.indices)(keys)
     return indices, jax.vmap(tasks.places)(indices)
 
 
-@jax.jit
-def _assemble(tasks: Any, keys: Array, indices: Any, images: Array) -> Task:
+def _assemble(
+    structure: PyTreeDef, leaves: list[Array], keys: Array, indices: Any, images: Array
+) -> Task:
+    tasks = jax.tree.unflatten(structure, leaves)
     return jax.vmap(tasks.assemble)(keys, indices, images)
 
 
