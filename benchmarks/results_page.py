@@ -22,6 +22,7 @@ from benchmarks import (
     function_families,
     gradients,
     hypergradient,
+    inner_optimizers,
     kernel_svm,
     memory_sequences,
     molecules,
@@ -45,6 +46,7 @@ PAGE = pathlib.Path(__file__).parent / "RESULTS.md"
 PARTS = (
     sinusoid,
     hypergradient,
+    inner_optimizers,
     quadratics,
     tables,
     recommend_trees,

@@ -96,7 +96,7 @@ def learned(
 
     If any of them is `per` leaf or parameter, the optimizer is run on every leaf by
     itself. For most that changes nothing; those that look across leaves, such as
-    `optax.clip_by_global_norm`, then see one leaf only.
+    `clip_by_global_norm`, then see one leaf only.
 
     Args:
       make: what makes the optimizer, such as `optax.sgd`.

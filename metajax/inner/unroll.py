@@ -20,8 +20,9 @@ Traps. `"mixed"` is wrong when L contains a `custom_vjp` whose backward pass is 
 true transpose (gradient reversal, clipping inside the loss): where there is a rule, one
 product is compared with that of reverse mode when the program is traced. It cannot be
 differentiated in forward mode. The square root in Adam has no finite derivative where
-an inner gradient is exactly 0: without `eps_root > 0` it is refused. So is a line
-search, but for `"first_order"`, where all that it finds is a constant.
+an inner gradient is exactly 0: without `eps_root > 0` it is refused, as is every
+optimizer that `metajax.inner.differentiable` finds a fault in. So is a line search, but
+for `"first_order"`, where all that it finds is a constant.
 """
 
 import warnings
@@ -36,8 +37,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import jaxpr_as_fun
 
 from metajax.checks import check_choice, check_integers, check_parts
-from metajax.compute.program_costs import has_custom_vjp, has_while
+from metajax.compute.program_costs import has_custom_vjp
 from metajax.filters import combine, everything, keep_types, partition
+from metajax.inner.differentiable import is_search, lacks_derivative, parts_of
 from metajax.types import Array, Filter, PyTree
 
 __all__ = ["GRADIENT_MODES", "Unrolled", "check_inner_loop", "unroll"]
@@ -64,85 +66,57 @@ class Unrolled(NamedTuple):
 
 
 def check_inner_loop(
-    optimizer: optax.GradientTransformation, inner_steps: int, gradient: GradientMode
+    optimizer: optax.GradientTransformation,
+    inner_steps: int,
+    gradient: GradientMode,
+    *,
+    name: str = "inner_optimizer",
 ) -> None:
     """Checks what a learner's constructor was given for its inner loop.
 
+    Args:
+      optimizer: as for `unroll`.
+      inner_steps: as for `unroll`.
+      gradient: as for `unroll`.
+      name: of the argument that the optimizer was.
+
     Raises:
       ValueError: if `inner_steps` is not an integer of at least 0, `gradient` is
-        unknown, or the optimizer has no finite derivative where a gradient is 0, or
-        none at all.
+        unknown, or the updates of the optimizer have no finite derivative, or a wrong
+        one, where gradients or parameters are 0, or none at all.
       TypeError: if `optimizer` is not an Optax gradient transformation.
     """
     check_integers(0, inner_steps=inner_steps)
     check_choice(GRADIENT_MODES, gradient=gradient)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
-            "The inner optimizer must be an optax.GradientTransformation, such as "
+            f"`{name}` must be an optax.GradientTransformation, such as "
             f"optax.sgd(0.01), got {optimizer!r}."
         )
     if gradient == "first_order" or not inner_steps:
         return
-    if _is_search(optimizer):
+    if is_search(optimizer):
         raise ValueError(
-            "The inner optimizer has a loop of unknown length, as a line search has, "
-            "and no derivative in reverse mode; choose gradient='first_order', or "
-            "`imaml`, which does not differentiate inner steps."
+            f"`{name}` ({parts_of(optimizer)}) has a loop of unknown length, as a line "
+            "search has, and no derivative in reverse mode; choose "
+            "gradient='first_order', or `imaml`, which does not differentiate inner "
+            "steps."
         )
-    if not _is_differentiable(optimizer):
+    where = lacks_derivative(optimizer)
+    if where is not None:
+        parts = parts_of(optimizer)
+        remedy = "Choose another, such as optax.sgd, or gradient='first_order'."
+        if "clip_by_global_norm" in parts:
+            remedy += " Clip by `metajax.optimizers.clip_by_global_norm`."
+        if where.startswith("a gradient"):
+            remedy += (
+                " Optimizers that divide by the root of a squared gradient, such as "
+                "optax.adam, need eps_root=1e-8."
+            )
         raise ValueError(
-            "The inner optimizer has no finite derivative where a gradient is 0, as it "
-            "is wherever a ReLU is off, so the outer gradient would be NaN. Optimizers "
-            "that divide by the root of a squared gradient, such as optax.adam, need "
-            "eps_root=1e-8; or choose gradient='first_order'."
+            f"`{name}` ({parts}) has no finite derivative, or a wrong one, where "
+            f"{where}; the outer gradient would be NaN or wrong. {remedy}"
         )
-
-
-def _is_differentiable(optimizer: optax.GradientTransformation) -> bool:
-    """Whether the first updates of a matrix have finite derivatives.
-
-    In one column its gradient is 0, as for a unit that is off. True for optimizers that
-    cannot be tried on a matrix: those that hold traced values, or that expect the
-    parameters of a certain network.
-    """
-    try:
-        with jax.ensure_compile_time_eval():
-            gradient = jnp.array([[0.0, 1.0], [0.0, 2.0]])
-            # One operation after the other: these are compiled once for all optimizers.
-            slopes = jax.grad(_sum_of_updates(optimizer, 6))(gradient)
-            return bool(jnp.all(jnp.isfinite(slopes)))
-    except Exception:
-        return True
-
-
-def _is_search(optimizer: optax.GradientTransformation) -> bool:
-    """Whether the update has a loop of unknown length; False if it cannot be tried."""
-    try:
-        update = _sum_of_updates(optimizer, 1)
-        return has_while(jax.make_jaxpr(update)(jnp.ones((2, 2))).jaxpr)
-    except Exception:
-        return False
-
-
-def _sum_of_updates(
-    optimizer: optax.GradientTransformation, count: int
-) -> Callable[[Array], Array]:
-    """The sum of the first updates, from a gradient that stays the same.
-
-    Some optimizers begin with steps of another kind, as RAdam does.
-    """
-    update = optax.with_extra_args_support(optimizer).update
-
-    def sum_of_updates(grad: Array) -> Array:
-        extra = {"value": jnp.float32(0), "grad": grad, "value_fn": jnp.sum}
-
-        state, total = optimizer.init(grad), jnp.float32(0)
-        for _ in range(count):
-            updates, state = update(grad, state, grad, **extra)
-            total += jnp.sum(updates)
-        return total
-
-    return sum_of_updates
 
 
 def unroll(
@@ -190,7 +164,7 @@ def unroll(
         not a row for each step, or `"mixed"` differs from `"reverse"`.
     """
     check_parts(adapts=adapts)
-    check_inner_loop(optimizer, inner_steps, gradient)
+    check_inner_loop(optimizer, inner_steps, gradient, name="optimizer")
     for leaf in jax.tree.leaves(step_args):
         if len(leaf) != inner_steps:
             raise ValueError(
@@ -204,7 +178,7 @@ def unroll(
     def others(row: PyTree) -> tuple[PyTree, PyTree]:
         return frozen, args if step_args is None else (args, row)
 
-    is_constant_search = gradient == "first_order" and _is_search(optimizer)
+    is_constant_search = gradient == "first_order" and is_search(optimizer)
     row = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), step_args)
     everything_else = others(row)
 
@@ -231,14 +205,18 @@ def unroll(
         grad = checkpoint_name(grad, "inner_gradient")
         if gradient == "first_order":
             loss, grad, around = jax.lax.stop_gradient((loss, grad, around))
-        updates, new_state = optimizer.update(
-            grad,
-            opt_state,
-            jax.lax.stop_gradient(adapted) if is_constant_search else adapted,
-            value=loss,
-            grad=grad,
-            value_fn=lambda params: inner_loss(params, around, key, *closed_over),
-        )
+        try:
+            updates, new_state = optimizer.update(
+                grad,
+                opt_state,
+                jax.lax.stop_gradient(adapted) if is_constant_search else adapted,
+                value=loss,
+                grad=grad,
+                value_fn=lambda params: inner_loss(params, around, key, *closed_over),
+            )
+        except Exception as error:
+            error.add_note(f"In the inner optimizer: {parts_of(optimizer)}.")
+            raise
         adapted = optax.apply_updates(adapted, updates)
         opt_state = keep_types(new_state, opt_state)
         return (adapted, opt_state), (loss, adapted if keep_path else None)

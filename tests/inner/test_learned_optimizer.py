@@ -11,6 +11,7 @@ import pytest
 from jax.test_util import check_grads
 
 import metajax
+from metajax.inner.clipping import clip_by_global_norm
 from metajax.inner.learned_optimizer import GRANULARITIES, HyperParameter, learned
 from metajax.inner.unroll import unroll
 
@@ -202,7 +203,7 @@ def test_what_looks_across_leaves_sees_one_if_there_are_values_per_leaf(per, key
     """As the docstring says of clipping by the global norm."""
 
     def make(learning_rate):
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(learning_rate))
+        return optax.chain(clip_by_global_norm(1.0), optax.sgd(learning_rate))
 
     optimizer = learned(make, learning_rate=HyperParameter(1.0, per=per))
     build = optimizer.build(optimizer.init(key, start()))
