@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from metajax.compute.program_costs import has_while
@@ -54,6 +53,7 @@ _TRIALS = (
         offset=-1.0,
     ),
 )
+_ANYWHERE = f"its first {_TRIALS[0].steps} steps are differentiated, at any gradient"
 
 _known: Any = weakref.WeakKeyDictionary()
 
@@ -78,14 +78,22 @@ def _lacks_derivative(optimizer: optax.GradientTransformation) -> str | None:
             with jax.ensure_compile_time_eval():
                 total = _sum_of_updates(optimizer, steps, offset)
                 leaves = {k: jnp.asarray(v, jnp.float32) for k, v in gradients.items()}
-                slopes = jax.grad(total)(leaves)
-                if not all(np.isfinite(slope).all() for slope in slopes.values()):
-                    return where
+                if not _is_finite_at(total, leaves):
+                    ones = jax.tree.map(jnp.ones_like, leaves)
+                    anywhere = steps > 1 and not _is_finite_at(total, ones)
+                    return _ANYWHERE if anywhere else where
                 if not any(map(jnp.any, leaves.values())) and _differs(total, leaves):
                     return where
         except Exception:
             continue
     return None
+
+
+def _is_finite_at(
+    total: Callable[[dict[str, Array]], Array], gradients: dict[str, Array]
+) -> bool:
+    slopes = jax.grad(total)(gradients)
+    return all(bool(jnp.all(jnp.isfinite(slope))) for slope in slopes.values())
 
 
 def _differs(

@@ -27,7 +27,10 @@ def at_rest(threshold, *, jump):
 
 FAULTS = {
     "adam": (optax.adam(0.1), "a gradient is 0"),
-    "of the sixth step": (optax.radam(0.1, eps_root=1e-8), "a gradient is 0"),
+    "of the first steps": (
+        optax.radam(0.1, eps_root=1e-8),
+        "its first 6 steps are differentiated, at any gradient",
+    ),
     "norms of arrays": (
         optax.chain(optax.clip_by_block_rms(1.0), optax.sgd(0.1)),
         "all gradients of an array are 0",
