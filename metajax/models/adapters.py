@@ -27,7 +27,7 @@ def from_functions(init: Callable[..., PyTree], apply: Callable[..., PyTree]) ->
     """Builds a model from two functions (Haiku's pair, or Equinox through `partition`).
 
     Args:
-      init: `(key, x) -> params`.
+      init: `(key, x) -> params`; also given a mode, that of inference, if it asks.
       apply: `(params, x) -> outputs`, or `(params, rng, x) -> outputs` as
         `haiku.transform` gives it, whose `rng` is the key, None without one. It is also
         given `mask`, `key` or a mode (see `from_linen`) if it has parameters of these
@@ -50,6 +50,11 @@ def from_functions(init: Callable[..., PyTree], apply: Callable[..., PyTree]) ->
         )
     takes_key = second in ("rng", "rngs", "key") and others[0] != ""
     accepted = _accepted(apply, "apply", 3 if takes_key else 2, ("key",))
+    accepted_by_init = _accepted(init, "init", 2, ())
+
+    def init_model(key: Array, x: PyTree) -> PyTree:
+        values = {"mask": None} | _modes(is_training=False)
+        return init(key, x, **_only(values, accepted_by_init))
 
     def apply_model(
         params: PyTree,
@@ -62,7 +67,7 @@ def from_functions(init: Callable[..., PyTree], apply: Callable[..., PyTree]) ->
         before = (params, key) if takes_key else (params,)
         return apply(*before, hide_padding(x, mask), **_only(values, accepted))
 
-    return Model(init, apply_model)
+    return Model(init_model if accepted_by_init else init, apply_model)
 
 
 def from_linen(

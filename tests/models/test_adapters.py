@@ -333,6 +333,27 @@ def test_haiku_pair(key, rng):
     assert seen == [None, key]
 
 
+def test_haiku_pair_with_a_mode(key):
+    """`haiku.transform` gives both functions the arguments of the one it was given."""
+    seen = []
+
+    def init(rng, x, is_training):
+        seen.append(is_training)
+        return dense(rng, x)
+
+    def apply(params, rng, x, is_training):
+        seen.append(is_training)
+        return x @ params["w"]
+
+    model = from_functions(init, apply)
+    params = model.init(key, X)
+    model.apply(params, X)
+    model.apply(params, X, key=key)
+    assert seen == [False, False, True]
+    with pytest.raises(ValueError, match=r"init asks for the arguments \['rate'\]"):
+        from_functions(lambda key, x, rate: {}, apply)
+
+
 def test_haiku_state_is_refused():
     with pytest.raises(ValueError, match="`apply` takes `state`.*haiku.transform`"):
         from_functions(dense, lambda params, state, rng, x: x)
