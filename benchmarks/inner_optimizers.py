@@ -274,16 +274,18 @@ def section(records: Named) -> str:
         for row in accepted
     ]
     refused = [
-        [f"`{row['optimizer'].removesuffix('()')}`", row["refused"]]
+        [f"`{row['optimizer'].removesuffix('()')}`", row["refused"].split(";")[0]]
         for row in rows
         if "refused" in row
     ]
     return (
         f"{record['settings']['inner_steps']} steps of every transformation of Optax "
         "and its `contrib`, differentiated in double precision and compared with "
-        "finite differences (four directions, parts of 10,000). XX\n\n"
+        "finite differences (four directions, parts of 10,000). Where an update "
+        "jumps or is very steep, as a sign is, differences do not settle, and a finite "
+        "number is all that can be asked for.\n\n"
         + markdown(["optimizer", *names], table)
-        + "\n\nRefused, with the first sentences of the message:\n\n"
+        + "\n\nRefused, with the beginning of the message:\n\n"
         + markdown(["optimizer", "why"], refused)
         + "\n\nSee `benchmarks/inner_optimizers.py`."
     )
