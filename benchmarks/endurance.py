@@ -275,6 +275,8 @@ def damage(settings: Damage) -> list[dict[str, Any]]:
 
 def child(name: str, run_dir: pathlib.Path, steps: int, pipe: int) -> None:
     """One life of a run; says when it saves, and when it is at its end."""
+    # What a shell has put in the background would ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     save = Checkpoints.save
 
     def reported(self: Checkpoints, *args: Any) -> pathlib.Path:
