@@ -375,7 +375,8 @@ def killed(
         total, ends = total + sum(counts.values()), ends + 1
         found = in_process(name, folder, settings.length)
         wrong = differences(found, expected)
-        wrong += [] if names(folder) == files else ["names of files"]
+        if names(folder) != files:
+            wrong.append(f"files {sorted(set(names(folder)) ^ set(files))}")
         print(name, ends, total, dict(counts), wrong, flush=True)
         for (how, where), count in counts.items():
             yield {"signal": how, "where": where, "count": count, "wrong": wrong}

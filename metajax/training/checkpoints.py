@@ -10,12 +10,14 @@ repeats the lost steps bit for bit. Orbax is imported where it is used, as that 
 while.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -86,7 +88,8 @@ class Checkpoints:
         items["record"] = ocp.args.JsonSave(
             {"content": content, "hash": _hash_of_json(content)}
         )
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        with _interrupts_come_out():
+            self._manager.save(step, args=ocp.args.Composite(**items))
         return self.path(step)
 
     def latest_record(self) -> dict[str, Any] | None:
@@ -205,7 +208,10 @@ def _restore(
         for name, tree in like.items()
     }
     items["record"] = ocp.args.JsonRestore()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with (
+        _interrupts_come_out(),
+        ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer,
+    ):
         restored = checkpointer.restore(path, args=ocp.args.Composite(**items))
     content = restored["record"]["content"]
     if _hash_of_json(content) != restored["record"]["hash"]:
@@ -220,6 +226,23 @@ def _restore(
         for name, tree in like.items()
     }
     return trees, content["record"]
+
+
+@contextlib.contextmanager
+def _interrupts_come_out() -> Iterator[None]:
+    """Raises what Ctrl-C raises where Orbax makes an error of another kind of it.
+
+    An intact checkpoint would be taken for a damaged one.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 def _is_key(leaf: Array | jax.ShapeDtypeStruct) -> bool:

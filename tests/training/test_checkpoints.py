@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from quadratic import same_bits
 
@@ -238,3 +239,30 @@ def test_load_meta_params_errors(run_dir, tmp_path):
         CheckpointError, match=r"(?s)/20 cannot be read.*of another learner"
     ):
         load_meta_params(run_dir, {"other": np.zeros(3)})
+
+
+def interrupted(*args, **kwargs):
+    """As Orbax does when Ctrl-C arrives while it reads or writes."""
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        raise ValueError("Encountered error while reading array") from error
+
+
+def test_an_interrupt_is_no_damage(run_dir, monkeypatch):
+    """An interrupt within Orbax comes out as one, and no checkpoint is put aside."""
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.Checkpointer, "restore", interrupted)
+        for read in (
+            lambda: checkpoints.restore_latest(make_trees(0)),
+            checkpoints.latest_record,
+            lambda: load_meta_params(run_dir, make_trees(0)["meta_params"]),
+        ):
+            with pytest.raises(KeyboardInterrupt):
+                read()
+        patch.setattr(ocp.CheckpointManager, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(30, make_trees(30), {})
+    assert checkpoints.steps() == [10, 20]
+    assert checkpoints.restore_latest(make_trees(0))[0] == 20
