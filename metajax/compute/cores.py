@@ -46,6 +46,8 @@ def use_cores(count: int | None = None) -> None:
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:
+        if jax.device_count("cpu") == count:
+            return  # as it is asked for
         raise RuntimeError(
             f"JAX has been used already and has {jax.device_count()} devices; call "
             "`use_cores` right after the imports."

@@ -51,6 +51,7 @@ def test_after_jax_was_used_it_is_too_late(monkeypatch):
     assert jax.device_count() == 1
     with pytest.raises(RuntimeError, match="already and has 1 devices; call `use_core"):
         metajax.use_cores()
+    metajax.use_cores(1)  # as it is
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.0, True])

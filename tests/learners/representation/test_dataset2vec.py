@@ -154,7 +154,7 @@ def test_probabilities_and_loss():
     outputs = LEARNER.predict(adapted, task.query.x)
     others = [embed(*table(number)) for number in range(2)]
     distances = [np.linalg.norm(other - adapted.embedding) for other in others]
-    assert distances[0] == 0
+    np.testing.assert_allclose(distances[0], 0, atol=1e-6)
     p = np.exp(-0.7 * distances[1])
     np.testing.assert_allclose(np.exp(outputs[1]), [1 - p, p], rtol=1e-4)
     np.testing.assert_allclose(np.exp(outputs).sum(axis=1), 1, rtol=1e-5)
