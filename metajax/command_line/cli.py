@@ -10,6 +10,7 @@ builds learner and tasks again. Only `evaluate` builds tasks of the test split.
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import json
@@ -18,7 +19,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -41,6 +42,7 @@ from metajax.command_line.configuration import (
     train_run,
 )
 from metajax.command_line.forms import OuterOptimizer, choice, form_of
+from metajax.command_line.suggestions import options_of, what_is_unknown
 from metajax.compute.cores import use_cores
 from metajax.evaluation.bank import evaluate as evaluate_learner
 from metajax.evaluation.reports import Report, format_value
@@ -250,6 +252,18 @@ def list_all() -> None:
     )
 
 
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "list": list_all,
+}
+# Arguments of commands that are several options, or none.
+_NOT_OWN = (
+    *("learner", "model", "tasks"),
+    *("training", "optimizer", "validation", "sizes"),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
@@ -261,21 +275,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    app = tyro.extras.SubcommandApp()
-    app.command(train)
-    app.command(evaluate)
-    app.command(name="list")(list_all)
     with contextlib.suppress(RuntimeError):  # called from Python after JAX was used
         use_cores()
     try:
         if argv:
-            with _help_of_no_command(argv):
-                app.cli(
-                    prog="metajax",
-                    description=_DESCRIPTION,
-                    args=_folder_by_place(argv),
-                    config=(tyro.conf.CascadeSubcommandArgs,),
-                )
+            _parsed(_folder_by_place(argv))()
         else:
             _run_main_job()
     except (ValueError, OSError, ImportError, MemoryError) as error:
@@ -295,6 +299,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     return 0
+
+
+def _parsed(argv: list[str]) -> Callable[[], None]:
+    """Reads a command line, and gives what it asks for.
+
+    Where that fails for a name or an option that is unknown, we say what may have been
+    meant: tyro suggests options of learners and tasks that were not named.
+
+    Raises:
+      SystemExit: after help, or after saying what is wrong.
+    """
+    app = tyro.extras.SubcommandApp()
+    for name, command in _COMMANDS.items():
+        app.command(name=name)(_later(command))
+    parse = functools.partial(
+        app.cli,
+        prog="metajax",
+        description=_DESCRIPTION,
+        args=argv,
+        config=(tyro.conf.CascadeSubcommandArgs,),
+    )
+    try:
+        return parse(console_outputs=False)
+    except SystemExit as stop:
+        unknown = what_is_unknown(argv, _options()) if stop.code else None
+    if unknown is not None:
+        print(f"metajax: {unknown}", file=sys.stderr)
+        raise SystemExit(2)
+    with _help_of_no_command(argv):
+        return parse()
+
+
+def _later(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """Keeps arguments and help of a command, which then runs once all is read."""
+
+    @functools.wraps(command)
+    def kept(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(command, *args, **kwargs)
+
+    return kept
+
+
+def _options() -> dict[str, list[str]]:
+    """The options of each command, besides those of learner, model and tasks."""
+    grouped: dict[str, dict[str, type]] = {
+        "train": {"": _Training, "optimizer": OuterOptimizer, "validation": Sizes},
+        "evaluate": {"": Sizes},
+    }
+    options = {}
+    for name, command in _COMMANDS.items():
+        own = form_of(name, command, without=_NOT_OWN)
+        forms = [(own, ""), *((f, g) for g, f in grouped.get(name, {}).items())]
+        options[name] = [flag for f, g in forms for flag in options_of(f, g)]
+    return options
 
 
 @contextlib.contextmanager

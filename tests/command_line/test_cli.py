@@ -241,7 +241,7 @@ def test_folder_splits_share_no_class(images):
         ("train prototypical conv4 glyphs --learner.distance no", "'cosine'"),
         ("train maml conv4 omniglot --tasks.rotations 3", "'1', '2', '4'"),
         ("train maml conv4 glyphs --optimizer.name no", "'adamw'"),
-        ("train maml conv4 glyphs --stepps 3", "--steps INT"),
+        ("train maml conv4 glyphs --stepps 3", "did you mean `--steps`?"),
         ("evaluate run --split no", "'meta_test'"),
         ("tain", "train, evaluate, list"),
     ],
