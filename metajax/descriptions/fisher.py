@@ -53,8 +53,9 @@ class TaskVector(NamedTuple):
 
     Attributes:
       fisher: `[units]`, at least 0, of each unit of the probe.
-      residual: scalar, the largest absolute gradient of the head's loss: how far the
-        head is from its minimum.
+      residual: scalar, the largest absolute gradient of the head's loss. Times
+        sqrt((D + 1) N) / `strength` it bounds how far the head's weights are from those
+        of its minimum.
     """
 
     fisher: Array

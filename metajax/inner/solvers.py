@@ -16,7 +16,15 @@ from jax.custom_batching import sequential_vmap
 
 from metajax.types import Array
 
-__all__ = ["Solution", "box_program", "logistic_dual", "ridge", "solve"]
+__all__ = [
+    "Solution",
+    "box_program",
+    "from_gap",
+    "logistic_dual",
+    "relative_error",
+    "ridge",
+    "solve",
+]
 
 
 class Solution(NamedTuple):
@@ -106,7 +114,8 @@ def logistic_dual(
       iterations: of Newton's method, at least 1.
 
     Returns:
-      a `[n, N]`, and the largest absolute value of F.
+      a `[n, N]`, and the largest absolute value of F. The error of w_k is at most
+      ||X^T F(a_k)||, as that is the gradient over `strength`, the least curvature.
     """
     kernel, signs, strength = _of_one_type(kernel, signs, jnp.asarray(strength))
 
@@ -222,6 +231,31 @@ def _box_backward(axis: int, iterations: int, saved: tuple, cotangent: Array) ->
 
 
 _box_program.defvjp(_box_forward, _box_backward)
+
+
+def from_gap(gap: Array, rounding: Array) -> Array:
+    """Bounds the distance of w from the minimum of 1/2 ||w||^2 and a convex function.
+
+    Args:
+      gap: scalar, at least 0, between primal and dual as computed. The true one is at
+        least the squared distance.
+      rounding: scalar, the most that it may be off by.
+
+    Returns:
+      A scalar that, where the gap is nothing but rounding, does not change with it.
+    """
+    return jnp.sqrt(2 * jnp.maximum(gap, rounding))  # at least gap + rounding
+
+
+def relative_error(error: Array, norm: Array) -> Array:
+    """Gives a bound on an error as a share of what it is an error of, for reports.
+
+    Args:
+      error: scalar, at least 0.
+      norm: scalar, of what was found; where it is 0, nothing was to be found.
+    """
+    share = jnp.where(norm == 0, 0, error / jnp.where(norm == 0, 1, norm))
+    return jax.lax.stop_gradient(share)
 
 
 def _of_one_type(*arrays: Array) -> list[Array]:
