@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import optax
+
 from metajax.types import Model
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "check_flags",
     "check_integers",
     "check_not_negative",
+    "check_optimizer",
     "check_parts",
     "check_positive",
     "check_ranges",
@@ -113,6 +116,8 @@ _CALLS = {
     "objective": (("outputs", "y"), "`metajax.objectives.cross_entropy`"),
     "metrics_fn": (("outputs", "query"), "a function that returns a dict of scalars"),
     "augment": (("key", "images"), "a function that returns images"),
+    "before": (("params", "x"), "a function that returns inputs of the model"),
+    "after": (("params", "outputs"), "a function that returns outputs"),
 }
 _FILTER = (("path",), "`metajax.filters.only('head')`")
 
@@ -122,7 +127,7 @@ def check_parts(**parts: Any) -> None:
 
     Args:
       **parts: `model`, a `Model`; others are functions: `objective`, `metrics_fn`,
-        `augment`, and any other name is a filter of paths.
+        `augment`, `before`, `after`, and any other name is a filter of paths.
     """
     for name, part in parts.items():
         if name == "model":
@@ -154,6 +159,23 @@ def _check_model(model: Any) -> None:
     raise ValueError(
         f"`model` must be a `metajax.Model`, got {_short(model)}; {instead}."
     )
+
+
+def check_optimizer(*, others: str = "", **optimizers: Any) -> None:
+    """Raises a TypeError unless all are optimizers of Optax.
+
+    Args:
+      others: what else the caller takes and has found these not to be, for the error.
+      **optimizers: optimizers by name.
+    """
+    for name, optimizer in optimizers.items():
+        if isinstance(optimizer, optax.GradientTransformation):
+            continue
+        hint = "; call it, to make one" if callable(optimizer) else ""
+        raise TypeError(
+            f"`{name}` must be an optax.GradientTransformation, such as "
+            f"optax.sgd(0.01){others}, got {_short(optimizer)}{hint}."
+        )
 
 
 def _short(value: Any) -> str:

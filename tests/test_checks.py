@@ -4,11 +4,13 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from metajax.checks import (
     check_integers,
     check_not_negative,
+    check_optimizer,
     check_positive,
     check_ranges,
     check_seed,
@@ -89,3 +91,10 @@ def test_seed(value):
     """Out of range, or no integer."""
     with pytest.raises(ValueError, match="`seed` must be an integer from 0 to"):
         check_seed(value)
+
+
+def test_optimizers():
+    check_optimizer(inner_optimizer=optax.sgd(0.1), optimizer=optax.adam(0.1))
+    for wrong, said in ((0.1, "got 0.1."), (optax.sgd, "got <function sgd.*; call it")):
+        with pytest.raises(TypeError, match=f"`optimizer` must be an optax.*{said}"):
+            check_optimizer(optimizer=wrong)

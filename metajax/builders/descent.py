@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.checks import check_integers, check_parts
+from metajax.checks import check_integers, check_optimizer, check_parts
 from metajax.filters import everything, partition
 from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.inner.unroll import GradientMode, Unrolled, check_inner_loop, unroll
@@ -90,14 +90,17 @@ def check_descent(
 
     Raises:
       ValueError: as there, or if the optimizer is learned and may not be.
-      TypeError: as there.
+      TypeError: if it is no optimizer. Errors call it `inner_optimizer`.
     """
-    if isinstance(optimizer, LearnedOptimizer):
+    if not isinstance(optimizer, LearnedOptimizer):
+        others = ", or a LearnedOptimizer" if may_be_learned else ""
+        check_optimizer(inner_optimizer=optimizer, others=others)
+    else:
         if not may_be_learned:
             raise ValueError(
-                "This learner does not learn its inner optimizer; give it one of "
-                "Optax, such as optax.sgd(0.01). `maml` and `optimizer_learner` take a "
-                "LearnedOptimizer."
+                "`inner_optimizer` must be one of Optax, such as optax.sgd(0.01), got "
+                "a LearnedOptimizer: this learner does not learn its inner optimizer. "
+                "`maml` and `optimizer_learner` do."
             )
         try:
             with jax.ensure_compile_time_eval():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.builders.heads import Embedded, Head, cosines, head_learner, keep_support
+from metajax.checks import check_optimizer
 from metajax.inner.unroll import check_inner_loop, unroll
 from metajax.masks import masked_mean
 from metajax.types import Array, Learner, Model, Way
@@ -59,7 +60,7 @@ def descending_learner(
     model: Model,
     logits: Callable[[Array, Array], Array],
     objective: Callable[[Array, Array, Array], Array],
-    optimizer: optax.GradientTransformation,
+    inner_optimizer: optax.GradientTransformation,
     *,
     inner_steps: int,
     way: Way,
@@ -75,16 +76,17 @@ def descending_learner(
       logits: `(prototypes [N, D], rows [m, D]) -> [m, N]`.
       objective: `(cross_entropy, chances [m, N], is_real [m]) -> scalar`: the mean
         cross-entropy of the support set in nats, and the softmax of queries.
-      optimizer: of Optax.
+      inner_optimizer: of Optax.
       inner_steps: its steps, at least 0.
       way: as for `metajax.builders.heads.head_learner`.
       prepare: what is done to embeddings `[m, D]` once, after the class means.
 
     Raises:
       ValueError: if `inner_steps` or `way` is out of range.
-      TypeError: if `optimizer` is none of Optax.
+      TypeError: if `inner_optimizer` is none of Optax.
     """
-    check_inner_loop(optimizer, inner_steps, "first_order")
+    check_optimizer(inner_optimizer=inner_optimizer)
+    check_inner_loop(inner_optimizer, inner_steps, "first_order")
 
     def present(prototypes: Array, rows: Array, support: Embedded) -> Array:
         outputs = logits(prototypes, rows)
@@ -101,7 +103,7 @@ def descending_learner(
         rows, queries = prepare(support.features), prepare(queries)
         prototypes = unroll(
             loss,
-            optimizer,
+            inner_optimizer,
             support.means,
             (support, rows, queries, is_real),
             inner_steps=inner_steps,

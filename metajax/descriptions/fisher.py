@@ -34,7 +34,12 @@ import jax.numpy as jnp
 import optax
 
 from metajax.builders.heads import Embedded, embedded
-from metajax.checks import check_integers, check_not_negative, check_positive
+from metajax.checks import (
+    check_integers,
+    check_not_negative,
+    check_parts,
+    check_positive,
+)
 from metajax.filters import all_but, combine, partition
 from metajax.models.normalization import STATISTICS
 from metajax.types import Array, Examples, Model, Objective, PyTree
@@ -122,6 +127,7 @@ def task2vec(
       >>> symmetric_distance(vectors[:, None], vectors[None]).shape
       (3, 3)
     """
+    check_parts(model=model)
     check_integers(1, way=way, iterations=iterations)
     check_positive(strength=strength)
     if num_samples is not None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metajax.checks import check_parts
 from metajax.masks import hide_padding
 from metajax.models.normalization import STATISTICS, check_normalization
 from metajax.objectives import split_key
@@ -298,7 +299,11 @@ def within(
       part: the key of its own parameters.
       before: `(params, x) -> x`, what it is given, from the whole dict.
       after: `(params, outputs) -> outputs`, what becomes of what it gives.
+
+    Raises:
+      ValueError: if `model` is no `Model`, or another argument no such function.
     """
+    check_parts(model=model, before=before, after=after)
 
     def apply(params: PyTree, x: PyTree, **others: Any) -> PyTree:
         outputs = model.apply(params[part], before(params, x), **others)

@@ -32,6 +32,7 @@ from metajax.training.outer_loop import (
     task_keys,
     tasks_at,
 )
+from metajax.training.stops import check_types
 from metajax.types import Array, Learner, OuterGradient, PyTree, TaskDistribution
 
 __all__ = ["WholeRun", "whole_run"]
@@ -88,8 +89,22 @@ def whole_run(
       of `train(..., seed=seed)`. Compile it by `jax.jit`.
 
     Raises:
-      ValueError: if a number is out of range.
+      ValueError: if a number is out of range; from `run`, if `make` gives no pair, or
+        functions of the learner do not take what they are called with.
+      TypeError: if `tasks` or `validation` is no function from a key to a task; from
+        `run`, if `make` gives no learner or no optimizer.
     """
+    if not callable(make):
+        raise TypeError(
+            "`make` must be a function `hyper -> (learner, optimizer)`, got "
+            f"{type(make).__name__}."
+        )
+    for name, given in {"tasks": tasks, "validation": validation}.items():
+        if not callable(given) and (name == "tasks" or given is not None):
+            raise TypeError(
+                f"`{name}` must be a function from a key to a `Task`, got "
+                f"{type(given).__name__}; what has `batches` is for `metajax.train`."
+            )
     rounds_of = steps if validate_every is None else validate_every
     numbers = {
         "steps": steps,
@@ -108,7 +123,13 @@ def whole_run(
     gradient_of = outer_gradient or reverse_mode()
 
     def run(key: Array, hyper: PyTree = None) -> WholeRun:
-        learner, optimizer = make(hyper)
+        made = make(hyper)
+        if type(made) not in (tuple, list) or len(made) != 2:
+            raise ValueError(
+                f"`make` must return `(learner, optimizer)`, got {type(made).__name__}."
+            )
+        learner, optimizer = made
+        check_types(learner, tasks, optimizer, validation)
         key_init, key_steps = jax.random.split(key)
         example = tasks_at(tasks, 0)(task_keys(key_steps, 0, tasks_per_step)[0, 0])
         state = init_state(key_init, learner, example, optimizer, gradient_of)

@@ -235,3 +235,9 @@ def test_maps_and_bad_numbers_are_refused():
         asymmetric_distance(one, one, prior=0.0)
     with pytest.raises(ValueError, match="`alpha` must be at least 0"):
         asymmetric_distance(one, one, prior=1.0, alpha=-1.0)
+
+
+def test_what_is_no_model_is_named():
+    examples = Examples(jnp.zeros((2, 3)), jnp.arange(2))
+    with pytest.raises(ValueError, match="`model` must be a `metajax.Model`, got 3"):
+        task2vec(3, {}, examples, way=2)

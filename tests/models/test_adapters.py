@@ -610,3 +610,13 @@ def test_within_freezes_the_statistics_of_its_part(key):
     np.testing.assert_array_equal(
         wrapped.apply(frozen, one), model.apply(expected, 2 * one)
     )
+
+
+def test_within_names_what_is_wrong():
+    for changes, message in (
+        ({"model": nn.Dense(2)}, "`model` must be a `metajax.Model`, got Dense"),
+        ({"before": lambda x: x}, r"`before` must be a function of \(params, x\)"),
+        ({"after": 3}, r"`after` must be a function of \(params, outputs\).*got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            within(**{"model": from_linen(nn.Dense(2)), "part": "net"} | changes)

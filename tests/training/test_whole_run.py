@@ -110,3 +110,36 @@ def test_what_is_not_finite_is_not_taken():
 def test_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         whole_run(make, sample, **SIZES | changes)
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "message"),
+    [
+        (
+            quadratic(),
+            ValueError,
+            r"`make` must return `\(learner, optimizer\)`, got L",
+        ),
+        (optax.sgd(0.1), ValueError, r"`make` must return .*got GradientTransf"),
+        ((quadratic(), optax.sgd), TypeError, "`optimizer` must be an Optax optimizer"),
+        ((3, optax.sgd(0.1)), TypeError, "`learner` must be a `metajax.Learner`"),
+        (
+            (quadratic()._replace(loss=lambda params, task: 0), optax.sgd(0.1)),
+            ValueError,
+            r"`Learner.loss` is called as `loss\(meta_params, task, \*, key=None\)`",
+        ),
+    ],
+)
+def test_what_make_gives_is_checked(made, error, message):
+    run = whole_run(lambda hyper: made, sample, **SIZES)
+    with pytest.raises(error, match=message):
+        run(jax.random.key(0))
+
+
+def test_what_is_no_distribution_or_make_is_named():
+    with pytest.raises(TypeError, match="`make` must be a function `hyper -> "):
+        whole_run((quadratic(), optax.sgd(0.1)), sample, **SIZES)
+    with pytest.raises(TypeError, match="`tasks` must be a function from a key"):
+        whole_run(make, 3, **SIZES)
+    with pytest.raises(TypeError, match="`validation` must be a function from a key"):
+        whole_run(make, sample, validation=3, **SIZES)

@@ -30,6 +30,7 @@ from metajax.builders.prototypes import linear_head
 from metajax.checks import (
     check_choice,
     check_integers,
+    check_optimizer,
     check_parts,
     check_positive,
     check_way,
@@ -135,6 +136,7 @@ def baseline(
     check_positive(scale=scale)
     if inner_optimizer is None:
         inner_optimizer = optax.sgd(0.01, momentum=0.9)
+    check_optimizer(inner_optimizer=inner_optimizer)
     check_inner_loop(inner_optimizer, inner_steps, "first_order")
     if fine_tune and head == "centroid":
         raise ValueError(

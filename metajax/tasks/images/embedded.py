@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.models.normalization import STATISTICS
 from metajax.tasks.images.class_table import (
     ClassTable,
@@ -47,9 +47,16 @@ def embed_table(
       D]`; padding is 0.
 
     Raises:
-      ValueError: if embeddings depend on the batch or are no vectors, or `batch_size`
-        is out of range.
+      ValueError: if `model` is no `Model`, embeddings depend on the batch or are no
+        vectors, or `batch_size` is out of range.
+      TypeError: if `table` is no `ClassTable`.
     """
+    check_parts(model=model)
+    if not isinstance(table, ClassTable):
+        raise TypeError(
+            f"`table` must be a `ClassTable`, got {type(table).__name__}; "
+            "`metajax.tasks.class_table` makes one of arrays."
+        )
     check_integers(1, batch_size=batch_size)
     kind = model.normalization
     if kind in ("batch", "support"):

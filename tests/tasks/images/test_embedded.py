@@ -91,3 +91,11 @@ def test_only_bytes_are_scaled():
     values = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     features = embed_table(metajax.models.identity(), {}, class_table(values))
     np.testing.assert_array_equal(features.images, values)
+
+
+def test_what_is_no_model_or_table_is_named():
+    table = class_table(np.zeros((2, 3, 4, 4, 1), np.uint8))
+    with pytest.raises(ValueError, match="`model` must be a `metajax.Model`, got 3"):
+        embed_table(3, {}, table)
+    with pytest.raises(TypeError, match="`table` must be a `ClassTable`, got ndarray"):
+        embed_table(metajax.models.identity(), {}, np.zeros((2, 3, 4)))
