@@ -2,18 +2,24 @@
 
 import inspect
 import math
+import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import jax
 import optax
 
-from metajax.types import Model
+from metajax.types import Model, PyTree
 
 __all__ = [
+    "LARGEST",
+    "check_batch",
     "check_choice",
+    "check_fits",
     "check_flags",
     "check_integers",
+    "check_keys",
     "check_not_negative",
     "check_optimizer",
     "check_parts",
@@ -23,9 +29,14 @@ __all__ = [
     "check_sizes",
     "check_way",
     "check_words",
+    "host_memory",
     "is_integer",
     "is_number",
 ]
+
+
+# Sizes and counts end here, as indices of JAX are of 32 bits.
+LARGEST = 2**31 - 1
 
 
 def is_integer(value: Any) -> bool:
@@ -71,11 +82,15 @@ def check_words(**values: Any) -> None:
 
 
 def check_integers(least: int, **values: Any) -> None:
-    """Raises a ValueError unless all are integers of at least `least`."""
+    """Raises a ValueError unless all are integers from `least` to `LARGEST`."""
     for name, value in values.items():
         if not is_integer(value) or value < least:
             raise ValueError(
                 f"`{name}` must be an integer of at least {least}, got {value!r}."
+            )
+        if value > LARGEST:
+            raise ValueError(
+                f"`{name}` must be an integer of at most {LARGEST}, got {value!r}."
             )
 
 
@@ -109,6 +124,77 @@ def check_sizes(*, fewest: int = 0, **values: Any) -> None:
             )
         for place, size in enumerate(sizes):
             check_integers(1, **{f"{name}[{place}]": size})
+
+
+def host_memory() -> int | None:
+    """Reads the memory of this machine in bytes; None where it does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not of all systems
+        return None
+
+
+def check_fits(
+    what: str, arrays: PyTree, remedy: str, *, limit: int | None = None
+) -> None:
+    """Raises a ValueError if arrays that are yet to be made would not fit the memory.
+
+    A system that is asked for more ends the process, without a word of Python's.
+
+    Args:
+      what: they are, for the error, with the name of an argument.
+      arrays: a pytree of `jax.ShapeDtypeStruct`, or of arrays.
+      remedy: what to do, for the error.
+      limit: bytes there are; by default `host_memory`, and no check where that is
+        unknown.
+    """
+    limit = host_memory() if limit is None else limit
+    sizes = {
+        path: math.prod(leaf.shape) * leaf.dtype.itemsize
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+    total = sum(sizes.values())
+    if limit is None or total <= limit:
+        return
+    largest = max(sizes, key=lambda path: sizes[path])
+    path = jax.tree_util.keystr(largest, simple=True, separator="/")
+    [leaf] = [x for p, x in jax.tree_util.tree_leaves_with_path(arrays) if p == largest]
+    of_largest = f", `{path}` of them with shape {list(leaf.shape)}" if path else ""
+    raise ValueError(
+        f"{what} would take {total / 2**30:,.4g} GiB{of_largest}, and there are "
+        f"{limit / 2**30:,.4g} GiB of memory; {remedy}."
+    )
+
+
+def check_batch(task: PyTree, *, limit: int | None = None, **counts: int) -> None:
+    """Raises a ValueError if one task, or so many with their keys, would not fit.
+
+    Args:
+      task: shapes of one task of `tasks`.
+      limit: as for `check_fits`.
+      **counts: numbers of tasks by name, at least 1.
+    """
+    lower = "lower a size of the tasks, such as `way` or `shot`"
+    check_fits("A task of `tasks`", task, lower, limit=limit)
+    for name, count in counts.items():
+        many = jax.tree.map(lambda x, n=count: _many(x, n), task)
+        what = f"`{name}` = {count} tasks"
+        check_fits(what, many, f"lower `{name}`, or a size of the tasks", limit=limit)
+
+
+def check_keys(**counts: int) -> None:
+    """Raises a ValueError if random keys for so many tasks would not fit.
+
+    Args:
+      **counts: numbers of tasks by name, at least 1.
+    """
+    key = jax.ShapeDtypeStruct((8,), "uint32")  # two of them, and what makes them
+    for name, count in counts.items():
+        check_fits(f"Keys for `{name}` = {count}", _many(key, count), f"lower `{name}`")
+
+
+def _many(array: Any, count: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((count, *array.shape), array.dtype)
 
 
 # What functions are called with, and what to give in place of something else.
@@ -205,6 +291,7 @@ def check_way(way: Any) -> None:
             "`way` must be an integer of at least 1, or 'support' for as many classes "
             f"as there are support examples, got {way!r}."
         )
+    check_integers(1, way=way)
 
 
 def check_positive(**values: float) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from metajax import checks
 from metajax.types import PyTree
 
 __all__ = [
@@ -90,8 +91,14 @@ def task_mesh(
 
 
 def memory_limit() -> int | None:
-    """Reads how many bytes a device may use; None if it does not tell, as on CPU."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    """Reads how many bytes a device may use; None if it does not tell.
+
+    On CPU these are all that the machine has.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return checks.host_memory()
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def mean_over_devices(

@@ -25,9 +25,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import PyTreeDef
 
-from metajax.checks import check_integers, check_parts, check_seed
+from metajax.checks import (
+    check_batch,
+    check_integers,
+    check_keys,
+    check_parts,
+    check_seed,
+)
 from metajax.compute.bound_programs import bound_jit
-from metajax.compute.devices import COPIED, TASK_AXIS, on_each_device, spread, task_mesh
+from metajax.compute.devices import (
+    COPIED,
+    TASK_AXIS,
+    memory_limit,
+    on_each_device,
+    spread,
+    task_mesh,
+)
 from metajax.compute.program_costs import best_block
 from metajax.evaluation.contract import check_classes, check_learner
 from metajax.evaluation.metrics import (
@@ -124,6 +137,7 @@ def evaluate(
         is asked of a learner without `adapt_steps`.
     """
     check_integers(1, num_tasks=num_tasks)
+    check_keys(num_tasks=num_tasks)
     if tasks_per_block != "auto":
         check_integers(1, tasks_per_block=tasks_per_block)
     check_seed(seed)
@@ -143,6 +157,9 @@ def evaluate(
     share = 1 if mesh is None else mesh.shape[TASK_AXIS]
     meta_params, tasks = spread((meta_params, tasks), mesh)
     keys_task, keys_adapt = _bank_keys(seed, np.arange(1))
+    shapes = jax.eval_shape(functools.partial(draw_task, tasks), keys_task[0])
+    at_once = 1 if tasks_per_block == "auto" else min(tasks_per_block, num_tasks)
+    check_batch(shapes, limit=memory_limit(), tasks_per_block=at_once)
     first_task = draw_task(tasks, keys_task[0])
     check_task(first_task, "tasks")
     if judge is not None and metrics_fn is not None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.builders.streams import shuffled
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_keys
 from metajax.evaluation.reports import interval
 from metajax.tasks.buckets import as_pytree, draw_task
 from metajax.types import (
@@ -101,6 +101,7 @@ def instance_accuracy(
         or their classes have different numbers of examples.
     """
     check_integers(1, num_tasks=num_tasks, tasks_per_block=tasks_per_block)
+    check_keys(num_tasks=num_tasks, tasks_per_block=tasks_per_block)
     _stream_of(learner)
     support = draw_task(tasks, jax.random.key(seed)).support
     counts = np.bincount(np.asarray(support.y))

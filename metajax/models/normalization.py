@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.checks import check_choice, check_integers, check_parts
+from metajax.checks import check_choice, check_integers, check_keys, check_parts
 from metajax.masks import hide_padding
 from metajax.types import Array, Examples, Model, PyTree
 
@@ -172,6 +172,7 @@ def calibrate(
             "'calibrated' first: its parameters are those of 'batch'."
         )
     check_integers(1, num_tasks=num_tasks)
+    check_keys(num_tasks=num_tasks)
     statistics = model.statistics
 
     @jax.jit

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import PyTreeDef
 
-from metajax.checks import check_integers, is_integer
+from metajax.checks import check_fits, check_integers, is_integer
 from metajax.compute.bound_programs import bound_jit
 from metajax.types import (
     Array,
@@ -123,6 +123,8 @@ def fit_buckets(
       ValueError: if a number is out of range.
     """
     check_integers(1, num_shapes=num_shapes, num_tasks=num_tasks)
+    pairs = jax.ShapeDtypeStruct((num_tasks, num_tasks, 2), "int32")
+    check_fits(f"Pairs of `num_tasks` = {num_tasks}", pairs, "lower `num_tasks`")
     needs = np.asarray(_needs_of_keys(tasks, jax.random.split(key, num_tasks)))
     full = jax.eval_shape(lambda: tasks(key))
     needs = needs[np.argsort(needs.sum(axis=1), kind="stable")]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_integers, is_integer
+from metajax.checks import LARGEST, check_integers, is_integer
 from metajax.types import Array
 
 __all__ = ["as_range", "check_num_queries", "size_masks"]
@@ -25,6 +25,8 @@ def as_range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
             f"`{name}` must be an integer of at least 1 or a range `(low, high)` of "
             f"such with low <= high, got {value!r}."
         )
+    if high > LARGEST:
+        raise ValueError(f"`{name}` must be at most {LARGEST}, got {value!r}.")
     return int(low), int(high)
 
 

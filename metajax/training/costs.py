@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_keys
 from metajax.compute import devices
 from metajax.compute.program_costs import best_block, mebibytes, planned_memory, work
 from metajax.inner.unroll import GRADIENT_MODES
@@ -168,6 +168,7 @@ def explain(
         loss = jax.make_jaxpr(first.loss)(params, task, key=key)
         tasks_per_block = best_block(loss.jaxpr)
     outer_gradient = reverse_mode(tasks_per_block=tasks_per_block)
+    check_keys(tasks_per_step=tasks_per_step)
     keys = jax.random.split(key, tasks_per_step)
     batch = jax.eval_shape(lambda keys: jax.vmap(tasks)(keys), keys)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from metajax.checks import check_integers
+from metajax.checks import check_batch, check_integers, check_keys
 from metajax.compute.program_costs import mebibytes, planned_memory
 from metajax.filters import partition
 from metajax.inner.unroll import GradientMode
@@ -208,6 +208,8 @@ def compare_gradients(
         )
     check_integers(1, num_tasks=num_tasks)
     check_integers(2, repeats=repeats)
+    check_keys(num_tasks=num_tasks)
+    check_batch(jax.eval_shape(tasks, jax.random.key(seed)), num_tasks=num_tasks)
     key_tasks, key = jax.random.split(jax.random.key(seed))
     batch = jax.vmap(tasks)(jax.random.split(key_tasks, num_tasks))
     measured = {

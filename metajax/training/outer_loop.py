@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from metajax.checks import check_fits
+from metajax.compute import devices
 from metajax.compute.devices import (
     COPIED,
     TASK_AXIS,
@@ -107,8 +109,17 @@ def init_state(
 
     Every array is a copy, so that the state may be donated: what `learner.init` returns
     (pretrained parameters, say) stays valid, and no two leaves share memory.
+
+    Raises:
+      ValueError: if meta-parameters are larger than the memory.
     """
     key_learner, key_gradient = jax.random.split(key)
+    check_fits(
+        "The meta-parameters of `learner`",
+        jax.eval_shape(learner.init, key_learner, task),
+        "lower a size of its model, or of its own",
+        limit=devices.memory_limit(),
+    )
     # As one program each: operation by operation takes seconds to compile. On CPU most
     # of that goes into making a program fast, which one that runs once need not be.
     # Within another program it is no program of its own, and takes no options.

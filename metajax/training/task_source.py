@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from metajax.checks import check_batch, check_keys
+from metajax.compute import devices
 from metajax.compute.devices import COPIED, TASK_AXIS, spread
 from metajax.training.outer_loop import (
     Draw,
@@ -68,16 +70,23 @@ class OnDevice:
     ) -> None:
         self.key = spread(key, mesh)
         self.steps_per_dispatch = steps_per_dispatch
-        self._first_key = task_keys(key, 0, tasks_per_step)[0, 0]
         if jax.tree_util.all_leaves([tasks]):
             tasks = jax.tree_util.Partial(tasks)  # a plain function is no pytree
         self._tasks: PyTree = spread(tasks, mesh)
+        self._draw_first = jax.jit(lambda tasks, key: tasks_at(tasks, 0)(key))
+        # A device makes its own share.
+        share = tasks_per_step // (1 if mesh is None else mesh.shape[TASK_AXIS])
+        check_keys(tasks_per_step=tasks_per_step)
+        check_batch(
+            jax.eval_shape(self._draw_first, self._tasks, key),
+            limit=devices.memory_limit(),
+            tasks_per_step=share,
+        )
+        self._first_key = task_keys(key, 0, tasks_per_step)[0, 0]
 
     def example(self) -> Task:
         """Draws one task of step 0, with real values."""
-        return jax.jit(lambda tasks, key: tasks_at(tasks, 0)(key))(
-            self._tasks, self._first_key
-        )
+        return self._draw_first(self._tasks, self._first_key)
 
     def start(self, step: int, steps: int) -> None:
         """Sets the source to `step`, of `steps` in all."""
@@ -105,6 +114,7 @@ class OnHost:
     ) -> None:
         self.key = spread(key, mesh)
         self.steps_per_dispatch = steps_per_dispatch
+        check_keys(tasks_per_step=tasks_per_step)
         self._step_keys = lambda step: task_keys(key, step, tasks_per_step)[0]
         self._mesh = mesh
         self._tasks = tasks

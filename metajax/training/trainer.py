@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from metajax.checks import check_integers, check_seed
+from metajax.checks import check_integers, check_keys, check_seed
 from metajax.compute.devices import TASK_AXIS, place, task_mesh
 from metajax.compute.program_costs import best_block
 from metajax.evaluation.bank import VALIDATION_SEED, bank_task, evaluate
@@ -168,6 +168,8 @@ def train(
     check_types(learner, tasks, optimizer, validation)
     check_integers(1, **counts)
     check_seed(seed)
+    if validation is not None:  # and not only when it is due
+        check_keys(num_validation_tasks=num_validation_tasks)
     if monitor is not None and validation is None:
         raise ValueError(
             f"`monitor` needs `validation`, a task distribution; got {monitor!r} and "

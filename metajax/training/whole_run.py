@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.checks import check_integers
+from metajax.checks import check_batch, check_fits, check_integers, check_keys
+from metajax.compute import devices
 from metajax.evaluation.bank import VALIDATION_SEED, bank_means
 from metajax.evaluation.metrics import Judge
 from metajax.training.outer_loop import (
@@ -114,6 +115,9 @@ def whole_run(
         "num_validation_tasks": num_validation_tasks,
     }
     check_integers(1, **numbers)
+    check_keys(num_validation_tasks=num_validation_tasks)
+    metrics = jax.ShapeDtypeStruct((steps, 4), "float32")
+    check_fits(f"The metrics of `steps` = {steps}", metrics, "lower `steps`")
     if judge is not None and validation is None:
         raise ValueError("`judge` needs `validation`, a task distribution; got None.")
     if steps % rounds_of:
@@ -131,6 +135,10 @@ def whole_run(
         learner, optimizer = made
         check_types(learner, tasks, optimizer, validation)
         key_init, key_steps = jax.random.split(key)
+        shapes = jax.eval_shape(tasks_at(tasks, 0), key)
+        check_keys(tasks_per_step=tasks_per_step)
+        limit = devices.memory_limit()
+        check_batch(shapes, limit=limit, tasks_per_step=tasks_per_step)
         example = tasks_at(tasks, 0)(task_keys(key_steps, 0, tasks_per_step)[0, 0])
         state = init_state(key_init, learner, example, optimizer, gradient_of)
 

@@ -33,7 +33,7 @@ from metajax.builders.heads import (
     unit,
 )
 from metajax.builders.prototypes import linear_head
-from metajax.checks import check_choice, check_integers, check_positive
+from metajax.checks import check_choice, check_integers, check_keys, check_positive
 from metajax.masks import hide_padding
 from metajax.types import (
     Array,
@@ -157,6 +157,7 @@ def center_embeddings(
       ValueError: if `num_tasks` is not at least 1.
     """
     check_integers(1, num_tasks=num_tasks)
+    check_keys(num_tasks=num_tasks)
     if jax.tree_util.all_leaves([tasks]):
         tasks = jax.tree_util.Partial(tasks)  # a plain function is no pytree
 

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
-from metajax.checks import check_choice, is_integer
+from metajax.checks import check_choice, check_fits, is_integer
 from metajax.tasks.images.class_table import ClassTable, Rotations, class_table
 
 __all__ = ["from_arrays", "from_folder", "from_tfds", "import_tfds", "require_network"]
@@ -172,6 +173,8 @@ def from_folder(
                 )
             images.append(_decode(file.read_bytes(), repr(str(file)), size, channels))
             _check_same_shape(images, repr(str(file)))
+            if len(images) == 1:
+                _check_room(sum(map(len, map(_visible, folders))), images[0].shape)
             labels.append(label)
     return from_arrays(
         np.stack(images),
@@ -260,6 +263,8 @@ def from_tfds(
         what = f"image {number} of {name!r}"
         images.append(_decode(record[image_key], what, size, channels))
         _check_same_shape(images, what)
+        if number == 0:
+            _check_room(len(source), images[0].shape)
         labels.append(record[label_key])
     if not images:
         raise ValueError(f"The split {split!r} of {name!r} holds no images.")
@@ -357,8 +362,19 @@ def _check_conversion(size: tuple[int, int] | None, channels: int | None) -> Non
         raise ValueError(
             f"`size` must be `(H, W)`, two integers of at least 1, got {size!r}."
         )
+    if size is not None:
+        _check_room(1, (*size, channels or 1))
     if channels is not None and channels not in _MODES:
         raise ValueError(f"`channels` must be 1, 3, 4 or None, got {channels!r}.")
+
+
+def _check_room(count: int, shape: tuple[int, ...]) -> None:
+    """Raises a ValueError if so many images of a shape would not fit the memory."""
+    check_fits(
+        f"{count} images of `size` = {shape[:2]}",
+        jax.ShapeDtypeStruct((count, *shape), "uint8"),
+        "lower `size`",
+    )
 
 
 def _check_same_shape(images: Sequence[np.ndarray], what: str) -> None:
@@ -421,6 +437,7 @@ def _converted(
             f"Images can be converted from 1, 3 or 4 channels, got {shape[2]}; choose "
             "some of the channels, or leave `size` and `channels` None."
         )
+    _check_room(len(images), (*size, channels))
     pillow = _pillow("Converting")
     # One channel has no axis in Pillow.
     sources = images[..., 0] if shape[2] == 1 else images

@@ -35,7 +35,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_choice, check_flags, check_integers, check_words
+from metajax.checks import (
+    check_choice,
+    check_fits,
+    check_flags,
+    check_integers,
+    check_words,
+)
 from metajax.tasks.images.few_shot import distinct
 from metajax.tasks.sizes import as_range, check_num_queries, size_masks
 from metajax.tasks.summaries import summary
@@ -339,6 +345,11 @@ def from_molecules(
             f"`assays`, got {assay_names!r}."
         )
     check_distinct(assay_names, "`assay_names`")
+    check_fits(
+        f"Fingerprints of `size` = {size}",
+        jax.ShapeDtypeStruct((len(smiles), size // 8), "uint8"),
+        "lower `size`",
+    )
     is_measured = ~np.isnan(values)
     is_other = is_measured & (values != 0) & (values != 1)
     if is_other.any():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_integers
+from metajax.checks import check_fits, check_integers
 from metajax.tasks.summaries import brief
 from metajax.tasks.tables.delimited import listing
 from metajax.tasks.tables.tables import Table
@@ -121,6 +121,12 @@ def stack_tables(
                 f"{width}; raise it, or leave out columns or tables."
             )
         width = num_columns
+        rows = sum(len(table.x) for table in tables)
+        check_fits(
+            f"Tables of `num_columns` = {num_columns}",
+            jax.ShapeDtypeStruct((rows, width), "float32"),
+            "lower `num_columns`",
+        )
     x, by_class, counts, units = [], [], [], []
     for table in tables:
         columns = _by_table(table.x) if standardize == "table" else table.x

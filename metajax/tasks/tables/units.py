@@ -5,9 +5,10 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_integers
+from metajax.checks import check_fits, check_integers
 from metajax.distributions import Gaussian, Mixture
 from metajax.tasks.tables.stacked_tables import by_support, column_scales
 from metajax.types import Array, Examples, Task
@@ -101,6 +102,11 @@ def standard_task(
             f"`num_columns` is {num_columns}, and `support.x` has {shapes[0][1]}; give "
             "the number of columns that the learner was trained on."
         )
+    check_fits(
+        f"Rows of `num_columns` = {num_columns}",
+        [jax.ShapeDtypeStruct((shape[0], width), "float32") for shape in shapes],
+        "lower `num_columns`",
+    )
 
     def targets(examples: Examples) -> Array:
         y = jnp.asarray(examples.y, jnp.float32)
