@@ -37,6 +37,7 @@ from benchmarks import (
     stream_cost,
     tables,
     task_map,
+    wrong_arguments,
 )
 from benchmarks.pages import rewrite_or_check
 from benchmarks.record import RESULTS
@@ -68,6 +69,7 @@ PARTS = (
     molecules,
     gradients,
     endurance,
+    wrong_arguments,
 )
 
 

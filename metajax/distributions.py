@@ -6,12 +6,12 @@ equally likely Gaussians that all queries share, as they come of samples of one 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from metajax.checks import check_classes, check_same_shapes, check_shapes
 from metajax.types import Array
 
 __all__ = [
@@ -62,9 +62,10 @@ def log_likelihood(outputs: Gaussian | Mixture, y: Array) -> Array:
     Raises:
       AssertionError: at trace time, if shapes disagree.
     """
+    _check_outputs(outputs)
     if isinstance(outputs, Mixture):
         return _log_mean_exp(_of_components(outputs, y), axis=1)
-    chex.assert_equal_shape([outputs.mean, outputs.scale, y])
+    check_same_shapes(mean=outputs.mean, scale=outputs.scale, y=y)
     return _log_density(outputs, y)
 
 
@@ -90,6 +91,9 @@ def joint_log_likelihood(
     Returns:
       A scalar.
     """
+    if mask is not None:
+        check_shapes(y=(y, "n ..."), mask=(mask, "n"))
+    _check_outputs(outputs)
     is_real = jnp.ones(len(y), bool) if mask is None else mask
     if isinstance(outputs, Mixture):
         of_components = jnp.where(is_real[:, None], _of_components(outputs, y), 0)
@@ -99,6 +103,7 @@ def joint_log_likelihood(
 
 def moments(outputs: Gaussian | Mixture) -> Gaussian:
     """Computes the mean and standard deviation `[n, d]` of every target."""
+    _check_outputs(outputs)
     if isinstance(outputs, Gaussian):
         return outputs
     mean, scale = outputs.components
@@ -109,10 +114,19 @@ def moments(outputs: Gaussian | Mixture) -> Gaussian:
 
 def kl_divergence(p: Gaussian, q: Gaussian) -> Array:
     """Computes KL(p || q) in nats, a scalar: the sum over all numbers."""
-    chex.assert_equal_shape([*p, *q])
+    check_classes(Gaussian, "give two distributions", p=p, q=q)
+    check_same_shapes(p=p.mean, q=q.mean)
+    check_same_shapes(p=p.scale, q=q.scale)
     ratio = p.scale / q.scale
     shift = (p.mean - q.mean) / q.scale
     return jnp.sum((jnp.square(ratio) + jnp.square(shift) - 1) / 2 - jnp.log(ratio))
+
+
+def _check_outputs(outputs: Any) -> None:
+    instead = "give what a neural process predicts"
+    check_classes((Gaussian, Mixture), instead, outputs=outputs)
+    if isinstance(outputs, Mixture):
+        check_classes(Gaussian, instead, components=outputs.components)
 
 
 def _log_density(outputs: Gaussian, y: Array) -> Array:
@@ -126,8 +140,7 @@ def _log_density(outputs: Gaussian, y: Array) -> Array:
 def _of_components(outputs: Mixture, y: Array) -> Array:
     """Log densities `[n, S]` of targets `[n, d]`."""
     mean, scale = outputs.components
-    chex.assert_equal_shape([mean, scale])
-    chex.assert_shape(y, (mean.shape[0], mean.shape[2]))
+    check_shapes(mean=(mean, "n S d"), scale=(scale, "n S d"), y=(y, "n d"))
     return _log_density(outputs.components, y[:, None])
 
 

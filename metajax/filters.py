@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from metajax.checks import check_parts
 from metajax.types import Array, Filter, PyTree
 
 __all__ = [
@@ -53,7 +54,7 @@ def _check_parts(parts: tuple[str, ...]) -> None:
         if not isinstance(part, str) or not part or "/" in part:
             raise ValueError(
                 "A filter takes single keys of paths, such as 'head' for "
-                f"'params/head/kernel', got {part!r}."
+                f"'params/head/kernel', got {part!r} among `parts`."
             )
 
 
@@ -80,10 +81,12 @@ def partition(tree: PyTree, predicate: Filter = everything) -> tuple[PyTree, PyT
     Raises:
       ValueError: if no leaf is accepted although `tree` has some.
     """
+    check_parts(predicate=predicate)
     leaves, structure = jax.tree.flatten(tree)
     paths = path_names(tree)
     chosen = [
-        jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and predicate(path)
+        jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        and _accepts(predicate, path)
         for leaf, path in zip(leaves, paths, strict=True)
     ]
     if leaves and not any(chosen):
@@ -93,8 +96,8 @@ def partition(tree: PyTree, predicate: Filter = everything) -> tuple[PyTree, PyT
         ]
         raise ValueError(
             "The filter accepts none of the floating-point leaves, so nothing would "
-            f"adapt. The leaves are {', '.join(kinds)}; give a filter that accepts one "
-            "that is floating-point and real."
+            f"adapt. The leaves are {', '.join(kinds)}; give a filter ({_NAMES}) "
+            "that accepts one that is floating-point and real."
         )
     pairs = list(zip(leaves, chosen, strict=True))
     adapts = [leaf if is_chosen else None for leaf, is_chosen in pairs]
@@ -102,9 +105,26 @@ def partition(tree: PyTree, predicate: Filter = everything) -> tuple[PyTree, PyT
     return jax.tree.unflatten(structure, adapts), jax.tree.unflatten(structure, stays)
 
 
+# What arguments that are filters are called.
+_NAMES = "`predicate`, `adapts`, `generates`, `gates`"
+
+
+def _accepts(predicate: Filter, path: str) -> bool:
+    try:
+        return bool(predicate(path))
+    except Exception as error:
+        raise ValueError(
+            f"A filter ({_NAMES}) says of a path whether its leaf is chosen, and this "
+            f"one, {predicate!r}, fails on {path!r}: {error}"
+        ) from error
+
+
 def float_type(tree: PyTree, default: DTypeLike = jnp.float32) -> jnp.dtype:
     """Gives the type that floating-point leaves have together, or else `default`."""
-    types = [jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)]
+    try:
+        types = [jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)]
+    except TypeError as error:
+        raise ValueError(f"`tree` must be a pytree of arrays: {error}") from error
     floats = [dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating)]
     return jnp.result_type(*floats) if floats else jnp.dtype(default)
 
@@ -121,14 +141,25 @@ def keep_types(new: PyTree, old: PyTree) -> PyTree:
         are_floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in types)
         return jnp.asarray(new, types[1]) if are_floats else new
 
-    return jax.tree.map(keep, new, old)
+    try:
+        return jax.tree.map(keep, new, old)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`new` and `old` must be arrays in trees of one structure: {error}"
+        ) from error
 
 
 def combine(first: PyTree, second: PyTree) -> PyTree:
     """Undoes `partition`: at each place the leaf of whichever tree has one."""
-    return jax.tree.map(
-        lambda one, other: other if one is None else one,
-        first,
-        second,
-        is_leaf=lambda leaf: leaf is None,
-    )
+    try:
+        return jax.tree.map(
+            lambda one, other: other if one is None else one,
+            first,
+            second,
+            is_leaf=lambda leaf: leaf is None,
+        )
+    except ValueError as error:
+        raise ValueError(
+            "`first` and `second` must be trees of one structure, as `partition` gives "
+            f"them: {error}"
+        ) from error

@@ -5,10 +5,10 @@ says that all are real. A set in which nothing is real has no mean: the result i
 which the trainer reports, and not a zero that would look like success.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from metajax.checks import check_shapes
 from metajax.types import Array, PyTree
 
 __all__ = ["expand", "hide_padding", "masked_mean"]
@@ -16,6 +16,7 @@ __all__ = ["expand", "hide_padding", "masked_mean"]
 
 def expand(mask: Array, leaf: Array) -> Array:
     """Adds trailing axes of size 1 to `mask`, up to the rank of `leaf`."""
+    check_shapes(mask=(mask, "..."), leaf=(leaf, "..."))
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
 
 
@@ -39,5 +40,5 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
     """Averages `values` `[n]` over real examples; NaN if `mask` hides all of them."""
     if mask is None:
         return jnp.mean(values)
-    chex.assert_equal_shape([values, mask])
+    check_shapes(values=(values, "n"), mask=(mask, "n"))
     return jnp.mean(values, where=mask)

@@ -5,6 +5,7 @@ Every mean is `metajax.masks.masked_mean`, so padding never counts.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -13,6 +14,14 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
+from metajax.checks import (
+    check_dtype,
+    check_functions,
+    check_integers,
+    check_parts,
+    check_same_shapes,
+    check_shapes,
+)
 from metajax.masks import hide_padding, masked_mean
 from metajax.types import Array, Examples, Metrics, Objective, PyTree, Task
 
@@ -41,9 +50,8 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     Raises:
       AssertionError: at trace time, if labels are not integers or shapes disagree.
     """
-    chex.assert_rank([logits, labels], [2, 1])
+    check_shapes(logits=(logits, "n C"), labels=(labels, "n"))
     chex.assert_type(labels, int)
-    chex.assert_equal_shape_prefix([logits, labels], 1)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.where(labels >= 0, losses, jnp.nan)  # NumPy's -1 is the last class
 
@@ -59,6 +67,9 @@ def class_vectors(
     Raises:
       ValueError: at trace time, if labels are not integers.
     """
+    check_shapes(labels=(labels, "n"))
+    check_integers(1, num_classes=num_classes)
+    check_dtype(dtype)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"Class labels must be integers from 0 to {num_classes - 1}, got an array "
@@ -71,7 +82,7 @@ def class_vectors(
 
 def squared_error(outputs: Array, targets: Array) -> Array:
     """Averages the squared error of each example `[n]` over any further axes."""
-    chex.assert_equal_shape([outputs, targets])
+    check_same_shapes(outputs=outputs, targets=targets)
     return jnp.mean(jnp.square(outputs - targets), axis=tuple(range(1, outputs.ndim)))
 
 
@@ -80,7 +91,7 @@ def accuracy(logits: Array, labels: Array) -> Array:
 
     NaN for a label that is no class, of which there are as many as logits.
     """
-    chex.assert_rank([logits, labels], [2, 1])
+    check_shapes(logits=(logits, "n C"), labels=(labels, "n"))
     is_right = (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
     is_class = (labels >= 0) & (labels < logits.shape[1])
     return jnp.where(is_class, is_right, jnp.nan)
@@ -93,6 +104,11 @@ def example_losses(objective: Objective, outputs: PyTree, y: PyTree) -> Array:
       ValueError: at trace time, if the objective gives another shape, or broadcasts
         outputs `[n, 1]` against targets `[n]` to all pairs of examples.
     """
+    check_parts(objective=objective)
+    for leaf in jax.tree.leaves(outputs):
+        check_shapes(outputs=(leaf, "..."))
+    for leaf in jax.tree.leaves(y):
+        check_shapes(y=(leaf, "..."))
     losses = objective(outputs, y)
     shapes = [
         [list(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)]
@@ -152,6 +168,7 @@ def _mixes_examples(objective: Objective, outputs: PyTree, y: PyTree) -> bool:
 
 def split_key(key: Array | None, num: int) -> list[Array] | list[None]:
     """Splits a key into `num`, or gives `num` times None for a key of None."""
+    check_integers(1, num=num)
     return [None] * num if key is None else list(jax.random.split(key, num))
 
 
@@ -175,6 +192,8 @@ def query_score(
       The mean loss, and a dict with `accuracy`, a fraction, if the outputs are logits
       `[n, C]` and the labels integers `[n]`.
     """
+    _check_answers(predict, objective)
+    check_parts(query=query)
     outputs = predict(adapted, query.x, mask=query.mask, key=key)
     y = hide_padding(query.y, query.mask)
     metrics = {}
@@ -199,6 +218,9 @@ def query_loss(
     Returns:
       A function with the signature of `Learner.loss`.
     """
+    arguments = ("meta_params", "support")
+    check_functions(arguments, "`Learner.adapt`", keywords=("key",), adapt=adapt)
+    _check_answers(predict, objective)
 
     def loss(
         meta_params: PyTree, task: Task, *, key: Array | None = None
@@ -208,6 +230,13 @@ def query_loss(
         return query_score(predict, adapted, task.query, objective, key_predict)
 
     return loss
+
+
+def _check_answers(predict: Any, objective: Any) -> None:
+    arguments, keywords = ("adapted", "inputs"), ("mask", "key")
+    check_functions(arguments, "`Learner.predict`", keywords=keywords, predict=predict)
+    if objective is not None:  # the loss of a learner that is only judged
+        check_parts(objective=objective)
 
 
 def _classifies(outputs: PyTree, y: PyTree) -> bool:

@@ -11,6 +11,8 @@ from metajax.filters import (
     all_but,
     combine,
     everything,
+    float_type,
+    keep_types,
     only,
     partition,
     path_names,
@@ -158,3 +160,30 @@ def test_what_is_no_key_is_refused(make, part):
     """`all_but("params/head")` would accept everything."""
     with pytest.raises(ValueError, match="takes single keys of paths.*got"):
         make("body", part)
+
+
+@pytest.mark.parametrize("predicate", [int, lambda path: path.missing])
+def test_a_filter_that_fails_is_named(predicate):
+    """By what such arguments are called, and the path."""
+    with pytest.raises(ValueError, match=r"A filter \(.*`adapts`.* fails on 'head'"):
+        partition({"head": jnp.ones(2)}, predicate)
+
+
+@pytest.mark.parametrize("predicate", [None, "head", lambda: True])
+def test_what_is_no_filter_is_named(predicate):
+    with pytest.raises(ValueError, match="`predicate` must be a function of"):
+        partition({"head": jnp.ones(2)}, predicate)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "names"),
+    [
+        (combine, ({"a": None}, {"b": 1}), "`first` and `second`"),
+        (keep_types, ({"a": 1.0}, {"b": 1.0}), "`new` and `old`"),
+        (keep_types, (b"abc", 1.0), "`new` and `old`"),
+        (float_type, (object(),), "`tree`"),
+    ],
+)
+def test_other_trees_are_named(function, arguments, names):
+    with pytest.raises(ValueError, match=names):
+        function(*arguments)

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.checks import check_integers
+from metajax.checks import check_integers, is_number
 from metajax.distributions import (
     Gaussian,
     Mixture,
@@ -125,7 +125,7 @@ def check_network(*, min_scale: float, **counts: int) -> None:
       **counts: sizes and numbers of layers, at least 1.
     """
     check_integers(1, **counts)
-    if not 0 < min_scale < 1:
+    if not is_number(min_scale) or not 0 < min_scale < 1:
         raise ValueError(
             f"`min_scale` must be above 0 and below 1, got {min_scale!r}; take less "
             "than the noise of the targets."

@@ -61,7 +61,8 @@ def task_mesh(
       ValueError: `mesh` is something else, has no axis `"tasks"`, or its size does not
         divide the tasks.
     """
-    if mesh is not None and mesh != "auto" and not isinstance(mesh, Mesh):
+    is_auto = isinstance(mesh, str) and mesh == "auto"
+    if mesh is not None and not is_auto and not isinstance(mesh, Mesh):
         raise ValueError(
             f"`mesh` must be a jax.sharding.Mesh, 'auto' or None, got {mesh!r}."
         )

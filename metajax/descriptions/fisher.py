@@ -39,6 +39,8 @@ from metajax.checks import (
     check_not_negative,
     check_parts,
     check_positive,
+    check_shapes,
+    named_if_other,
 )
 from metajax.filters import all_but, combine, partition
 from metajax.models.normalization import STATISTICS
@@ -127,7 +129,7 @@ def task2vec(
       >>> symmetric_distance(vectors[:, None], vectors[None]).shape
       (3, 3)
     """
-    check_parts(model=model)
+    check_parts(model=model, examples=examples)
     check_integers(1, way=way, iterations=iterations)
     check_positive(strength=strength)
     if num_samples is not None:
@@ -138,8 +140,9 @@ def task2vec(
             f"the exact expectation; got num_samples={num_samples} and "
             f"{'no ' * (key is None)}key."
         )
-    _check_probe(model, params)
-    features = model.apply(params, examples.x, mask=examples.mask)
+    with named_if_other(model.init, examples.x, params=params):
+        _check_probe(model, params)
+        features = model.apply(params, examples.x, mask=examples.mask)
     if features.ndim != 2:
         raise ValueError(
             "A probe gives vectors [n, D], and this one gives "
@@ -235,6 +238,7 @@ def symmetric_distance(first: Array, second: Array, *, prior: float = 0.0) -> Ar
     Raises:
       ValueError: if `prior` is out of range.
     """
+    check_shapes(first=(first, "..."), second=(second, "..."))
     check_not_negative(prior=prior)
     first, second = jnp.broadcast_arrays(first + prior, second + prior)
     total = first + second
@@ -262,6 +266,7 @@ def asymmetric_distance(
     Raises:
       ValueError: if a number is out of range.
     """
+    check_shapes(source=(source, "..."), target=(target, "..."))
     check_positive(prior=prior)
     check_not_negative(alpha=alpha)
     trivial = symmetric_distance(source, jnp.zeros_like(source), prior=prior)

@@ -2,9 +2,9 @@
 
 from typing import Any, NamedTuple
 
-import chex
 import jax.numpy as jnp
 
+from metajax.checks import as_array, check_shapes
 from metajax.objectives import class_vectors
 from metajax.types import Array, Examples
 
@@ -47,14 +47,14 @@ def prepare(
 ) -> Table:
     """Standardises columns and works out masks; arguments as of `meta_features`."""
     x, y = jnp.asarray(examples.x), jnp.asarray(examples.y)
-    chex.assert_rank([x, y], [2, 1])
-    chex.assert_equal_shape_prefix([x, y], 1)
+    check_shapes(x=(x, "n D"), y=(y, "n"))
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(jnp.float32)
     num, size = x.shape
-    rows = mask_of(examples.mask, num)
-    columns = mask_of(column_mask, size)
-    categorical = columns & mask_of(is_categorical, size, default=False)
+    rows = mask_of(num, mask=examples.mask)
+    columns = mask_of(size, column_mask=column_mask)
+    categorical = mask_of(size, default=False, is_categorical=is_categorical)
+    categorical &= columns
     is_real = rows[:, None] & columns[None, :]
     low = jnp.min(jnp.where(is_real, x, jnp.inf), axis=0)
     high = jnp.max(jnp.where(is_real, x, -jnp.inf), axis=0)
@@ -84,13 +84,20 @@ def prepare(
     )
 
 
-def mask_of(mask: Any, size: int, *, default: bool = True) -> Array:
-    """Gives a mask bool `[size]`, all of it `default` where there is none."""
+def mask_of(size: int, *, default: bool = True, **masks: Any) -> Array:
+    """Gives a mask, named by its argument, as bool `[size]`.
+
+    Where there is none, all of it is `default`.
+    """
+    ((name, mask),) = masks.items()
     if mask is None:
         return jnp.full(size, default)
-    mask = jnp.asarray(mask, bool)
-    chex.assert_shape(mask, (size,))
-    return mask
+    mask = as_array(**masks)
+    if mask.shape != (size,):
+        raise AssertionError(
+            f"`{name}` must be of the shape [{size}], got {list(mask.shape)}."
+        )
+    return mask.astype(bool)
 
 
 def mean_where(values: Array, where: Array) -> Array:

@@ -38,7 +38,7 @@ that the order of rows and columns cannot matter. A feature that has nothing to 
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_integers
+from metajax.checks import check_integers, check_parts
 from metajax.descriptions.landmarkers import landmarks
 from metajax.descriptions.prepared import Table, mean_and_sd, mean_where, prepare, ratio
 from metajax.types import Array, Examples
@@ -126,6 +126,7 @@ def meta_features(
       >>> round(float(features[META_FEATURES.index("class_entropy")]), 2)
       0.69
     """
+    check_parts(examples=examples)
     check_integers(1, num_classes=num_classes)
     check_integers(2, num_bins=num_bins)
     table = prepare(examples, num_classes, column_mask, is_categorical)

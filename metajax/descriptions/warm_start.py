@@ -29,12 +29,17 @@ trains the first configuration of that order has the predictor.
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_integers
+from metajax.checks import (
+    as_array,
+    as_numbers,
+    check_classes,
+    check_integers,
+    check_shapes,
+)
 from metajax.types import Array
 
 __all__ = [
@@ -88,7 +93,7 @@ def fit_warm_start(features: Any, scores: Any) -> WarmStart:
       >>> recommend(known, [4.0], num_neighbors=1).tolist()
       [2, 1, 0]
     """
-    features, scores = np.asarray(features, float), np.asarray(scores, float)
+    features, scores = as_numbers(features=features), as_numbers(scores=scores)
     if features.ndim != 2 or scores.ndim != 2 or len(features) != len(scores):
         raise ValueError(
             "`features` must be [T, F] and `scores` [T, C] with one row for each known "
@@ -165,6 +170,7 @@ def recommend(
       ValueError: if `num_neighbors` or `ranking` is out of range.
       AssertionError: at trace time, if shapes disagree.
     """
+    check_classes(WarmStart, "`fit_warm_start` gives one", warm_start=warm_start)
     num_tasks, size = warm_start.features.shape
     check_integers(1, num_neighbors=num_neighbors)
     if num_neighbors > num_tasks:
@@ -176,12 +182,13 @@ def recommend(
         raise ValueError(
             f"`ranking` must be one of {', '.join(RANKINGS)}, got {ranking!r}."
         )
-    features = jnp.asarray(features)
-    chex.assert_shape(features, (size,))
+    features = as_array(features=features)
+    check_shapes(warm_start=(warm_start.features, "T F"), features=(features, "F"))
     speaks = jnp.ones(num_tasks, bool)
     if exclude is not None:
-        speaks = ~jnp.asarray(exclude, bool)
-        chex.assert_shape(speaks, (num_tasks,))
+        exclude = as_array(exclude=exclude)
+        check_shapes(warm_start=(warm_start.features, "T F"), exclude=(exclude, "T"))
+        speaks = ~exclude.astype(bool)
     scaled = (features - warm_start.center) * warm_start.scale
     distances = jnp.sum(jnp.abs(warm_start.features - scaled[None, :]), axis=1)
     _, nearest = jax.lax.top_k(jnp.where(speaks, -distances, -jnp.inf), num_neighbors)
@@ -218,8 +225,8 @@ def regret_curve(order: Any, scores: Any) -> Array:
       [1.0, 0.5, 0.0]
     """
     regrets = _regrets(scores)
-    order = jnp.asarray(order)
-    chex.assert_equal_shape([order, regrets])
+    order = as_array(order=order)
+    check_shapes(scores=(regrets, "C"), order=(order, "C"))
     return jax.lax.cummin(regrets[order])
 
 
@@ -271,8 +278,8 @@ def _portfolio(regrets: Array) -> Array:
 
 def _regrets(scores: Any) -> Array:
     """Normalised regrets `[C]` of single configurations."""
-    scores = jnp.asarray(scores)
-    chex.assert_rank(scores, 1)
+    scores = as_array(scores=scores)
+    check_shapes(scores=(scores, "C"))
     is_run = ~jnp.isnan(scores)
     best = jnp.max(jnp.where(is_run, scores, -jnp.inf))
     worst = jnp.min(jnp.where(is_run, scores, jnp.inf))

@@ -27,10 +27,14 @@ from jax.tree_util import PyTreeDef
 
 from metajax.checks import (
     check_batch,
+    check_flags,
+    check_functions,
     check_integers,
     check_keys,
+    check_lists,
     check_parts,
     check_seed,
+    named_if_other,
 )
 from metajax.compute.bound_programs import bound_jit
 from metajax.compute.devices import (
@@ -136,6 +140,12 @@ def evaluate(
         first task of the bank is malformed, the metrics do not fit the task, or a curve
         is asked of a learner without `adapt_steps`.
     """
+    check_flags(steps_curve=steps_curve, check_leakage=check_leakage)
+    check_lists(buckets=buckets)
+    buckets = tuple(buckets)
+    if judge is not None:
+        arguments, example = ("adapted", "query"), "a function that returns scalars"
+        check_functions(arguments, example, keywords=("key",), judge=judge)
     check_integers(1, num_tasks=num_tasks)
     check_keys(num_tasks=num_tasks)
     if tasks_per_block != "auto":
@@ -183,39 +193,41 @@ def evaluate(
     if smaller:
         bucket = buckets_of_keys(tasks, all_keys[0], smaller)
     first_task = cut(first_task, shapes[bucket[0]])
-    protocol = "unchecked"
-    if check_leakage and judge is None:
-        protocol = leakage(learner, meta_params, first_task, keys_adapt[0]).protocol
-    if tasks_per_block == "auto":
-        judged = bound_jit(_judged, learner, judge)
-        traced = judged.trace(meta_params, first_task, keys_adapt[0])
-        tasks_per_block = best_block(traced.jaxpr.jaxpr) or 20
+    with named_if_other(learner.init, first_task, meta_params=meta_params):
+        protocol = "unchecked"
+        if check_leakage and judge is None:
+            protocol = leakage(learner, meta_params, first_task, keys_adapt[0]).protocol
+        if tasks_per_block == "auto":
+            judged = bound_jit(_judged, learner, judge)
+            traced = judged.trace(meta_params, first_task, keys_adapt[0])
+            tasks_per_block = best_block(traced.jaxpr.jaxpr) or 20
 
-    leaves, structure = jax.tree.flatten(tasks)
-    parts, members = [], []
-    for number in np.unique(bucket):
-        members.append(np.flatnonzero(bucket == number))
-        count = len(members[-1])
-        # Blocks are filled up with the last task.
-        places = np.minimum(_blocks(count, tasks_per_block, share), count - 1)
-        program = bound_jit(
-            _score_bank,
-            learner,
-            metrics_fn,
-            judge,
-            structure,
-            steps_curve,
-            mesh,
-            shapes[number],
-        )
-        scores = program(
-            meta_params, leaves, *(keys[members[-1][places]] for keys in all_keys)
-        )
-        parts.append(
-            jax.tree.map(
-                lambda x, n=count: np.asarray(x).reshape(-1, *x.shape[2:])[:n], scores
+        leaves, structure = jax.tree.flatten(tasks)
+        parts, members = [], []
+        for number in np.unique(bucket):
+            members.append(np.flatnonzero(bucket == number))
+            count = len(members[-1])
+            # Blocks are filled up with the last task.
+            places = np.minimum(_blocks(count, tasks_per_block, share), count - 1)
+            program = bound_jit(
+                _score_bank,
+                learner,
+                metrics_fn,
+                judge,
+                structure,
+                steps_curve,
+                mesh,
+                shapes[number],
             )
-        )
+            scores = program(
+                meta_params, leaves, *(keys[members[-1][places]] for keys in all_keys)
+            )
+            parts.append(
+                jax.tree.map(
+                    lambda x, n=count: np.asarray(x).reshape(-1, *x.shape[2:])[:n],
+                    scores,
+                )
+            )
     order = np.argsort(np.concatenate(members))
     scores = jax.tree.map(lambda *x: np.concatenate(x)[order], *parts)
     # Only then, as it traces the learner once more.
@@ -262,6 +274,9 @@ def bank_task(tasks: TaskDistribution, index: int, *, seed: int = 0) -> Task:
     Returns:
       The task that entry `index` of `Report.values` speaks of.
     """
+    check_parts(tasks=tasks)
+    check_integers(0, index=index)
+    check_seed(seed)
     keys_task, _ = _bank_keys(seed, np.array([index]))
     return draw_task(tasks, keys_task[0])
 

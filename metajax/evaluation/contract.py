@@ -22,6 +22,9 @@ _CONTRACT = {
     "adapt": (2, ("key",), "(meta_params, support, *, key=None)"),
     "predict": (2, ("mask", "key"), "(adapted, inputs, *, mask=None, key=None)"),
     "loss": (2, ("key",), "(meta_params, task, *, key=None)"),
+    "adapt_steps": (2, ("key",), "(meta_params, support, *, key=None)"),
+    "scheduled_loss": (3, ("key",), "(step, meta_params, task, *, key=None)"),
+    "collect": (2, ("key",), "(meta_params, task, *, key=None)"),
 }
 
 

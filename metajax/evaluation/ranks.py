@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.checks import is_number
+from metajax.checks import as_numbers, check_mappings, is_number
 from metajax.evaluation.reports import (
     Report,
     check_same_bank,
@@ -193,6 +193,9 @@ def rank_learners(
         have, a domain has fewer than 2 tasks, or reports are from different banks or
         lack the metric.
     """
+    check_mappings(reports=reports)
+    for name, of_learner in reports.items():
+        check_mappings(**{f"reports[{name!r}]": of_learner})
     learners = tuple(reports)
     if not learners or not reports[learners[0]]:
         raise ValueError("`reports` must hold a learner with at least one domain.")
@@ -301,7 +304,7 @@ def nemenyi_test(ranks: np.ndarray, *, level: float = 0.05) -> Nemenyi:
 
 def _checked_ranks(ranks: np.ndarray) -> np.ndarray:
     """Ranks `[L, D]` in double precision, of enough learners and domains."""
-    ranks = np.asarray(ranks, float)
+    ranks = as_numbers(ranks=ranks)
     if ranks.ndim != 2 or len(ranks) < LEAST_LEARNERS or ranks.shape[1] < 2:
         raise ValueError(
             f"`ranks` must be `[L, D]` of at least {LEAST_LEARNERS} learners on at "

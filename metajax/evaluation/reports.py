@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metajax.checks import check_classes, check_lists, check_mappings
+
 __all__ = [
     "Calibration",
     "Comparison",
@@ -88,6 +90,17 @@ class Report:
     fingerprint: np.ndarray
     calibration: Calibration | None = None
     step_values: dict[str, np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what is no table of values."""
+        check_mappings(values=self.values)
+        check_lists(fingerprint=self.fingerprint)
+        if self.calibration is not None:
+            check_classes(
+                Calibration, "`reliability` gives one", calibration=self.calibration
+            )
+        if self.step_values is not None:
+            check_mappings(step_values=self.step_values)
 
     @property
     def num_tasks(self) -> int:
@@ -272,6 +285,7 @@ def compare(a: Report, b: Report, metric: str | None = None) -> Comparison:
     Raises:
       ValueError: if the reports are from different banks or lack the metric.
     """
+    check_classes(Report, "`metajax.evaluate` gives one", a=a, b=b)
     metric = choose_metric([a, b], metric)
     check_same_bank(a, b)
     with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, and shows
@@ -303,6 +317,11 @@ def across_seeds(reports: Sequence[Report], metric: str | None = None) -> Spread
       ValueError: if there are no reports, they are from different banks, or one lacks
         the metric.
     """
+    check_lists(reports=reports)
+    for place, report in enumerate(reports):
+        check_classes(
+            Report, "`metajax.evaluate` gives one", **{f"reports[{place}]": report}
+        )
     if not reports:
         raise ValueError("`reports` must hold at least 1 report, got none.")
     metric = choose_metric(reports, metric)

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.builders.streams import shuffled
-from metajax.checks import check_integers, check_keys
+from metajax.checks import (
+    check_integers,
+    check_keys,
+    check_parts,
+    check_seed,
+    named_if_other,
+)
+from metajax.evaluation.contract import check_learner
 from metajax.evaluation.reports import interval
 from metajax.tasks.buckets import as_pytree, draw_task
 from metajax.types import (
@@ -24,6 +31,7 @@ from metajax.types import (
     Learner,
     PyTree,
     Stream,
+    Task,
     TaskDistribution,
 )
 
@@ -47,6 +55,8 @@ def prequential(
     Raises:
       ValueError: if the learner has no stream, or there is a mask.
     """
+    check_learner(learner, ())
+    check_parts(examples=examples)
     stream = _stream_of(learner)
     if examples.mask is not None:
         raise ValueError(
@@ -57,8 +67,10 @@ def prequential(
     def observe(adapted: PyTree, example: tuple[PyTree, PyTree]) -> tuple:
         return stream.observe(adapted, *example)
 
-    start = stream.start(meta_params)
-    return jax.lax.scan(observe, start, (examples.x, examples.y))
+    task = Task(examples, examples)
+    with named_if_other(learner.init, task, meta_params=meta_params):
+        start = stream.start(meta_params)
+        return jax.lax.scan(observe, start, (examples.x, examples.y))
 
 
 class InstanceAccuracy(NamedTuple):
@@ -100,6 +112,9 @@ def instance_accuracy(
       ValueError: if a number is below 1, the learner has no stream, tasks have masks,
         or their classes have different numbers of examples.
     """
+    check_learner(learner, ())
+    check_parts(tasks=tasks)
+    check_seed(seed)
     check_integers(1, num_tasks=num_tasks, tasks_per_block=tasks_per_block)
     check_keys(num_tasks=num_tasks, tasks_per_block=tasks_per_block)
     _stream_of(learner)

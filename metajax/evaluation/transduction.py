@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.checks import check_parts, named_if_other
 from metajax.compute.bound_programs import bound_jit
+from metajax.evaluation.contract import check_learner
 from metajax.evaluation.metrics import at_least_float32
 from metajax.masks import expand
 from metajax.types import Array, Learner, PyTree, Task
@@ -76,7 +78,10 @@ def leakage(
     Raises:
       ValueError: if predictions are not arrays `[n, ...]` with a row for each query.
     """
-    deviation = bound_jit(_deviation, learner)(meta_params, task, key)
+    check_learner(learner, ("adapt", "predict"))
+    check_parts(task=task)
+    with named_if_other(learner.init, task, meta_params=meta_params):
+        deviation = bound_jit(_deviation, learner)(meta_params, task, key)
     return Leakage(float(deviation), tolerance)
 
 

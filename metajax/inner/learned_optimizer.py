@@ -120,6 +120,10 @@ def learned(
       ...     momentum=HyperParameter(0.9, domain="unit"),
       ... )
     """
+    if not callable(make):
+        raise ValueError(
+            f"`make` must be what makes an optimizer, such as optax.sgd, got {make!r}."
+        )
     numbers = {k: v for k, v in hyper.items() if isinstance(v, HyperParameter)}
     fixed = {k: v for k, v in hyper.items() if k not in numbers}
     _check(make, hyper, numbers)
@@ -236,7 +240,7 @@ def _check(
         if name not in accepted and not takes_any:
             raise ValueError(
                 f"`{getattr(make, '__name__', make)}` has no argument {name!r}; it has "
-                f"{', '.join(accepted)}."
+                f"{', '.join(accepted)}. Give another `make` or {name!r} by its name."
             )
     for name, number in numbers.items():
         _check_number(name, number)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.checks import check_parts
+from metajax.checks import check_functions, check_mappings, check_parts
 from metajax.masks import hide_padding
 from metajax.models.normalization import STATISTICS, check_normalization
 from metajax.objectives import split_key
@@ -51,11 +51,13 @@ def from_functions(init: Callable[..., PyTree], apply: Callable[..., PyTree]) ->
         )
     takes_key = second in ("rng", "rngs", "key") and others[0] != ""
     accepted = _accepted(apply, "apply", 3 if takes_key else 2, ("key",))
-    accepted_by_init = _accepted(init, "init", 2, ())
+    modes = _accepted(init, "init", 2, ())
+    example = "`lambda key, x: params`"
+    check_functions(("key", "x"), example, keywords=sorted(modes), init=init)
 
     def init_model(key: Array, x: PyTree) -> PyTree:
         values = {"mask": None} | _modes(is_training=False)
-        return init(key, x, **_only(values, accepted_by_init))
+        return init(key, x, **_only(values, modes))
 
     def apply_model(
         params: PyTree,
@@ -68,7 +70,7 @@ def from_functions(init: Callable[..., PyTree], apply: Callable[..., PyTree]) ->
         before = (params, key) if takes_key else (params,)
         return apply(*before, hide_padding(x, mask), **_only(values, accepted))
 
-    return Model(init_model if accepted_by_init else init, apply_model)
+    return Model(init_model if modes else init, apply_model)
 
 
 def from_linen(
@@ -101,6 +103,8 @@ def from_linen(
         its `Normalize` layers are not of the kind that `normalization` says; in
         `apply`, if it changes its state.
     """
+    if state is not None:
+        check_mappings(state=state)
     if not isinstance(module, nn.Module):
         raise ValueError(
             f"`module` must be a Flax Linen module, such as nn.Dense(5), got {module!r}"

@@ -28,7 +28,7 @@ from flax import linen as nn
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from metajax.checks import check_integers
+from metajax.checks import check_functions, check_integers, check_shapes, check_sizes
 from metajax.types import Array
 
 __all__ = ["Conv", "conv_general_dilated", "convolve", "max_pool"]
@@ -364,6 +364,8 @@ def conv_general_dilated(
         "feature_group_count": (1,),
         "batch_group_count": (1,),
     }
+    check_shapes(lhs=(lhs, "..."), rhs=(rhs, "..."))
+    check_sizes(window_strides=window_strides)
     strides, is_plain = tuple(window_strides), jnp.ndim(lhs) == 4
     for name, value in others.items():
         value = tuple(value) if isinstance(value, list) else value
@@ -404,6 +406,10 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps `[n, H, W, C]` to `[n, H', W', features]`."""
+        check_integers(1, features=self.features, strides=self.strides)
+        check_sizes(kernel_size=self.kernel_size)
+        example = "`flax.linen.initializers.he_normal()`"
+        check_functions(("key", "shape"), example, kernel_init=self.kernel_init)
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         outputs = convolve(x, kernel, stride=self.strides, padding=self.padding)

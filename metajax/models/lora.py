@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_integers, check_parts
+from metajax.checks import check_integers, check_parts, is_number
 from metajax.filters import everything, path_names
 from metajax.models.normalization import STATISTICS
 from metajax.types import Array, Filter, Model, PyTree
@@ -71,7 +71,7 @@ def with_lora(
     """
     check_parts(model=model, where=where)
     check_integers(1, rank=rank)
-    if not math.isfinite(scale) or scale == 0:
+    if not is_number(scale) or not math.isfinite(scale) or scale == 0:
         raise ValueError(f"`scale` must be finite and not 0, got {scale!r}.")
 
     def init(key: Array, x: PyTree) -> PyTree:

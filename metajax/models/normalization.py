@@ -21,7 +21,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.checks import check_choice, check_integers, check_keys, check_parts
+from metajax.checks import (
+    check_choice,
+    check_integers,
+    check_keys,
+    check_parts,
+    named_if_other,
+)
 from metajax.masks import hide_padding
 from metajax.types import Array, Examples, Model, PyTree
 
@@ -164,6 +170,7 @@ def calibrate(
       ValueError: if the model's normalisation is not `"calibrated"`, or `num_tasks` is
         not at least 1.
     """
+    check_parts(tasks=tasks)
     check_parts(model=model)
     if model.normalization != "calibrated" or model.statistics is None:
         raise ValueError(
@@ -193,6 +200,11 @@ def calibrate(
 
     if jax.tree_util.all_leaves([tasks]):
         tasks = jax.tree_util.Partial(tasks)  # a plain function is no pytree
-    return params | {
-        STATISTICS: average(params, tasks, jax.random.split(key, num_tasks))
-    }
+
+    def init(key: Array, tasks: Callable) -> PyTree:
+        return model.init(key, tasks(key).support.x)
+
+    with named_if_other(init, tasks, params=params):
+        return params | {
+            STATISTICS: average(params, tasks, jax.random.split(key, num_tasks))
+        }

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from metajax.checks import check_classes, check_lists, check_mappings, check_paths
 from metajax.plots.figures import figure_class, save
 
 __all__ = ["plot_gradients", "plot_learning_curve", "plot_learning_curves"]
@@ -64,6 +65,10 @@ def plot_learning_curve(
     Raises:
       ImportError: matplotlib is not installed.
     """
+    if monitor is not None:
+        check_classes(str, "give the name of a metric", monitor=monitor)
+    check_lists(history=history)
+    check_paths(path=path)
     measured = {name for r in history if r["kind"] == "validation" for name in r}
     # The learner's loss has the name of what it measures in a validation.
     loss = next((name for name in ("loss", "nll", "mse") if name in measured), "loss")
@@ -117,6 +122,9 @@ def plot_learning_curves(
     Raises:
       ImportError: matplotlib is not installed.
     """
+    check_classes(str, "give the name of a metric", metric=metric)
+    check_mappings(histories=histories, levels=levels)
+    check_paths(path=path)
     figure = figure_class()(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
     has_band = False
@@ -152,6 +160,12 @@ def plot_gradients(path: str | os.PathLike[str], comparison: Compared) -> None:
     Raises:
       ImportError: matplotlib is not installed.
     """
+    if not hasattr(comparison, "rows"):
+        raise ValueError(
+            "`comparison` must be what `compare_gradients` of "
+            f"`metajax.outer_gradients` found, got {comparison!r}."
+        )
+    check_paths(path=path)
     rows = comparison.rows
     height = 1.3 + 0.3 * len(rows)
     figure = figure_class()(figsize=(11, height), layout="constrained")

@@ -42,6 +42,10 @@ def save(figure: Any, path: str | os.PathLike[str], *, dpi: int = 130) -> None:
       dpi: pixels per inch.
     """
     path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"`path` must lie in a folder that exists, got {str(path)!r}; make it."
+        )
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=dpi)
     os.replace(temporary, path)

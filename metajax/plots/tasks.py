@@ -10,7 +10,16 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from metajax.checks import check_choice
+from metajax.checks import (
+    as_numbers,
+    check_choice,
+    check_classes,
+    check_integers,
+    check_lists,
+    check_mappings,
+    check_paths,
+    check_seed,
+)
 from metajax.plots.figures import figure_class, save
 from metajax.types import Task
 
@@ -52,6 +61,12 @@ def plot_tasks(
     Raises:
       ImportError: matplotlib is not installed.
     """
+    check_paths(path=path)
+    check_lists(tasks=tasks)
+    for number, task in enumerate(tasks):
+        check_classes(Task, "give tasks", **{f"tasks[{number}]": task})
+    check_mappings(answers=answers)
+    check_integers(1, queries_per_class=queries_per_class)
     make_figure = figure_class()
     tasks = [jax.tree.map(np.asarray, task) for task in tasks]
     way = 1 + max(int(task.support.y.max()) for task in tasks)
@@ -145,8 +160,9 @@ def task_places(
       ValueError: if the name is unknown, or distances are not as said.
       ImportError: scikit-learn is not installed.
     """
+    check_seed(seed)
     check_choice(LAYOUTS, layout=layout)
-    distances = np.asarray(distances, float)
+    distances = np.atleast_1d(as_numbers(distances=distances))
     num = len(distances)
     if distances.shape != (num, num) or num < 4:
         raise ValueError(
@@ -204,9 +220,15 @@ def plot_task_maps(
       ValueError: if there is no map, or one has not a label for each task.
       ImportError: matplotlib is not installed.
     """
+    check_paths(path=path)
+    check_lists(maps=maps)
+    check_integers(1, columns=columns)
     make_figure = figure_class()
-    if not maps:
+    if not len(maps):
         raise ValueError("There is no map to draw; give at least one.")
+    for number, panel in enumerate(maps):
+        check_classes(TaskMap, "give `TaskMap`s", **{f"maps[{number}]": panel})
+        check_lists(places=panel.places, labels=panel.labels)
     for title, places, labels in maps:
         if len(places) != len(labels):
             raise ValueError(

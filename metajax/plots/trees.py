@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from metajax.builders.decision_tree import DecisionTree
+from metajax.checks import check_classes, check_paths, check_words
 from metajax.plots.figures import CLASS_COLORS, figure_class, save
 
 __all__ = ["plot_tree"]
@@ -33,6 +34,12 @@ def plot_tree(
       ValueError: as `DecisionTree.text`.
       ImportError: matplotlib is not installed.
     """
+    check_classes(DecisionTree, "`metajax.learners.harden` gives one", tree=tree)
+    if column_names is not None:
+        check_words(column_names=column_names)
+    if class_names is not None:
+        check_words(class_names=class_names)
+    check_paths(path=path)
     column_name, class_name = tree.namers(column_names, class_names)
     tree = tree.on_host()
     num_classes = tree.probabilities.shape[1]

@@ -23,7 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import PyTreeDef
 
-from metajax.checks import check_fits, check_integers, is_integer
+from metajax.checks import (
+    check_classes,
+    check_fits,
+    check_integers,
+    check_lists,
+    check_parts,
+    is_integer,
+)
 from metajax.compute.bound_programs import bound_jit
 from metajax.types import (
     Array,
@@ -76,6 +83,8 @@ def bucketed(learner: Learner, buckets: Sequence[Bucket]) -> Learner:
       >>> from metajax.models import conv4
       >>> learner = bucketed(prototypical(conv4()), [(100, 100), (250, 250)])
     """
+    check_classes(Learner, "constructors are in `metajax.learners`", learner=learner)
+    check_lists(buckets=buckets)
     sizes = as_buckets(buckets)
 
     def of_smallest(loss: Any) -> Any:
@@ -122,6 +131,7 @@ def fit_buckets(
     Raises:
       ValueError: if a number is out of range.
     """
+    check_parts(tasks=tasks)
     check_integers(1, num_shapes=num_shapes, num_tasks=num_tasks)
     pairs = jax.ShapeDtypeStruct((num_tasks, num_tasks, 2), "int32")
     check_fits(f"Pairs of `num_tasks` = {num_tasks}", pairs, "lower `num_tasks`")

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import sequential_vmap
 
+from metajax.checks import as_numbers
 from metajax.tasks.summaries import summary
 from metajax.types import Array, Examples, Task, TaskDistribution
 
@@ -111,7 +112,10 @@ def mixture(
             )
     if weights is None:
         weights = [1 / len(tasks)] * len(tasks)
-    weights = [float(weight) for weight in weights]
+    numbers = as_numbers(weights=weights)
+    if numbers.ndim != 1:
+        raise ValueError(f"`weights` must be a list of numbers, got {weights!r}.")
+    weights = numbers.tolist()
     if len(weights) != len(tasks):
         raise ValueError(
             f"`weights` must have one number for each of the {len(tasks)} "

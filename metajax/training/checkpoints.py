@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.checks import check_paths
 from metajax.types import Array, PyTree
 
 __all__ = ["CheckpointError", "Checkpoints", "load_meta_params"]
@@ -172,6 +173,7 @@ def load_meta_params(
       FileNotFoundError: the folder holds no checkpoint.
       CheckpointError: the latest checkpoint cannot be read, or does not fit `like`.
     """
+    check_paths(run_dir=run_dir)
     if which not in ("best", "last"):
         raise ValueError(f'`which` must be "best" or "last", got {which!r}.')
     folder = pathlib.Path(run_dir).absolute() / "checkpoints"

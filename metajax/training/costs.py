@@ -14,7 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from metajax.checks import check_integers, check_keys
+from metajax.checks import (
+    check_flags,
+    check_functions,
+    check_integers,
+    check_keys,
+    check_parts,
+)
 from metajax.compute import devices
 from metajax.compute.program_costs import best_block, mebibytes, planned_memory, work
 from metajax.inner.unroll import GRADIENT_MODES
@@ -148,12 +154,15 @@ def explain(
         `tasks_per_block`.
       TypeError: if `learner` is neither.
     """
+    check_parts(tasks=tasks)
+    check_flags(time=time)
     check_integers(1, tasks_per_step=tasks_per_step)
     if tasks_per_block not in ("auto", None):
         check_integers(1, tasks_per_block=tasks_per_block)
     if isinstance(learner, Learner):
         learners = {"as built": learner}
     elif callable(learner):
+        check_functions(("gradient",), "`lambda gradient: ...`", learner=learner)
         learners = {gradient: learner(gradient) for gradient in GRADIENT_MODES}
     else:
         raise TypeError(

@@ -22,7 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from metajax.checks import check_batch, check_integers, check_keys
+from metajax.checks import (
+    check_batch,
+    check_classes,
+    check_functions,
+    check_integers,
+    check_keys,
+    check_mappings,
+    check_parts,
+    check_seed,
+    named_if_other,
+)
 from metajax.compute.program_costs import mebibytes, planned_memory
 from metajax.filters import partition
 from metajax.inner.unroll import GradientMode
@@ -141,6 +151,12 @@ def candidates(
     Raises:
       ValueError: as the estimators.
     """
+    check_functions(
+        ("gradient",), "`lambda gradient: maml(..., gradient=gradient)`", make=make
+    )
+    if piece is not None:
+        check_integers(1, piece=piece)
+    check_integers(1, num_tasks=num_tasks)
     learner = make("remat")
     found = {
         "exact": Candidate(learner),
@@ -201,7 +217,13 @@ def compare_gradients(
       ValueError: if the reference is no candidate, a number is out of range, or the
         gradient of the reference is 0 or not finite.
     """
-    if reference not in candidates:
+    check_mappings(candidates=candidates)
+    instead = "`metajax.outer_gradients.candidates` builds them"
+    for name, candidate in candidates.items():
+        check_classes(Candidate, instead, **{f"candidates[{name!r}]": candidate})
+    check_parts(tasks=tasks)
+    check_seed(seed)
+    if not isinstance(reference, str) or reference not in candidates:
         raise ValueError(
             f"`reference` must be one of the candidates, {list(candidates)}, got "
             f"{reference!r}."
@@ -212,10 +234,13 @@ def compare_gradients(
     check_batch(jax.eval_shape(tasks, jax.random.key(seed)), num_tasks=num_tasks)
     key_tasks, key = jax.random.split(jax.random.key(seed))
     batch = jax.vmap(tasks)(jax.random.split(key_tasks, num_tasks))
-    measured = {
-        name: _measure(candidate, meta_params, batch, key, num_tasks, repeats)
-        for name, candidate in candidates.items()
-    }
+    first = jax.tree.map(lambda leaf: leaf[0], batch)
+    measured = {}
+    for name, candidate in candidates.items():
+        with named_if_other(candidate.learner.init, first, meta_params=meta_params):
+            measured[name] = _measure(
+                candidate, meta_params, batch, key, num_tasks, repeats
+            )
     exact = measured[reference][0].mean(axis=0)
     size = np.linalg.norm(exact)
     if not (np.isfinite(size) and size > 0):

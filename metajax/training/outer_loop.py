@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.checks import check_fits
+from metajax.checks import check_fits, check_integers
 from metajax.compute import devices
 from metajax.compute.devices import (
     COPIED,
@@ -154,6 +154,8 @@ def reverse_mode(*, tasks_per_block: int | None = None) -> OuterGradient:
     Returns:
       A stateless `OuterGradient`. The block size changes its results by rounding only.
     """
+    if tasks_per_block is not None:
+        check_integers(1, tasks_per_block=tasks_per_block)
 
     def gradient(
         loss: Callable[..., tuple[Array, Metrics]],

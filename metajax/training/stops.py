@@ -12,12 +12,13 @@ from metajax.compute import devices
 from metajax.compute.program_costs import mebibytes, planned_memory, slow_convolutions
 from metajax.evaluation.contract import check_learner
 from metajax.training.task_source import is_host
-from metajax.types import Learner
+from metajax.types import Learner, OuterGradient
 
 __all__ = [
     "NonFiniteError",
     "check_block",
     "check_memory",
+    "check_outer_gradient",
     "check_types",
     "non_finite_error",
     "warn_of_slow_convolutions",
@@ -105,6 +106,15 @@ def check_types(
         raise TypeError(
             f"`validation` must be a function from a key to a `Task`, got "
             f"{type(validation).__name__}."
+        )
+
+
+def check_outer_gradient(outer_gradient: object) -> None:
+    """Raises a TypeError unless it says where the outer gradient comes from."""
+    if not isinstance(outer_gradient, OuterGradient):
+        raise TypeError(
+            "`outer_gradient` must be a `metajax.types.OuterGradient`, got "
+            f"{type(outer_gradient).__name__}; `metajax.outer_gradients` has some."
         )
 
 

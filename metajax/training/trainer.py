@@ -19,7 +19,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from metajax.checks import check_integers, check_keys, check_seed
+from metajax.checks import (
+    check_flags,
+    check_integers,
+    check_keys,
+    check_paths,
+    check_seed,
+)
 from metajax.compute.devices import TASK_AXIS, place, task_mesh
 from metajax.compute.program_costs import best_block
 from metajax.evaluation.bank import VALIDATION_SEED, bank_task, evaluate
@@ -38,19 +44,13 @@ from metajax.training.run_folder import Record, RunFolder, run_settings
 from metajax.training.stops import (
     check_block,
     check_memory,
+    check_outer_gradient,
     check_types,
     non_finite_error,
     warn_of_slow_convolutions,
 )
 from metajax.training.task_source import HostTasks, TaskSource, task_source
-from metajax.types import (
-    Array,
-    Learner,
-    OuterGradient,
-    PyTree,
-    Task,
-    TaskDistribution,
-)
+from metajax.types import Array, Learner, OuterGradient, PyTree, Task, TaskDistribution
 
 __all__ = ["TrainResult", "train"]
 
@@ -155,6 +155,11 @@ def train(
         read.
       BlockingIOError: another process trains in `run_dir`.
     """
+    check_flags(progress=progress)
+    if run_dir is not None:
+        check_paths(run_dir=run_dir)
+    if outer_gradient is not None:
+        check_outer_gradient(outer_gradient)
     counts = {
         "steps": steps,
         "tasks_per_step": tasks_per_step,

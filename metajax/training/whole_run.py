@@ -21,7 +21,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.checks import check_batch, check_fits, check_integers, check_keys
+from metajax.checks import (
+    check_batch,
+    check_fits,
+    check_functions,
+    check_integers,
+    check_keys,
+    check_parts,
+)
 from metajax.compute import devices
 from metajax.evaluation.bank import VALIDATION_SEED, bank_means
 from metajax.evaluation.metrics import Judge
@@ -33,7 +40,7 @@ from metajax.training.outer_loop import (
     task_keys,
     tasks_at,
 )
-from metajax.training.stops import check_types
+from metajax.training.stops import check_outer_gradient, check_types
 from metajax.types import Array, Learner, OuterGradient, PyTree, TaskDistribution
 
 __all__ = ["WholeRun", "whole_run"]
@@ -90,22 +97,17 @@ def whole_run(
       of `train(..., seed=seed)`. Compile it by `jax.jit`.
 
     Raises:
-      ValueError: if a number is out of range; from `run`, if `make` gives no pair, or
-        functions of the learner do not take what they are called with.
-      TypeError: if `tasks` or `validation` is no function from a key to a task; from
-        `run`, if `make` gives no learner or no optimizer.
+      ValueError: if a number is out of range, or `make`, `tasks` or `validation` is no
+        function; from `run`, if `make` gives no pair, or functions of the learner do
+        not take what they are called with.
+      TypeError: from `run`, if `make` gives no learner or no optimizer.
     """
-    if not callable(make):
-        raise TypeError(
-            "`make` must be a function `hyper -> (learner, optimizer)`, got "
-            f"{type(make).__name__}."
-        )
-    for name, given in {"tasks": tasks, "validation": validation}.items():
-        if not callable(given) and (name == "tasks" or given is not None):
-            raise TypeError(
-                f"`{name}` must be a function from a key to a `Task`, got "
-                f"{type(given).__name__}; what has `batches` is for `metajax.train`."
-            )
+    check_functions(("hyper",), "`lambda hyper: (learner, optimizer)`", make=make)
+    check_parts(tasks=tasks)
+    if validation is not None:
+        check_parts(validation=validation)
+    if outer_gradient is not None:
+        check_outer_gradient(outer_gradient)
     rounds_of = steps if validate_every is None else validate_every
     numbers = {
         "steps": steps,

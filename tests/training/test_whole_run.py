@@ -137,9 +137,9 @@ def test_what_make_gives_is_checked(made, error, message):
 
 
 def test_what_is_no_distribution_or_make_is_named():
-    with pytest.raises(TypeError, match="`make` must be a function `hyper -> "):
+    with pytest.raises(ValueError, match=r"`make` must be a function of \(hyper\)"):
         whole_run((quadratic(), optax.sgd(0.1)), sample, **SIZES)
-    with pytest.raises(TypeError, match="`tasks` must be a function from a key"):
+    with pytest.raises(ValueError, match=r"`tasks` must be a function of \(key\)"):
         whole_run(make, 3, **SIZES)
-    with pytest.raises(TypeError, match="`validation` must be a function from a key"):
+    with pytest.raises(ValueError, match=r"`validation` must be a function of \(key"):
         whole_run(make, sample, validation=3, **SIZES)

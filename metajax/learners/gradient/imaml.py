@@ -31,6 +31,7 @@ from metajax.builders.descent import (
     support_loss_fn,
 )
 from metajax.checks import (
+    check_flags,
     check_integers,
     check_not_negative,
     check_parts,
@@ -117,6 +118,7 @@ def imaml(
       >>> from metajax.models import mlp
       >>> learner = imaml(mlp(5), optax.sgd(0.1), inner_steps=16)
     """
+    check_flags(skips_failed=skips_failed)
     check_parts(model=model, objective=objective)
     is_implicit = gradient == "implicit"
     mode: GradientMode = "first_order" if gradient == "implicit" else gradient

@@ -47,6 +47,7 @@ from metajax.builders.descent import (
 from metajax.builders.heads import check_vectors
 from metajax.builders.prototypes import class_means
 from metajax.checks import (
+    check_flags,
     check_integers,
     check_not_negative,
     check_parts,
@@ -145,6 +146,7 @@ def leo(
       >>> from metajax.models import conv4
       >>> learner = leo(conv4(normalization="layer"), way=5, train_embedding=True)
     """
+    check_flags(train_embedding=train_embedding)
     check_parts(model=model)
     check_way(way)
     check_integers(1, num_latents=num_latents)

@@ -32,7 +32,7 @@ from metajax.builders.descent import (
     support_curve,
     support_loss_fn,
 )
-from metajax.checks import check_integers, check_parts, check_positive
+from metajax.checks import check_flags, check_integers, check_parts, check_positive
 from metajax.filters import combine, everything, partition, path_names
 from metajax.inner.learned_optimizer import HyperParameter, learned
 from metajax.inner.unroll import GradientMode, Unrolled, unroll
@@ -123,6 +123,9 @@ def maml_plus_plus(
       >>> model = conv4(5, pooling="stride")
       >>> learner = maml_plus_plus(model, multi_step_until=1000)
     """
+    check_flags(
+        per_step_rates=per_step_rates, per_step_normalization=per_step_normalization
+    )
     check_parts(model=model, objective=objective)
     check_integers(
         0, multi_step_until=multi_step_until, first_order_until=first_order_until

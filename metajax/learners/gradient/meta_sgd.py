@@ -74,9 +74,13 @@ def meta_sgd(
     check_parts(model=model, objective=objective, adapts=adapts)
     check_integers(1, inner_steps=inner_steps)
     rates = HyperParameter(rate, per="parameter")
+    try:
+        inner_optimizer = learned(optax.sgd, learning_rate=rates)
+    except ValueError as error:
+        raise ValueError(f"`rate` is out of range: {error}") from error
     return descent(
         model,
-        learned(optax.sgd, learning_rate=rates),
+        inner_optimizer,
         inner_steps=inner_steps,
         eval_inner_steps=eval_inner_steps,
         objective=objective,

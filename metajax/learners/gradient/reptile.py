@@ -35,7 +35,7 @@ from metajax.builders.descent import (
     params_of,
     support_loss_fn,
 )
-from metajax.checks import check_integers, check_parts
+from metajax.checks import check_flags, check_integers, check_parts
 from metajax.filters import everything, partition
 from metajax.inner.unroll import Unrolled, unroll
 from metajax.objectives import cross_entropy, split_key
@@ -102,6 +102,7 @@ def reptile(
       >>> inner_optimizer = optax.adam(1e-3, b1=0.0)
       >>> learner = reptile(conv4(5, pooling="stride"), inner_optimizer, batch_size=10)
     """
+    check_flags(keeps_state=keeps_state)
     check_parts(model=model, objective=objective, adapts=adapts)
     check_descent(inner_optimizer, "first_order", inner_steps, eval_inner_steps)
     if inner_steps < 2:

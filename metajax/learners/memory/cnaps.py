@@ -134,9 +134,9 @@ def cnaps(
     """
     check_parts(model=model, generates=generates)
     check_way(way)
+    task_encoder(code_size, hidden_sizes=hidden_sizes)  # checks its arguments
     check_generator(code_size, rank, offset_scale)
     hidden_sizes = tuple(hidden_sizes)
-    task_encoder(code_size, hidden_sizes=hidden_sizes)  # checks its arguments
     head = _Head(hidden_sizes)
 
     def embed(params: PyTree, support: Examples, key: Array | None) -> Embedded:

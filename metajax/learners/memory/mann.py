@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from metajax.builders.controllers import ExternalMemory, with_controller
 from metajax.builders.heads import unit
 from metajax.builders.streams import TrainsOn, stream_learner
-from metajax.checks import check_integers, check_parts, check_positive
+from metajax.checks import check_integers, check_parts, check_positive, is_number
 from metajax.types import Array, Embedding, Learner, Objective, PyTree
 
 __all__ = ["Slots", "mann", "slot_memory"]
@@ -135,7 +135,7 @@ def slot_memory(
             f"`slots` must be at least `heads`, {heads}, as each head writes to a slot "
             f"of its own, got {slots}."
         )
-    if not 0 < decay < 1:
+    if not is_number(decay) or not 0 < decay < 1:
         raise ValueError(f"`decay` must lie in (0, 1), got {decay!r}.")
     if strength is not None:
         check_positive(strength=strength)

@@ -33,7 +33,7 @@ from flax import linen as nn
 
 from metajax.builders.heads import unit
 from metajax.builders.streams import Reader, stream_learner
-from metajax.checks import check_integers, check_parts, check_positive
+from metajax.checks import check_integers, check_parts, check_positive, is_number
 from metajax.filters import float_type
 from metajax.models.recurrent import start_of_lstm
 from metajax.objectives import cross_entropy
@@ -108,7 +108,7 @@ def mm_net(
         1, way=way, slots=slots, key_size=key_size, hidden_size=hidden_size, rank=rank
     )
     check_positive(scale=scale)
-    if not math.isfinite(near):
+    if not is_number(near) or not math.isfinite(near):
         raise ValueError(f"`near` must be finite, got {near!r}.")
     network = _Network(key_size, hidden_size, rank, scale)
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.builders.streams import Reader, TrainsOn, stream_learner
-from metajax.checks import check_integers, check_parts
+from metajax.checks import check_integers, check_parts, check_sizes
 from metajax.filters import float_type
 from metajax.types import Array, Embedding, Learner, Objective, PyTree
 
@@ -94,14 +94,13 @@ def snail(
     check_parts(model=model)
     check_integers(2, context=context)
     check_integers(1, filters=filters)
+    check_sizes(keys=keys, values=values)
     keys, values = tuple(keys), tuple(values)
     if not keys or len(keys) != len(values):
         raise ValueError(
             "`keys` and `values` must have a size for each attention, and as many as "
             f"each other, got {keys} and {values}."
         )
-    for name, sizes in (("keys", keys), ("values", values)):
-        check_integers(1, **{f"{name}[{i}]": size for i, size in enumerate(sizes)})
 
     def network(num_outputs: int) -> _Snail:
         return _Snail(context, filters, keys, values, num_outputs)

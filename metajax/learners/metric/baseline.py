@@ -29,6 +29,7 @@ from metajax.builders.heads import Embedded, check_vectors, embedded, unit
 from metajax.builders.prototypes import linear_head
 from metajax.checks import (
     check_choice,
+    check_flags,
     check_integers,
     check_optimizer,
     check_parts,
@@ -129,6 +130,7 @@ def baseline(
       >>> from metajax.models import conv4
       >>> learner = baseline(conv4(normalization="calibrated"), num_classes=4112)
     """
+    check_flags(fine_tune=fine_tune)
     check_parts(model=model)
     check_integers(1, num_classes=num_classes)
     check_choice(HEADS, head=head)

@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from metajax.builders.heads import Embedded, Head, head_learner
 from metajax.builders.prototypes import linear_head
-from metajax.checks import check_parts, check_positive
+from metajax.checks import check_parts, check_positive, is_number
 from metajax.types import Array, Embedding, Learner, Metrics, PyTree, Way
 
 __all__ = ["feat"]
@@ -88,7 +88,7 @@ def feat(
     """
     check_parts(model=model)
     check_positive(temperature=temperature)
-    if not 0 <= dropout < 1:
+    if not is_number(dropout) or not 0 <= dropout < 1:
         raise ValueError(f"`dropout` must be in [0, 1), got {dropout!r}.")
     module = SetToSet(dropout)
 

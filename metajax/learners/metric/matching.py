@@ -26,14 +26,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metajax.builders.heads import (
-    Embedded,
-    Head,
-    head_learner,
-    squared_distances,
-    unit,
+from metajax.builders.heads import Embedded, Head, head_learner, squared_distances, unit
+from metajax.checks import (
+    check_choice,
+    check_flags,
+    check_integers,
+    check_parts,
+    check_positive,
 )
-from metajax.checks import check_choice, check_integers, check_parts, check_positive
 from metajax.filters import float_type
 from metajax.types import Array, Embedding, Learner, PyTree, Way
 
@@ -83,6 +83,7 @@ def matching(
       >>> from metajax.models import conv4
       >>> learner = matching(conv4(normalization="calibrated"))
     """
+    check_flags(learn_scale=learn_scale, full_context=full_context)
     check_parts(model=model)
     check_choice(SIMILARITIES, similarity=similarity)
     if scale is None:

@@ -31,7 +31,7 @@ from jax.nn import logsumexp
 
 from metajax.builders.heads import Embedded, squared_distances, unit
 from metajax.builders.transductive import transductive_learner
-from metajax.checks import check_integers, check_positive
+from metajax.checks import check_flags, check_integers, check_positive
 from metajax.types import Array, Embedding, Learner, Way
 
 __all__ = ["pt_map", "transport_plan"]
@@ -99,6 +99,7 @@ def pt_map(
       >>> from metajax.models import identity
       >>> learner = pt_map(identity(), way=5)
     """
+    check_flags(normalize=normalize)
     check_positive(power=power, sharpness=sharpness, rate=rate)
     if rate > 1:
         raise ValueError(f"`rate` must be above 0 and at most 1, got {rate!r}.")

@@ -33,7 +33,15 @@ from metajax.builders.heads import (
     unit,
 )
 from metajax.builders.prototypes import linear_head
-from metajax.checks import check_choice, check_integers, check_keys, check_positive
+from metajax.checks import (
+    check_choice,
+    check_classes,
+    check_flags,
+    check_integers,
+    check_keys,
+    check_parts,
+    check_positive,
+)
 from metajax.masks import hide_padding
 from metajax.types import (
     Array,
@@ -94,6 +102,7 @@ def simple_shot(
       >>> meta_params.head.shape
       (20,)
     """
+    check_flags(normalize=normalize)
     check_choice(DISTANCES, distance=distance)
     check_positive(scale=scale)
 
@@ -156,6 +165,10 @@ def center_embeddings(
     Raises:
       ValueError: if `num_tasks` is not at least 1.
     """
+    check_parts(model=model, tasks=tasks)
+    check_classes(
+        HeadLearnerParams, "give those of `simple_shot`", meta_params=meta_params
+    )
     check_integers(1, num_tasks=num_tasks)
     check_keys(num_tasks=num_tasks)
     if jax.tree_util.all_leaves([tasks]):

@@ -40,11 +40,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
-from metajax.builders.descent import (
-    InnerOptimizer,
-    check_descent,
-    learner_of_start,
-)
+from metajax.builders.descent import InnerOptimizer, check_descent, learner_of_start
 from metajax.builders.heads import embedded
 from metajax.builders.targets import check_targets, choose_objective
 from metajax.checks import (
@@ -165,6 +161,8 @@ def arml(
       >>> from metajax.models import mlp
       >>> learner = arml(mlp(1), optax.sgd(0.001), inner_steps=5, num_outputs=1)
     """
+    if embedding is not None:
+        check_parts(embedding=embedding)
     check_parts(model=model, gates=gates, adapts=adapts)
     objective = choose_objective(way, num_outputs, objective)
     check_integers(1, features=features, vertices=vertices)

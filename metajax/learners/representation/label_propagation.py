@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metajax.builders.heads import Embedded, Head, head_learner, keep_support
-from metajax.checks import check_integers, check_parts
+from metajax.checks import check_integers, check_parts, is_number
 from metajax.inner.solvers import solve
 from metajax.types import Array, Embedding, Learner, PyTree, Way
 
@@ -68,7 +68,7 @@ def label_propagation(
     """
     check_parts(model=model)
     check_integers(1, neighbors=neighbors)
-    if not 0 < alpha < 1:
+    if not is_number(alpha) or not 0 < alpha < 1:
         raise ValueError(f"`alpha` must be above 0 and below 1, got {alpha!r}.")
     width = Width()
 

@@ -48,7 +48,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.builders.heads import Embedded, Head, head_learner, table_rows
-from metajax.checks import check_choice, check_integers, check_positive
+from metajax.checks import (
+    as_numbers,
+    check_choice,
+    check_integers,
+    check_positive,
+    check_words,
+)
 from metajax.inner.solvers import box_program, from_gap, relative_error
 from metajax.types import Array, Learner, Metrics, PyTree, Way
 
@@ -151,7 +157,8 @@ def kernel_svm(
       >>> meta_params = learner.init(key, tasks(key))
     """
     check_choice(KERNELS, kernel=kernel)
-    widths, powers = np.atleast_1d(width), np.atleast_1d(relevance)
+    widths = np.atleast_1d(as_numbers(width=width))
+    powers = np.atleast_1d(as_numbers(relevance=relevance))
     if not widths.size:
         raise ValueError("`width` must have at least one number, got none.")
     for one in widths.tolist():
@@ -168,6 +175,7 @@ def kernel_svm(
             f"`learn` must be a list of names, got the one word {learn!r}; write "
             f"`({learn!r},)`."
         )
+    check_words(learn=learn)
     for name in learn:
         check_choice(LEARNED, learn=name)
 

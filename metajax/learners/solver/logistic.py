@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.builders.heads import Embedded, head_learner, solved_head
-from metajax.checks import check_integers, check_parts
+from metajax.checks import check_flags, check_integers, check_parts
 from metajax.inner.solvers import logistic_dual, relative_error
 from metajax.types import Array, Embedding, Learner, Metrics, Way
 
@@ -69,6 +69,7 @@ def logistic(
       >>> from metajax.models import conv4
       >>> learner = logistic(conv4(normalization="calibrated"), way=5)
     """
+    check_flags(learn_strength=learn_strength)
     check_parts(model=model)
     check_integers(1, iterations=iterations)
 

@@ -16,7 +16,7 @@ with lambda = 50, not learned: `ridge(model, learn_strength=False)`.
 """
 
 from metajax.builders.heads import Embedded, head_learner, solved_head
-from metajax.checks import check_parts
+from metajax.checks import check_flags, check_parts
 from metajax.inner import solvers
 from metajax.types import Array, Embedding, Learner, Metrics, Way
 
@@ -59,6 +59,7 @@ def ridge(
       >>> from metajax.models import conv4
       >>> learner = ridge(conv4(normalization="calibrated"), way=5)
     """
+    check_flags(learn_strength=learn_strength)
     check_parts(model=model)
 
     def solve(support: Embedded, strength: Array) -> tuple[Array, Metrics]:

@@ -62,12 +62,8 @@ import optax
 from metajax.builders.decision_tree import DecisionTree, leaf_of, level_slices
 from metajax.builders.descent import InnerOptimizer, check_descent
 from metajax.builders.heads import Embedded, Fitted, Head, head_learner, table_rows
-from metajax.builders.splits import (
-    FEATURES,
-    candidate_splits,
-    describe_splits,
-)
-from metajax.checks import check_integers, check_positive
+from metajax.builders.splits import FEATURES, candidate_splits, describe_splits
+from metajax.checks import check_classes, check_flags, check_integers, check_positive
 from metajax.inner.learned_optimizer import HyperParameter, LearnedOptimizer, learned
 from metajax.inner.unroll import GradientMode, unroll
 from metajax.masks import hide_padding, masked_mean
@@ -177,6 +173,7 @@ def soft_tree(
       >>> adapted = learner.adapt(meta_params, task.support)
       >>> print(harden(adapted).text())  # doctest: +SKIP
     """
+    check_flags(same_columns=same_columns)
     check_integers(1, depth=depth, hidden_size=hidden_size)
     check_positive(
         smoothing=smoothing,
@@ -295,6 +292,8 @@ def harden(adapted: Fitted) -> DecisionTree:
       it, `metajax.plots.plot_tree` draws it, and its `in_units` undoes a
       standardisation.
     """
+    check_classes(Fitted, "give what `adapt` of a `soft_tree` gave", adapted=adapted)
+    check_classes(SoftTree, "give that of a `soft_tree`", adapted=adapted.fitted)
     tree: SoftTree = adapted.fitted
     levels = level_slices(tree.gates.shape[0].bit_length())
     best = jnp.argmax(jnp.where(tree.is_allowed, tree.scores, _NEVER), axis=1)

@@ -28,7 +28,7 @@ of the gap over ||W||, does.
 import jax.numpy as jnp
 
 from metajax.builders.heads import Embedded, head_learner, solved_head
-from metajax.checks import check_integers, check_parts
+from metajax.checks import check_flags, check_integers, check_parts
 from metajax.inner.solvers import box_program, from_gap, relative_error
 from metajax.types import Array, Embedding, Learner, Metrics, Way
 
@@ -76,6 +76,7 @@ def svm(
       >>> from metajax.models import conv4
       >>> learner = svm(conv4(normalization="calibrated"), way=5)
     """
+    check_flags(learn_penalty=learn_penalty)
     check_parts(model=model)
     check_integers(1, iterations=iterations)
 

@@ -28,7 +28,14 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_choice, check_integers, check_ranges
+from metajax.checks import (
+    check_choice,
+    check_classes,
+    check_integers,
+    check_parts,
+    check_ranges,
+    is_number,
+)
 from metajax.distributions import Gaussian, log_likelihood
 from metajax.tasks.sizes import as_range, size_masks
 from metajax.types import Array, Examples, Task
@@ -177,7 +184,7 @@ def gaussian_process(
     check_integers(1, num_queries=num_queries, num_inputs=num_inputs)
     check_ranges(x_range=x_range)
     scales = _positive_range("scale", scale)
-    if not _LEAST_RATIO * scales[1] <= noise < math.inf:
+    if not is_number(noise) or not _LEAST_RATIO * scales[1] <= noise < math.inf:
         raise ValueError(
             f"`noise` must be at least {_LEAST_RATIO * scales[1]:g}, a hundredth of "
             f"`scale`, and finite, got {noise!r}; with less the covariance has no "
@@ -241,6 +248,11 @@ def exact_posterior(
     Raises:
       ValueError: if there are none given and tasks differ in theirs.
     """
+    if hyperparameters is not None:
+        instead = "`tasks.hyperparameters(key)` gives them"
+        check_classes(HyperParameters, instead, hyperparameters=hyperparameters)
+    check_classes(GaussianProcess, "`gaussian_process` makes one", tasks=tasks)
+    check_parts(support=support, query=query)
     if hyperparameters is None:
         hyperparameters = _common(tasks)
     in_support, in_query = support.is_real, query.is_real
@@ -306,7 +318,8 @@ def _positive_range(
     name: str, value: float | tuple[float, float]
 ) -> tuple[float, float]:
     low, high = value if isinstance(value, tuple) and len(value) == 2 else (value,) * 2
-    if not 0 < low <= high < math.inf:
+    are_numbers = is_number(low) and is_number(high)
+    if not are_numbers or not 0 < low <= high < math.inf:
         raise ValueError(
             f"`{name}` must be a number above 0 or a range `(low, high)` of such with "
             f"low <= high, got {value!r}."

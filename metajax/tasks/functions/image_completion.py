@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_integers
+from metajax.checks import check_classes, check_dtype, check_integers
 from metajax.tasks.images.class_table import (
     ClassTable,
     as_data,
     as_floats,
     check_arrays,
-    check_floating,
     quarter_turns,
     take_images,
 )
@@ -130,8 +129,9 @@ def image_completion(
       >>> task.support.x.shape, task.query.y.shape
       ((50, 2), (784, 1))
     """
+    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
     check_arrays(table.images, table.counts, table.rotations, table.class_names)
-    check_floating(dtype)
+    check_dtype(dtype)
     if table.images.ndim != 5:
         raise ValueError(
             "`table` must hold images [rows, max_per_class, H, W, C], got embeddings "

@@ -18,6 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from metajax.checks import (
+    as_numbers,
+    check_classes,
+    check_lists,
+    check_words,
+    is_integer,
+)
 from metajax.tasks.summaries import summary
 from metajax.types import Array
 
@@ -27,7 +34,6 @@ __all__ = [
     "as_data",
     "as_floats",
     "check_arrays",
-    "check_floating",
     "class_table",
     "join_classes",
     "quarter_turns",
@@ -184,7 +190,11 @@ def split_classes(
       ValueError: if fractions are out of range, a part would hold no row, or there is
         not a name for each part.
     """
-    shares = np.asarray(fractions, dtype=np.float64)
+    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
+    check_lists(fractions=fractions)
+    if names is not None:
+        check_words(names=names)
+    shares = as_numbers(fractions=fractions)
     if shares.ndim != 1 or not np.all(shares > 0) or not np.sum(shares) <= 1 + 1e-9:
         raise ValueError(
             "`fractions` must be positive with a sum of at most 1, got "
@@ -237,6 +247,10 @@ def join_classes(tables: Sequence[ClassTable]) -> ClassTable:
     Raises:
       ValueError: if there is no table, or they differ in shape, dtype or rotations.
     """
+    check_lists(tables=tables)
+    for place, table in enumerate(tables):
+        named = {f"tables[{place}]": table}
+        check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", **named)
     if not tables:
         raise ValueError("`tables` must hold at least one table, got none.")
     kinds = [(t.images.shape[2:], str(t.images.dtype), t.rotations) for t in tables]
@@ -337,12 +351,6 @@ def quarter_turns(images: Array, turns: Array) -> Array:
     return jnp.where(turns >= 2, jnp.flip(images, 2), images)
 
 
-def check_floating(dtype: Any) -> None:
-    """Raises a ValueError unless it is a floating type."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"`dtype` must be a floating type, got {dtype!r}.")
-
-
 def check_arrays(
     images: Any, counts: Any, rotations: int, class_names: Sequence[str] | None
 ) -> None:
@@ -369,7 +377,7 @@ def check_arrays(
             "`images` must have shape [rows, max_per_class, H, W, C] without empty "
             f"axes, got {tuple(shape)}."
         )
-    if rotations not in (1, 2, 4):
+    if not is_integer(rotations) or rotations not in (1, 2, 4):
         raise ValueError(f"`rotations` must be 1, 2 or 4, got {rotations!r}.")
     if rotations > 1 and shape[2] != shape[3]:
         raise ValueError(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_integers, check_parts
+from metajax.checks import check_classes, check_integers, check_parts, named_if_other
 from metajax.models.normalization import STATISTICS
 from metajax.tasks.images.class_table import (
     ClassTable,
@@ -47,16 +47,11 @@ def embed_table(
       D]`; padding is 0.
 
     Raises:
-      ValueError: if `model` is no `Model`, embeddings depend on the batch or are no
-        vectors, or `batch_size` is out of range.
-      TypeError: if `table` is no `ClassTable`.
+      ValueError: if `model` is no `Model`, `table` no `ClassTable`, embeddings depend
+        on the batch or are no vectors, or `batch_size` is out of range.
     """
     check_parts(model=model)
-    if not isinstance(table, ClassTable):
-        raise TypeError(
-            f"`table` must be a `ClassTable`, got {type(table).__name__}; "
-            "`metajax.tasks.class_table` makes one of arrays."
-        )
+    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
     check_integers(1, batch_size=batch_size)
     kind = model.normalization
     if kind in ("batch", "support"):
@@ -92,7 +87,9 @@ def embed_table(
         features = jax.lax.map(batch, places.reshape(-1, size))
         return features.reshape(-1, *features.shape[2:])[:total]
 
-    features = embed(params, images)
+    pixels = jnp.zeros((1, *images.shape[2:]), jnp.float32)
+    with named_if_other(model.init, pixels, params=params):
+        features = embed(params, images)
     if features.ndim != 2:
         raise ValueError(
             "A table holds embeddings that are vectors, and the model gives "

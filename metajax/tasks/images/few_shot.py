@@ -26,13 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_integers, check_parts
+from metajax.checks import check_classes, check_dtype, check_integers, check_parts
 from metajax.tasks.images.class_table import (
     ClassTable,
     as_data,
     as_floats,
     check_arrays,
-    check_floating,
     quarter_turns,
     take_images,
     too_few_classes,
@@ -202,10 +201,11 @@ def few_shot(
       >>> task.support.x.shape, task.query.x.shape
       ((5, 28, 28, 1), (75, 28, 28, 1))
     """
+    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
     check_arrays(table.images, table.counts, table.rotations, table.class_names)
     way_range, shot_range = as_range("way", way), as_range("shot", shot)
     check_num_queries(num_queries)
-    check_floating(dtype)
+    check_dtype(dtype)
     if augment is not None:
         check_parts(augment=augment)
     if way_range[1] > table.num_classes:
@@ -283,11 +283,12 @@ def whole_classes(
     Raises:
       ValueError: if an argument is out of range.
     """
+    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
     check_arrays(table.images, table.counts, table.rotations, table.class_names)
     if augment is not None:
         check_parts(augment=augment)
     check_integers(1, batch_size=batch_size)
-    check_floating(dtype)
+    check_dtype(dtype)
     return WholeClasses(as_data(table), batch_size, augment, jnp.dtype(dtype))
 
 

@@ -18,7 +18,15 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from metajax.checks import check_choice, check_fits, is_integer
+from metajax.checks import (
+    check_choice,
+    check_classes,
+    check_fits,
+    check_flags,
+    check_paths,
+    check_words,
+    is_integer,
+)
 from metajax.tasks.images.class_table import ClassTable, Rotations, class_table
 
 __all__ = ["from_arrays", "from_folder", "from_tfds", "import_tfds", "require_network"]
@@ -72,6 +80,8 @@ def from_arrays(
       >>> from_arrays(vectors, np.arange(8) // 2)
       ClassTable(4 classes, up to 2 examples of 16 each, float32)
     """
+    if class_names is not None and not isinstance(class_names, str):
+        check_words(class_names=class_names)
     check_choice(("images", "signals"), kind=kind or "images")
     check_choice(("HWC", "CHW"), layout=layout or "HWC")
     _check_conversion(size, channels)
@@ -145,6 +155,7 @@ def from_folder(
         differ in size or channels, or a class is empty.
       ImportError: without Pillow.
     """
+    check_paths(path=path)
     path = Path(path)
     _check_conversion(size, channels)
     if not path.is_dir():
@@ -225,6 +236,13 @@ def from_tfds(
       FileNotFoundError: if the data are not prepared, and cannot or must not be.
       ImportError: without the `data` extra.
     """
+    for argument, key in (("image_key", image_key), ("label_key", label_key)):
+        check_classes(str, "see the features of the data set", **{argument: key})
+    check_flags(download=download)
+    if data_dir is not None:
+        check_paths(data_dir=data_dir)
+    for argument, word in (("name", name), ("split", split)):
+        check_classes(str, "see the catalogue of TFDS", **{argument: word})
     _check_conversion(size, channels)
     tfds = import_tfds()
     builder = _builder(tfds, name, data_dir)
@@ -364,7 +382,8 @@ def _check_conversion(size: tuple[int, int] | None, channels: int | None) -> Non
         )
     if size is not None:
         _check_room(1, (*size, channels or 1))
-    if channels is not None and channels not in _MODES:
+    is_mode = is_integer(channels) and channels in _MODES
+    if channels is not None and not is_mode:
         raise ValueError(f"`channels` must be 1, 3, 4 or None, got {channels!r}.")
 
 

@@ -33,7 +33,7 @@ from typing import Literal
 
 import numpy as np
 
-from metajax.checks import check_choice
+from metajax.checks import check_choice, check_flags, check_paths
 from metajax.tasks.images.class_table import ClassTable, Rotations, class_table
 from metajax.tasks.images.loaders import import_tfds, require_network
 
@@ -90,6 +90,9 @@ def omniglot(
       FileNotFoundError: if the data are not there and cannot be downloaded.
       ImportError: if packages of the `data` extra are needed and missing.
     """
+    check_flags(download=download)
+    if data_dir is not None:
+        check_paths(data_dir=data_dir)
     rows = omniglot_classes(split, protocol=protocol)
     images = _load(_data_dir(data_dir), download=download)
     names = [

@@ -35,13 +35,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_integers, check_parts
+from metajax.checks import check_classes, check_dtype, check_integers, check_parts
 from metajax.tasks.images.class_table import (
     ClassTable,
     as_data,
     as_floats,
     check_arrays,
-    check_floating,
     quarter_turns,
     take_images,
 )
@@ -266,12 +265,13 @@ def meta_dataset_tasks(
       >>> task.support.x.shape, task.query.x.shape
       ((80, 28, 28, 1), (80, 28, 28, 1))
     """
+    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
     check_arrays(table.images, table.counts, table.rotations, table.class_names)
     low, high = as_range("way", way)
     check_integers(
         1, max_support=max_support, max_per_class=max_per_class, num_queries=num_queries
     )
-    check_floating(dtype)
+    check_dtype(dtype)
     if augment is not None:
         check_parts(augment=augment)
     counts = np.asarray(table.counts)

@@ -36,10 +36,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.checks import (
+    as_numbers,
     check_choice,
+    check_classes,
     check_fits,
     check_flags,
     check_integers,
+    check_paths,
     check_words,
 )
 from metajax.tasks.images.few_shot import distinct
@@ -209,6 +212,7 @@ def read_molecules(
       >>> molecules = read_molecules("tox21.csv.gz")  # doctest: +SKIP
       >>> table = from_molecules(*molecules, invalid="drop")  # doctest: +SKIP
     """
+    check_paths(path=path)
     check_words(drop=drop, missing=missing)
     original, rows, lines = read_delimited(path)
     names = number_repeats(original)
@@ -314,6 +318,10 @@ def from_molecules(
       >>> table.labels.tolist()
       [[0, -1], [0, 0], [1, 1]]
     """
+    if not isinstance(smiles, str):
+        check_words(smiles=smiles)
+    if assay_names is not None and not isinstance(assay_names, str):
+        check_words(assay_names=assay_names)
     read = _reader(
         fingerprint,
         size,
@@ -330,11 +338,11 @@ def from_molecules(
         raise ValueError(
             f"`smiles` must be a list of texts, got one text; write [{smiles!r}]."
         )
-    smiles, values = list(smiles), np.asarray(assays, np.float64)
+    smiles, values = list(smiles), as_numbers(assays=assays)
     if values.ndim != 2 or values.size == 0 or len(values) != len(smiles):
         raise ValueError(
             f"`assays` must be [M, T], a row for each of the {len(smiles)} SMILES and "
-            f"at least one column, got {list(values.shape)}."
+            f"at least one column, got {list(values.shape)}; `smiles` has one each."
         )
     num_assays = values.shape[1]
     if assay_names is None:
@@ -435,6 +443,9 @@ def molecule_tasks(
       >>> train_tasks = molecule_tasks(table, assays=names[:9])  # doctest: +SKIP
       >>> test_tasks = molecule_tasks(table, assays=names[9:])  # doctest: +SKIP
     """
+    check_classes(
+        MoleculeTable, "`metajax.tasks.from_molecules` makes one", table=table
+    )
     shot_range = as_range("shot", shot)
     check_num_queries(num_queries)
     if assays is None:

@@ -5,6 +5,7 @@ They share one width by columns of 0. `D` are columns.
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -75,7 +76,9 @@ def as_tables(tables: Any, *, regression: bool | None = False) -> list[Table]:
     Raises:
       ValueError: if they are anything else, have other targets, or of both kinds.
     """
-    tables = [tables] if isinstance(tables, Table) else list(tables)
+    is_one = isinstance(tables, Table) or not isinstance(tables, Iterable)
+    is_one |= getattr(tables, "shape", None) == ()  # an array without axes
+    tables = [tables] if is_one else list(tables)
     if not tables or not all(isinstance(table, Table) for table in tables):
         raise ValueError(
             "`tables` must be a `Table` or a non-empty list of them, got "

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_integers, check_positive, is_integer
+from metajax.checks import check_integers, check_positive, is_integer, is_number
 from metajax.types import Array, Examples, Task
 
 __all__ = ["SyntheticTable", "synthetic_table"]
@@ -145,7 +145,7 @@ def synthetic_table(
             "`informative` or lower the others."
         )
     check_positive(separation=separation)
-    if not 0 <= wrong_labels < 1:
+    if not is_number(wrong_labels) or not 0 <= wrong_labels < 1:
         raise ValueError(f"`wrong_labels` must be in [0, 1), got {wrong_labels!r}.")
     if family is not None and not is_integer(family):
         raise ValueError(f"`family` must be None or an integer, got {family!r}.")

@@ -159,6 +159,11 @@ class Table:
         object.__setattr__(self, "y", y.astype(np.int32))
 
 
+def _is_one_of(value: Any, words: Sequence[str]) -> bool:
+    """Whether it is a word among these; an array may not be compared with them."""
+    return isinstance(value, str) and value in words
+
+
 def from_table(
     source: Any,
     *,
@@ -247,11 +252,11 @@ def from_table(
       >>> paths = sorted(pathlib.Path("pmlb").glob("*.tsv.gz"))
       >>> tables = [from_table(path, target="target") for path in paths]
     """
-    if categorical not in ("one_hot", None):
+    if categorical is not None and not _is_one_of(categorical, ("one_hot",)):
         raise ValueError(
             f"`categorical` must be 'one_hot' or None, got {categorical!r}."
         )
-    if decimal not in (".", ",", None):
+    if decimal is not None and not _is_one_of(decimal, (".", ",")):
         raise ValueError(f"`decimal` must be '.', ',' or None, got {decimal!r}.")
     check_integers(1, max_categories=max_categories)
     check_words(drop=drop, missing=missing, categories=categories)

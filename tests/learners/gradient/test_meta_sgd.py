@@ -92,6 +92,7 @@ def test_filter_leaves_rates_for_what_adapts_only(key):
 
 ERRORS = {
     "rate": ({"rate": 0.0}, "`value` of 'learning_rate' must be above 0 .*got 0.0"),
+    "rate, by its name": ({"rate": "0.1"}, "`rate` is out of range: .*got '0.1'"),
     "inner_steps": (
         {"inner_steps": 0},
         "`inner_steps` must be an integer of at least 1, got 0",

@@ -97,5 +97,5 @@ def test_what_is_no_model_or_table_is_named():
     table = class_table(np.zeros((2, 3, 4, 4, 1), np.uint8))
     with pytest.raises(ValueError, match="`model` must be a `metajax.Model`, got 3"):
         embed_table(3, {}, table)
-    with pytest.raises(TypeError, match="`table` must be a `ClassTable`, got ndarray"):
+    with pytest.raises(ValueError, match="`table` must be a `ClassTable`, got array"):
         embed_table(metajax.models.identity(), {}, np.zeros((2, 3, 4)))
