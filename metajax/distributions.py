@@ -94,6 +94,7 @@ def joint_log_likelihood(
     if mask is not None:
         check_shapes(y=(y, "n ..."), mask=(mask, "n"))
     _check_outputs(outputs)
+    check_shapes(y=(y, "n ..."))
     is_real = jnp.ones(len(y), bool) if mask is None else mask
     if isinstance(outputs, Mixture):
         of_components = jnp.where(is_real[:, None], _of_components(outputs, y), 0)

@@ -240,7 +240,13 @@ def symmetric_distance(first: Array, second: Array, *, prior: float = 0.0) -> Ar
     """
     check_shapes(first=(first, "..."), second=(second, "..."))
     check_not_negative(prior=prior)
-    first, second = jnp.broadcast_arrays(first + prior, second + prior)
+    try:
+        first, second = jnp.broadcast_arrays(first + prior, second + prior)
+    except ValueError as error:
+        raise ValueError(
+            "`first` and `second`, or `source` and `target`, must be of shapes that "
+            f"broadcast, got {list(first.shape)} and {list(second.shape)}."
+        ) from error
     total = first + second
     share = jnp.where(total > 0, first / jnp.where(total > 0, total, 1), 0.5)
     product = jnp.sum(share * (1 - share), axis=-1)

@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import PyTreeDef
 
 from metajax.checks import (
+    as_array,
     check_batch,
     check_flags,
     check_functions,
@@ -445,7 +446,8 @@ def _round_up(number: int, divisor: int) -> int:
 
 def _check_no_nan(meta_params: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(meta_params):
-        is_inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        leaf = as_array(meta_params=leaf)
+        is_inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
         if is_inexact and bool(jnp.any(jnp.isnan(leaf))):
             raise ValueError(
                 f"`meta_params{jax.tree_util.keystr(path)}` holds NaN: training has "

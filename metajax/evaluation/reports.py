@@ -94,6 +94,8 @@ class Report:
     def __post_init__(self) -> None:
         """Refuses what is no table of values."""
         check_mappings(values=self.values)
+        if not self.values:
+            raise ValueError("`values` must hold at least one metric, got none.")
         check_lists(fingerprint=self.fingerprint)
         if self.calibration is not None:
             check_classes(
@@ -322,7 +324,7 @@ def across_seeds(reports: Sequence[Report], metric: str | None = None) -> Spread
         check_classes(
             Report, "`metajax.evaluate` gives one", **{f"reports[{place}]": report}
         )
-    if not reports:
+    if not len(reports):
         raise ValueError("`reports` must hold at least 1 report, got none.")
     metric = choose_metric(reports, metric)
     for report in reports[1:]:
@@ -402,7 +404,7 @@ def choose_metric(reports: Sequence[Report], metric: str | None) -> str:
             return "accuracy"
         if len(names) == 1:
             return names[0]
-    if metric not in names:
+    if not isinstance(metric, str) or metric not in names:
         raise ValueError(
             f"`metric` must be one that all reports have, {names}, got {metric!r}."
         )

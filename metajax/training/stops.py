@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 
+from metajax.checks import is_integer
 from metajax.compute import devices
 from metajax.compute.program_costs import mebibytes, planned_memory, slow_convolutions
 from metajax.evaluation.contract import check_learner
@@ -120,10 +121,11 @@ def check_outer_gradient(outer_gradient: object) -> None:
 
 def check_block(tasks_per_block: int | str | None, num_tasks: int) -> None:
     """Raises a ValueError unless blocks divide the tasks of a device."""
-    if tasks_per_block in ("auto", None):
+    is_auto = isinstance(tasks_per_block, str) and tasks_per_block == "auto"
+    if tasks_per_block is None or is_auto:
         return
     divisors = [d for d in range(1, num_tasks + 1) if num_tasks % d == 0]
-    if tasks_per_block not in divisors:
+    if not is_integer(tasks_per_block) or tasks_per_block not in divisors:
         raise ValueError(
             f"`tasks_per_block` must divide the {num_tasks} tasks of a step on each "
             f"device, got {tasks_per_block!r}; it can be 'auto', None (all at once) or "

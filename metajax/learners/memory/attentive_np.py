@@ -29,7 +29,7 @@ from metajax.builders.neural_processes import (
     neural_process,
     pair_layers,
 )
-from metajax.checks import check_integers
+from metajax.checks import check_flags, check_integers
 from metajax.distributions import Gaussian
 from metajax.models.attention import (
     AttentionBlock,
@@ -144,6 +144,7 @@ def attentive_np(
       >>> from metajax.learners import attentive_np
       >>> learner = attentive_np(latent=True)
     """
+    check_flags(latent=latent)
     check_network(
         min_scale=min_scale,
         num_outputs=num_outputs,
