@@ -59,7 +59,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 def class_vectors(
     labels: Array, num_classes: int, dtype: DTypeLike = jnp.float32
 ) -> Array:
-    """Makes labels `[n]` one-hot vectors `[n, N]`; NaN for a label that is no class.
+    """Makes labels `[n, ...]` one-hot `[n, ..., N]`; NaN for a label that is no class.
 
     Such a label is a mistake, in the data or in the number of classes, which a vector
     of zeros would hide.
@@ -67,7 +67,7 @@ def class_vectors(
     Raises:
       ValueError: at trace time, if labels are not integers.
     """
-    check_shapes(labels=(labels, "n"))
+    check_shapes(labels=(labels, "n ..."))
     check_integers(1, num_classes=num_classes)
     check_dtype(dtype)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -77,7 +77,7 @@ def class_vectors(
         )
     one_hot = jax.nn.one_hot(labels, num_classes, dtype=dtype)
     is_class = (labels >= 0) & (labels < num_classes)
-    return jnp.where(is_class[:, None], one_hot, jnp.nan)
+    return jnp.where(is_class[..., None], one_hot, jnp.nan)
 
 
 def squared_error(outputs: Array, targets: Array) -> Array:

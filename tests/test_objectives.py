@@ -218,3 +218,13 @@ def test_no_accuracy_of_labels_that_are_no_class():
     logits = jnp.asarray([[2.0, 1.0], [1.0, 2.0], [1.0, 2.0]])
     found = accuracy(logits, jnp.asarray([0, 2, -1]))
     np.testing.assert_array_equal(found, [1, np.nan, np.nan])
+
+
+def test_class_vectors_of_sequences():
+    """Of any length: each label by itself, and NaN where one is no class."""
+    labels = jnp.asarray([[0, 1, 2, 1], [1, 0, -1, 3]])
+    vectors = np.asarray(class_vectors(labels, 3))
+    assert vectors.shape == (2, 4, 3)
+    np.testing.assert_array_equal(vectors[0], np.eye(3)[[0, 1, 2, 1]])
+    np.testing.assert_array_equal(vectors[1, :2], np.eye(3)[[1, 0]])
+    assert np.isnan(vectors[1, 2:]).all()
