@@ -295,6 +295,7 @@ VALID: dict[str, Make] = {
     "y": lambda: task().support.y,
     "inner_optimizer": lambda: optax.sgd(0.1),
     "optimizer": lambda: optax.sgd(0.1),
+    "max_norm": lambda: 1.0,
     "learning_rate": lambda: 0.1,
     "hyper_rate": lambda: 0.01,
     "objective": lambda: metajax.objectives.cross_entropy,

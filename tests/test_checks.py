@@ -125,7 +125,7 @@ def test_integers_of_more_than_32_bits(value):
     check_positive(rate=1e12)
     with pytest.raises(ValueError, match="`way` must be an integer of at most"):
         check_integers(1, way=value)
-    with pytest.raises(ValueError, match="`way` must be below 2\\^31"):
+    with pytest.raises(ValueError, match="`way` must be an integer of at most"):
         check_way(value)
     with pytest.raises(ValueError, match="`rate` must be above 0 and finite, got"):
         check_positive(rate=value)
