@@ -50,6 +50,8 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder = pathlib.Path(folder).absolute()
+        for step in self.steps()[:-_NUM_TO_KEEP]:  # whose removal was broken off
+            shutil.rmtree(self.path(step))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(_NUM_TO_KEEP),
             cleanup_tmp_directories=True,

@@ -88,6 +88,16 @@ def test_two_steps_are_kept(run_dir):
     assert Checkpoints(run_dir / "checkpoints").steps() == [10, 20]
 
 
+def test_a_removal_that_was_broken_off_is_ended(run_dir):
+    """The process ended while Orbax removed the oldest of three steps."""
+    folder = run_dir / "checkpoints"
+    shutil.copytree(folder / "10", folder / "5")
+    shutil.rmtree(folder / "5" / "record")
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.steps() == [10, 20]
+    assert not (folder / "5").exists()
+
+
 def test_saving_a_step_again_leaves_it_alone(run_dir):
     checkpoints = Checkpoints(run_dir / "checkpoints")
     assert checkpoints.save(20, make_trees(99), {}) == checkpoints.path(20)
