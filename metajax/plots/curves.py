@@ -125,6 +125,10 @@ def plot_learning_curves(
     check_classes(str, "give the name of a metric", metric=metric)
     check_mappings(histories=histories, levels=levels)
     check_paths(path=path)
+    for name, history in histories.items():
+        check_lists(**{f"histories[{name!r}]": history})
+        if any(metric not in r for r in history if r["kind"] == "validation"):
+            raise ValueError(f"`metric` is not measured in {name!r}, got {metric!r}.")
     figure = figure_class()(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
     has_band = False

@@ -316,6 +316,6 @@ def _check_num_tasks(keys: Array, num_tasks: int) -> None:
     if keys.shape[0] != num_tasks:
         raise ValueError(
             f"The estimator was made for {num_tasks} tasks a step and got "
-            f"{keys.shape[0]}; give it the `tasks_per_step` of `train`, and `train` "
-            "mesh=None, as its inner loops stay on one device."
+            f"{keys.shape[0]}; give it as `num_tasks` the `tasks_per_step` of `train`, "
+            "and `train` mesh=None, as its inner loops stay on one device."
         )

@@ -82,8 +82,10 @@ def from_arrays(
     """
     if class_names is not None and not isinstance(class_names, str):
         check_words(class_names=class_names)
-    check_choice(("images", "signals"), kind=kind or "images")
-    check_choice(("HWC", "CHW"), layout=layout or "HWC")
+    if kind is not None:
+        check_choice(("images", "signals"), kind=kind)
+    if layout is not None:
+        check_choice(("HWC", "CHW"), layout=layout)
     _check_conversion(size, channels)
     images, labels = np.asarray(images), np.asarray(labels)
     if _are_signals(images, kind):

@@ -322,6 +322,7 @@ def from_molecules(
         check_words(smiles=smiles)
     if assay_names is not None and not isinstance(assay_names, str):
         check_words(assay_names=assay_names)
+    check_flags(canonical=canonical, chirality=chirality)
     read = _reader(
         fingerprint,
         size,
@@ -331,7 +332,6 @@ def from_molecules(
         chirality=chirality,
     )
     check_choice(("merge", "keep", "error"), repeats=repeats)
-    check_flags(canonical=canonical, chirality=chirality)
     if invalid not in ("error", "drop"):
         raise ValueError(f"`invalid` must be 'error' or 'drop', got {invalid!r}.")
     if isinstance(smiles, str):
@@ -450,9 +450,12 @@ def molecule_tasks(
     check_num_queries(num_queries)
     if assays is None:
         assays = table.assay_names
+    if not isinstance(assays, str):
+        check_words(assays=assays)
     assays = assays if isinstance(assays, str) else list(assays)
     known = listing([repr(name) for name in table.assay_names])
-    if isinstance(assays, str) or not set(assays) <= set(table.assay_names):
+    are_names = all(isinstance(name, str) for name in assays)
+    if isinstance(assays, str) or not are_names or set(assays) - {*table.assay_names}:
         raise ValueError(f"`assays` must be a list of names of {known}, got {assays}.")
     if not assays or len(set(assays)) != len(assays):
         raise ValueError(

@@ -158,7 +158,7 @@ def synthetic_table(
         redundant=redundant,
         clusters=clusters,
         separation=separation,
-        wrong_labels=wrong_labels,
+        wrong_labels=float(wrong_labels),
         family=family,
     )
 

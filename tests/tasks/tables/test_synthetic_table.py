@@ -76,6 +76,12 @@ def test_no_two_clusters_share_a_vertex():
         assert len(own) == 2
 
 
+def test_no_label_is_wrong_for_an_integer_zero():
+    """It is a share like any other, and JAX draws by floating-point ones only."""
+    exact, same = (draw(shot=8, wrong_labels=share) for share in (0.0, 0))
+    np.testing.assert_array_equal(exact.support.y, same.support.y)
+
+
 def test_wrong_labels_are_as_many_as_asked_for():
     task = draw(shot=5000, wrong_labels=0.4)
     share = np.mean(task.support.y != np.repeat([0, 1], 5000))
