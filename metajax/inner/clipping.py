@@ -28,8 +28,8 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
       >>> inner_optimizer = optax.chain(clip_by_global_norm(1.0), optax.sgd(0.1))
       >>> state = inner_optimizer.init(jnp.zeros(2))
       >>> updates, state = inner_optimizer.update(jnp.array([3.0, 4.0]), state)
-      >>> print(updates)  # -0.1 times (0.6, 0.8), of norm 1
-      [-0.06 -0.08]
+      >>> [f"{update:.2f}" for update in updates]  # -0.1 times (0.6, 0.8), of norm 1
+      ['-0.06', '-0.08']
     """
     check_positive(max_norm=max_norm)
 
