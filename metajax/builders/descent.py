@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.checks import check_integers, check_optimizer, check_parts
+from metajax.checks import check_functions, check_integers, check_optimizer, check_parts
 from metajax.filters import everything, partition
 from metajax.inner.learned_optimizer import LearnedOptimizer
 from metajax.inner.unroll import GradientMode, Unrolled, check_inner_loop, unroll
@@ -89,7 +89,8 @@ def check_descent(
     """Checks as `metajax.inner.unroll.check_inner_loop`, also for a `LearnedOptimizer`.
 
     Raises:
-      ValueError: as there, or if the optimizer is learned and may not be.
+      ValueError: as there, or if the optimizer is learned and may not be, or is not of
+        two functions.
       TypeError: if it is no optimizer. Errors call it `inner_optimizer`.
     """
     if not isinstance(optimizer, LearnedOptimizer):
@@ -102,6 +103,9 @@ def check_descent(
                 "a LearnedOptimizer: this learner does not learn its inner optimizer. "
                 "`maml` and `optimizer_learner` do."
             )
+        example = "those of `metajax.optimizers.learned`"
+        check_functions(("key", "params"), example, init=optimizer.init)
+        check_functions(("params",), example, build=optimizer.build)
         try:
             with jax.ensure_compile_time_eval():
                 start = optimizer.init(jax.random.key(0), jnp.zeros(2))

@@ -7,6 +7,7 @@ import pytest
 
 import metajax
 from metajax.command_line.catalogue import LEARNERS, takes
+from metajax.inner.learned_optimizer import LearnedOptimizer
 
 NEEDED = {"way": 2, "num_classes": 3, "inner_steps": 1}
 THOSE = [name for name in LEARNERS if takes(LEARNERS[name], "inner_optimizer")]
@@ -25,3 +26,18 @@ def test_what_is_no_optimizer_is_named(name, wrong):
 
 def test_there_are_such_learners():
     assert {"maml", "reptile", "baseline", "tim", "soft_tree"} <= set(THOSE)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (
+            LearnedOptimizer("abc", optax.sgd),
+            r"`init` must be a function of \(key, par",
+        ),
+        (LearnedOptimizer(lambda key, params: (), 1), r"`build` must be a function of"),
+    ],
+)
+def test_learned_optimizers_are_of_two_functions(optimizer, message):
+    with pytest.raises(ValueError, match=message):
+        metajax.learners.maml(metajax.models.mlp(1), optimizer, inner_steps=1)

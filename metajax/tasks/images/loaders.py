@@ -382,11 +382,11 @@ def _check_conversion(size: tuple[int, int] | None, channels: int | None) -> Non
         raise ValueError(
             f"`size` must be `(H, W)`, two integers of at least 1, got {size!r}."
         )
-    if size is not None:
-        _check_room(1, (*size, channels or 1))
     is_mode = is_integer(channels) and channels in _MODES
     if channels is not None and not is_mode:
         raise ValueError(f"`channels` must be 1, 3, 4 or None, got {channels!r}.")
+    if size is not None:
+        _check_room(1, (*size, channels or 1))
 
 
 def _check_room(count: int, shape: tuple[int, ...]) -> None:

@@ -440,3 +440,10 @@ def test_a_host_that_refuses_is_still_a_network(monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     with pytest.raises(OSError, match="unreachable"):
         require_network("https://example.org/data.zip")
+
+
+@pytest.mark.parametrize("channels", [1j, 2, "1", {"a": 1}])
+def test_wrong_channels_are_named_before_their_size_is_counted(channels):
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    with pytest.raises(ValueError, match="`channels` must be 1, 3, 4 or None, got"):
+        from_arrays(images, [0, 1], size=(4, 5), channels=channels)
