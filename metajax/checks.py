@@ -21,7 +21,7 @@ __all__ = [
     "as_numbers",
     "check_batch",
     "check_choice",
-    "check_classes",
+    "check_instances",
     "check_dtype",
     "check_fits",
     "check_flags",
@@ -251,7 +251,7 @@ def check_parts(**parts: Any) -> None:
             _check_model(name, part)
         elif name in _CLASSES:
             wanted, instead = _CLASSES[name]
-            check_classes(wanted, instead, **{name: part})
+            check_instances(wanted, instead, **{name: part})
         else:
             arguments, example = _CALLS.get(name, _FILTER)
             check_functions(arguments, example, **{name: part})
@@ -281,7 +281,9 @@ def check_functions(
             )
 
 
-def check_classes(wanted: type | tuple[type, ...], instead: str, **values: Any) -> None:
+def check_instances(
+    wanted: type | tuple[type, ...], instead: str, **values: Any
+) -> None:
     """Raises a ValueError unless all are objects of a class.
 
     Args:

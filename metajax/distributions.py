@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_classes, check_same_shapes, check_shapes
+from metajax.checks import check_instances, check_same_shapes, check_shapes
 from metajax.types import Array
 
 __all__ = [
@@ -115,7 +115,7 @@ def moments(outputs: Gaussian | Mixture) -> Gaussian:
 
 def kl_divergence(p: Gaussian, q: Gaussian) -> Array:
     """Computes KL(p || q) in nats, a scalar: the sum over all numbers."""
-    check_classes(Gaussian, "give two distributions", p=p, q=q)
+    check_instances(Gaussian, "give two distributions", p=p, q=q)
     check_same_shapes(p=p.mean, q=q.mean)
     check_same_shapes(p=p.scale, q=q.scale)
     ratio = p.scale / q.scale
@@ -125,9 +125,9 @@ def kl_divergence(p: Gaussian, q: Gaussian) -> Array:
 
 def _check_outputs(outputs: Any) -> None:
     instead = "give what a neural process predicts"
-    check_classes((Gaussian, Mixture), instead, outputs=outputs)
+    check_instances((Gaussian, Mixture), instead, outputs=outputs)
     if isinstance(outputs, Mixture):
-        check_classes(Gaussian, instead, components=outputs.components)
+        check_instances(Gaussian, instead, components=outputs.components)
 
 
 def _log_density(outputs: Gaussian, y: Array) -> Array:

@@ -13,9 +13,9 @@ from metajax.checks import (
     as_array,
     as_numbers,
     check_choice,
-    check_classes,
     check_dtype,
     check_functions,
+    check_instances,
     check_integers,
     check_lists,
     check_mappings,
@@ -170,11 +170,11 @@ def test_parts(name, value):
         check_parts(**{name: value})
 
 
-def test_classes():
+def test_instances():
     """One of several, and what to do if it is none."""
-    check_classes((int, str), "count", thing=3)
+    check_instances((int, str), "count", thing=3)
     with pytest.raises(ValueError, match="`thing` must be a `int` or `str`, got .*; c"):
-        check_classes((int, str), "count", thing=3.5)
+        check_instances((int, str), "count", thing=3.5)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ import numpy as np
 from metajax.checks import (
     as_array,
     as_numbers,
-    check_classes,
+    check_instances,
     check_integers,
     check_shapes,
 )
@@ -170,7 +170,7 @@ def recommend(
       ValueError: if `num_neighbors` or `ranking` is out of range.
       AssertionError: at trace time, if shapes disagree.
     """
-    check_classes(WarmStart, "`fit_warm_start` gives one", warm_start=warm_start)
+    check_instances(WarmStart, "`fit_warm_start` gives one", warm_start=warm_start)
     num_tasks, size = warm_start.features.shape
     check_integers(1, num_neighbors=num_neighbors)
     if num_neighbors > num_tasks:

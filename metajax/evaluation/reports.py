@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.checks import check_classes, check_lists, check_mappings
+from metajax.checks import check_instances, check_lists, check_mappings
 
 __all__ = [
     "Calibration",
@@ -98,7 +98,7 @@ class Report:
             raise ValueError("`values` must hold at least one metric, got none.")
         check_lists(fingerprint=self.fingerprint)
         if self.calibration is not None:
-            check_classes(
+            check_instances(
                 Calibration, "`reliability` gives one", calibration=self.calibration
             )
         if self.step_values is not None:
@@ -287,7 +287,7 @@ def compare(a: Report, b: Report, metric: str | None = None) -> Comparison:
     Raises:
       ValueError: if the reports are from different banks or lack the metric.
     """
-    check_classes(Report, "`metajax.evaluate` gives one", a=a, b=b)
+    check_instances(Report, "`metajax.evaluate` gives one", a=a, b=b)
     metric = choose_metric([a, b], metric)
     check_same_bank(a, b)
     with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, and shows
@@ -321,7 +321,7 @@ def across_seeds(reports: Sequence[Report], metric: str | None = None) -> Spread
     """
     check_lists(reports=reports)
     for place, report in enumerate(reports):
-        check_classes(
+        check_instances(
             Report, "`metajax.evaluate` gives one", **{f"reports[{place}]": report}
         )
     if not len(reports):

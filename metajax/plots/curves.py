@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from metajax.checks import check_classes, check_lists, check_mappings, check_paths
+from metajax.checks import check_instances, check_lists, check_mappings, check_paths
 from metajax.plots.figures import figure_class, save
 
 __all__ = ["plot_gradients", "plot_learning_curve", "plot_learning_curves"]
@@ -66,7 +66,7 @@ def plot_learning_curve(
       ImportError: matplotlib is not installed.
     """
     if monitor is not None:
-        check_classes(str, "give the name of a metric", monitor=monitor)
+        check_instances(str, "give the name of a metric", monitor=monitor)
     check_lists(history=history)
     check_paths(path=path)
     measured = {name for r in history if r["kind"] == "validation" for name in r}
@@ -122,7 +122,7 @@ def plot_learning_curves(
     Raises:
       ImportError: matplotlib is not installed.
     """
-    check_classes(str, "give the name of a metric", metric=metric)
+    check_instances(str, "give the name of a metric", metric=metric)
     check_mappings(histories=histories, levels=levels)
     check_paths(path=path)
     for name, history in histories.items():

@@ -13,7 +13,7 @@ import numpy as np
 from metajax.checks import (
     as_numbers,
     check_choice,
-    check_classes,
+    check_instances,
     check_integers,
     check_lists,
     check_mappings,
@@ -64,7 +64,7 @@ def plot_tasks(
     check_paths(path=path)
     check_lists(tasks=tasks)
     for number, task in enumerate(tasks):
-        check_classes(Task, "give tasks", **{f"tasks[{number}]": task})
+        check_instances(Task, "give tasks", **{f"tasks[{number}]": task})
     check_mappings(answers=answers)
     check_integers(1, queries_per_class=queries_per_class)
     make_figure = figure_class()
@@ -227,7 +227,7 @@ def plot_task_maps(
     if not len(maps):
         raise ValueError("There is no map to draw; give at least one.")
     for number, panel in enumerate(maps):
-        check_classes(TaskMap, "give `TaskMap`s", **{f"maps[{number}]": panel})
+        check_instances(TaskMap, "give `TaskMap`s", **{f"maps[{number}]": panel})
         check_lists(places=panel.places, labels=panel.labels)
     for title, places, labels in maps:
         if len(places) != len(labels):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from metajax.builders.decision_tree import DecisionTree
-from metajax.checks import check_classes, check_paths, check_words
+from metajax.checks import check_instances, check_paths, check_words
 from metajax.plots.figures import CLASS_COLORS, figure_class, save
 
 __all__ = ["plot_tree"]
@@ -34,7 +34,7 @@ def plot_tree(
       ValueError: as `DecisionTree.text`.
       ImportError: matplotlib is not installed.
     """
-    check_classes(DecisionTree, "`metajax.learners.harden` gives one", tree=tree)
+    check_instances(DecisionTree, "`metajax.learners.harden` gives one", tree=tree)
     if column_names is not None:
         check_words(column_names=column_names)
     if class_names is not None:

@@ -24,8 +24,8 @@ import numpy as np
 from jax.tree_util import PyTreeDef
 
 from metajax.checks import (
-    check_classes,
     check_fits,
+    check_instances,
     check_integers,
     check_lists,
     check_parts,
@@ -83,7 +83,7 @@ def bucketed(learner: Learner, buckets: Sequence[Bucket]) -> Learner:
       >>> from metajax.models import conv4
       >>> learner = bucketed(prototypical(conv4()), [(100, 100), (250, 250)])
     """
-    check_classes(Learner, "constructors are in `metajax.learners`", learner=learner)
+    check_instances(Learner, "constructors are in `metajax.learners`", learner=learner)
     check_lists(buckets=buckets)
     sizes = as_buckets(buckets)
 

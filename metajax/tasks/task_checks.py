@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_classes
+from metajax.checks import check_instances
 from metajax.types import Examples, PyTree, Task
 
 __all__ = ["check_task"]
@@ -29,7 +29,7 @@ def check_task(task: Any, name: str) -> None:
         targets hold NaN or infinity (in padding too, as it would spoil gradients);
         integer targets are negative; or a mask is not bool `[n]` or hides everything.
     """
-    check_classes(str, "give a word such as 'tasks'", name=name)
+    check_instances(str, "give a word such as 'tasks'", name=name)
     if not isinstance(task, Task):
         raise ValueError(
             f"`{name}` must give a `Task(support, query)`, got {type(task).__name__}; "

@@ -24,8 +24,8 @@ from jax.flatten_util import ravel_pytree
 
 from metajax.checks import (
     check_batch,
-    check_classes,
     check_functions,
+    check_instances,
     check_integers,
     check_keys,
     check_mappings,
@@ -220,7 +220,7 @@ def compare_gradients(
     check_mappings(candidates=candidates)
     instead = "`metajax.outer_gradients.candidates` builds them"
     for name, candidate in candidates.items():
-        check_classes(Candidate, instead, **{f"candidates[{name!r}]": candidate})
+        check_instances(Candidate, instead, **{f"candidates[{name!r}]": candidate})
     check_parts(tasks=tasks)
     check_seed(seed)
     if not isinstance(reference, str) or reference not in candidates:

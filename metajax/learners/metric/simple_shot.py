@@ -35,8 +35,8 @@ from metajax.builders.heads import (
 from metajax.builders.prototypes import linear_head
 from metajax.checks import (
     check_choice,
-    check_classes,
     check_flags,
+    check_instances,
     check_integers,
     check_keys,
     check_parts,
@@ -166,7 +166,7 @@ def center_embeddings(
       ValueError: if `num_tasks` is not at least 1.
     """
     check_parts(model=model, tasks=tasks)
-    check_classes(
+    check_instances(
         HeadLearnerParams, "give those of `simple_shot`", meta_params=meta_params
     )
     check_integers(1, num_tasks=num_tasks)

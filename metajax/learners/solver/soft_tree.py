@@ -63,7 +63,7 @@ from metajax.builders.decision_tree import DecisionTree, leaf_of, level_slices
 from metajax.builders.descent import InnerOptimizer, check_descent
 from metajax.builders.heads import Embedded, Fitted, Head, head_learner, table_rows
 from metajax.builders.splits import FEATURES, candidate_splits, describe_splits
-from metajax.checks import check_classes, check_flags, check_integers, check_positive
+from metajax.checks import check_flags, check_instances, check_integers, check_positive
 from metajax.inner.learned_optimizer import HyperParameter, LearnedOptimizer, learned
 from metajax.inner.unroll import GradientMode, unroll
 from metajax.masks import hide_padding, masked_mean
@@ -292,8 +292,8 @@ def harden(adapted: Fitted) -> DecisionTree:
       it, `metajax.plots.plot_tree` draws it, and its `in_units` undoes a
       standardisation.
     """
-    check_classes(Fitted, "give what `adapt` of a `soft_tree` gave", adapted=adapted)
-    check_classes(SoftTree, "give that of a `soft_tree`", adapted=adapted.fitted)
+    check_instances(Fitted, "give what `adapt` of a `soft_tree` gave", adapted=adapted)
+    check_instances(SoftTree, "give that of a `soft_tree`", adapted=adapted.fitted)
     tree: SoftTree = adapted.fitted
     levels = level_slices(tree.gates.shape[0].bit_length())
     best = jnp.argmax(jnp.where(tree.is_allowed, tree.scores, _NEVER), axis=1)

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from metajax.checks import (
     check_choice,
-    check_classes,
+    check_instances,
     check_integers,
     check_parts,
     check_ranges,
@@ -250,8 +250,8 @@ def exact_posterior(
     """
     if hyperparameters is not None:
         instead = "`tasks.hyperparameters(key)` gives them"
-        check_classes(HyperParameters, instead, hyperparameters=hyperparameters)
-    check_classes(GaussianProcess, "`gaussian_process` makes one", tasks=tasks)
+        check_instances(HyperParameters, instead, hyperparameters=hyperparameters)
+    check_instances(GaussianProcess, "`gaussian_process` makes one", tasks=tasks)
     check_parts(support=support, query=query)
     if hyperparameters is None:
         hyperparameters = _common(tasks)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_classes, check_dtype, check_integers
+from metajax.checks import check_dtype, check_instances, check_integers
 from metajax.tasks.images.class_table import (
     ClassTable,
     as_data,
@@ -129,7 +129,7 @@ def image_completion(
       >>> task.support.x.shape, task.query.y.shape
       ((50, 2), (784, 1))
     """
-    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
+    check_instances(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
     check_arrays(table.images, table.counts, table.rotations, table.class_names)
     check_dtype(dtype)
     if table.images.ndim != 5:

@@ -20,7 +20,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from metajax.checks import (
     as_numbers,
-    check_classes,
+    check_instances,
     check_lists,
     check_words,
     is_integer,
@@ -190,7 +190,7 @@ def split_classes(
       ValueError: if fractions are out of range, a part would hold no row, or there is
         not a name for each part.
     """
-    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
+    check_instances(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
     check_lists(fractions=fractions)
     if names is not None:
         check_words(names=names)
@@ -250,7 +250,7 @@ def join_classes(tables: Sequence[ClassTable]) -> ClassTable:
     check_lists(tables=tables)
     for place, table in enumerate(tables):
         named = {f"tables[{place}]": table}
-        check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", **named)
+        check_instances(ClassTable, "`metajax.tasks.from_arrays` makes one", **named)
     if not tables:
         raise ValueError("`tables` must hold at least one table, got none.")
     kinds = [(t.images.shape[2:], str(t.images.dtype), t.rotations) for t in tables]

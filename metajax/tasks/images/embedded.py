@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_classes, check_integers, check_parts, named_if_other
+from metajax.checks import check_instances, check_integers, check_parts, named_if_other
 from metajax.models.normalization import STATISTICS
 from metajax.tasks.images.class_table import (
     ClassTable,
@@ -51,7 +51,7 @@ def embed_table(
         on the batch or are no vectors, or `batch_size` is out of range.
     """
     check_parts(model=model)
-    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
+    check_instances(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
     check_integers(1, batch_size=batch_size)
     kind = model.normalization
     if kind in ("batch", "support"):

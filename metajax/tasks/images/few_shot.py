@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_classes, check_dtype, check_integers, check_parts
+from metajax.checks import check_dtype, check_instances, check_integers, check_parts
 from metajax.tasks.images.class_table import (
     ClassTable,
     as_data,
@@ -201,7 +201,7 @@ def few_shot(
       >>> task.support.x.shape, task.query.x.shape
       ((5, 28, 28, 1), (75, 28, 28, 1))
     """
-    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
+    check_instances(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
     check_arrays(table.images, table.counts, table.rotations, table.class_names)
     way_range, shot_range = as_range("way", way), as_range("shot", shot)
     check_num_queries(num_queries)
@@ -283,7 +283,7 @@ def whole_classes(
     Raises:
       ValueError: if an argument is out of range.
     """
-    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
+    check_instances(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
     check_arrays(table.images, table.counts, table.rotations, table.class_names)
     if augment is not None:
         check_parts(augment=augment)

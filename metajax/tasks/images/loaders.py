@@ -20,9 +20,9 @@ import numpy as np
 
 from metajax.checks import (
     check_choice,
-    check_classes,
     check_fits,
     check_flags,
+    check_instances,
     check_paths,
     check_words,
     is_integer,
@@ -239,12 +239,12 @@ def from_tfds(
       ImportError: without the `data` extra.
     """
     for argument, key in (("image_key", image_key), ("label_key", label_key)):
-        check_classes(str, "see the features of the data set", **{argument: key})
+        check_instances(str, "see the features of the data set", **{argument: key})
     check_flags(download=download)
     if data_dir is not None:
         check_paths(data_dir=data_dir)
     for argument, word in (("name", name), ("split", split)):
-        check_classes(str, "see the catalogue of TFDS", **{argument: word})
+        check_instances(str, "see the catalogue of TFDS", **{argument: word})
     _check_conversion(size, channels)
     tfds = import_tfds()
     builder = _builder(tfds, name, data_dir)

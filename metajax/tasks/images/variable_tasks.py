@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_classes, check_dtype, check_integers, check_parts
+from metajax.checks import check_dtype, check_instances, check_integers, check_parts
 from metajax.tasks.images.class_table import (
     ClassTable,
     as_data,
@@ -265,7 +265,7 @@ def meta_dataset_tasks(
       >>> task.support.x.shape, task.query.x.shape
       ((80, 28, 28, 1), (80, 28, 28, 1))
     """
-    check_classes(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
+    check_instances(ClassTable, "`metajax.tasks.from_arrays` makes one", table=table)
     check_arrays(table.images, table.counts, table.rotations, table.class_names)
     low, high = as_range("way", way)
     check_integers(

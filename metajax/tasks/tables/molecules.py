@@ -38,9 +38,9 @@ import numpy as np
 from metajax.checks import (
     as_numbers,
     check_choice,
-    check_classes,
     check_fits,
     check_flags,
+    check_instances,
     check_integers,
     check_paths,
     check_words,
@@ -443,7 +443,7 @@ def molecule_tasks(
       >>> train_tasks = molecule_tasks(table, assays=names[:9])  # doctest: +SKIP
       >>> test_tasks = molecule_tasks(table, assays=names[9:])  # doctest: +SKIP
     """
-    check_classes(
+    check_instances(
         MoleculeTable, "`metajax.tasks.from_molecules` makes one", table=table
     )
     shot_range = as_range("shot", shot)
